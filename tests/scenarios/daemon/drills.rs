@@ -157,6 +157,32 @@ async fn drill_checks_a_filesystem_and_records_its_cost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn drills_are_known_to_all_hosts_of_the_location() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    let drill = host.drills().await.remove(0);
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.create_credential().await;
+    for _ in 0..2 {
+        assert!(other.list().await[0].last_drill.as_ref().is_some_and(|last| last.passed));
+        let found = other.drills().await;
+        let [theirs] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((&theirs.steps, &theirs.volume_name), (&drill.steps, &drill.volume_name));
+        assert_eq!((theirs.fetched_bytes, theirs.created_at), (drill.fetched_bytes, drill.created_at));
+    }
+    // Its own drill is not imported again.
+    host.list().await;
+    assert_eq!(host.drills().await.len(), 1);
+    // A deleted credential takes the drills along, which a new one finds.
+    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
+    assert_eq!(host.drills().await, []);
+    host.create_credential().await;
+    host.list().await;
+    assert_eq!(host.drills().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn damage_is_noticed_by_the_step_that_reads_it() {
     let host = Host::new().await;
     let snap = host.backed_up_files().await;

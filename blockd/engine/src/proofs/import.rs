@@ -1,7 +1,10 @@
 //! Import of published proofs: those of other hosts, and those of this host that its database lacks, such as
 //! after the credential was created again.
 
-use super::{Proofs, Seen};
+use super::{
+    Proofs, Seen,
+    import_drills::{self, KnownDrills, drill_row},
+};
 use crate::{error::ServiceError, repositories::preflight};
 use blockd_api::{
     credentials::StoreConfig,
@@ -74,14 +77,16 @@ impl Proofs {
         let uuid = credential.uuid;
         let found = repository.list_proofs(scope).await?;
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((HostProof::all(tx, uuid)?, ProofRow::of_location(tx, uuid)?))
+            let own = ProofRow::of_location(tx, uuid)?;
+            Ok((HostProof::all(tx, uuid)?, own, import_drills::known(tx)?))
         });
-        let (known, own) = known.await?;
+        let (known, own, drills) = known.await?;
         let here = self.location(uuid).await?;
         self.begin(uuid, here, repository);
         let selection = Selection {
             host: self.host.cluster,
             own: own.into_iter().map(|proof| proof.cloudsnap).collect(),
+            drills,
             now: Timestamp::now(),
             // Files of a directory have the time of their last change, such as of the owner.
             is_bucket: !matches!(credential.store.config, StoreConfig::Local { .. }),
@@ -96,7 +101,7 @@ impl Proofs {
         wanted.sort_by_key(|one| Reverse(one.id.proven_unix_ms));
         wanted.truncate(MAX_READ);
         for batch in wanted.chunks(BATCH) {
-            let mut proofs = Vec::new();
+            let (mut proofs, mut drills) = (Vec::new(), Vec::new());
             for (one, read) in repository.read_proofs(batch.to_vec()).await {
                 match read {
                     // Without the memory of it, the next import reads it again.
@@ -106,6 +111,8 @@ impl Proofs {
                     }
                     Err(error) => warn(credential, &error),
                     Ok(proof) if proof.location == here => {
+                        let own = self.host.cluster;
+                        drills.extend(drill_row(uuid, &one.id, &proof, own, &selection.manifests));
                         proofs.extend(host_proof(uuid, &one, proof, selection.now));
                     }
                     Ok(_) => {}
@@ -113,6 +120,7 @@ impl Proofs {
                 self.note_seen(uuid, one.id);
             }
             self.store(credential, proofs).await?;
+            self.store_drills(drills).await?;
         }
         Ok(())
     }
@@ -185,6 +193,7 @@ struct Selection<'a> {
     host: Uuid,
     /// Cloud snapshots with a result of this host.
     own: BTreeSet<CloudSnapshotId>,
+    drills: KnownDrills,
     now: Timestamp,
     is_bucket: bool,
     manifests: BTreeMap<CloudSnapshotId, &'a ListedManifest>,
@@ -195,15 +204,16 @@ struct Selection<'a> {
 impl Selection<'_> {
     fn wants(&self, one: &ListedProof) -> bool {
         let id = &one.id;
-        let (Some(manifest), Some(depth)) = (self.manifests.get(&id.cloudsnap), depth(id.kind)) else {
-            return false;
+        let Some(manifest) = self.manifests.get(&id.cloudsnap) else { return false };
+        let is_new = match depth(id.kind) {
+            Some(depth) => {
+                let known = self.known.get(&(id.cloudsnap, id.host, depth));
+                let is_lacking = id.host != self.host || !self.own.contains(&id.cloudsnap);
+                is_lacking && known.is_none_or(|known| *known < id.proven())
+            }
+            None => !self.drills.contains(&(id.cloudsnap, id.proven_unix_ms)),
         };
-        let known = self.known.get(&(id.cloudsnap, id.host, depth));
-        let is_lacking = id.host != self.host || !self.own.contains(&id.cloudsnap);
-        is_lacking
-            && !id.is_from_the_future(self.now)
-            && !(self.is_bucket && one.is_older_than(manifest))
-            && known.is_none_or(|known| *known < id.proven())
+        is_new && !id.is_from_the_future(self.now) && !(self.is_bucket && one.is_older_than(manifest))
     }
 }
 
@@ -266,11 +276,13 @@ mod tests {
             kind: ProofKind::Full,
             host: other,
         };
+        let valid = proof(NOW_S);
         let wants = |id, is_bucket, known: Option<u64>| {
             let known = known.map(|second| ((cloudsnap, other, VerifyDepth::Full), at(second)));
             let selection = Selection {
                 host: own,
                 own: BTreeSet::from([verified]),
+                drills: BTreeSet::from([(verified, valid.proven_unix_ms)]),
                 now: at(NOW_S),
                 is_bucket,
                 manifests: BTreeMap::from([(cloudsnap, &manifest), (verified, &of_verified)]),
@@ -278,7 +290,6 @@ mod tests {
             };
             selection.wants(&ListedProof { id, stored: None })
         };
-        let valid = proof(NOW_S);
         assert!(wants(valid, true, None) && wants(valid, true, Some(NOW_S - 1)));
         assert!(!wants(valid, true, Some(NOW_S)), "it is known");
         assert!(!wants(proof(NOW_S + 3601), true, None), "it is from the future");
@@ -288,8 +299,9 @@ mod tests {
         let foreign = [
             ProofId { host: own, cloudsnap: verified, ..valid },
             ProofId { cloudsnap: unlisted, ..valid },
-            ProofId { kind: ProofKind::Drill, ..valid },
+            ProofId { kind: ProofKind::Drill, cloudsnap: verified, ..valid },
         ];
+        assert!(wants(ProofId { kind: ProofKind::Drill, ..valid }, true, None), "the drill is not known");
         assert!(!foreign.into_iter().any(|id| wants(id, true, None)));
     }
 }

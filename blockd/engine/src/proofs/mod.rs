@@ -6,6 +6,7 @@
 //! those that are about this location. `FORMAT.md` of `blockd_cloud`, "Proofs", has the conditions.
 
 mod import;
+mod import_drills;
 
 use crate::{
     error::ServiceError,
