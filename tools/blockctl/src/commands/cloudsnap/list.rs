@@ -339,8 +339,8 @@ pub fn given_name(one: &Cloudsnap) -> Option<&str> {
     one.name.as_deref().filter(|name| !name.is_empty() && !is_generated(name))
 }
 
-/// Returns age and kind of the last proof; `damaged`; or `drill failed`. A drill reads a part of the content: it
-/// is shown if no verification read all of it, or if it failed after that.
+/// Returns age and kind of the last proof; `damaged`; or `drill failed`. A drill reads a part of the content:
+/// it is shown if no verification read all of it, or if it failed after that.
 fn proof_in_brief(entry: &Cloudsnap, now: Timestamp) -> String {
     let drill = entry.last_drill.as_ref();
     match (&entry.last_proof, drill) {
