@@ -11,6 +11,7 @@ use crate::{
     head::log::HeadLog,
     head::volume_dir::Identity,
     io::files,
+    layer::damage::DamageList,
     layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
     meta::{LayerEntry, Meta},
@@ -53,7 +54,8 @@ impl Volume {
             found.shared_layers += u64::from(links > 1);
             let tracking = match layer.open || layer.lazy {
                 true => check_log(dir, &meta, layer, &mut found.leftovers),
-                false => LayerSet::load(dir, SetIdentity::of(meta.volume, layer)).map(drop),
+                false => LayerSet::load(dir, SetIdentity::of(meta.volume, layer))
+                    .and_then(|_| DamageList::load(dir, meta.volume, layer.file).map(drop)),
             };
             found.findings.extend(tracking.err().map(|error| error.to_string()));
             if layer.open {

@@ -77,7 +77,12 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
                 let volume_dir = VolumeDir { path: building, volume: id, size_bytes: layer.size_bytes };
                 LazyBase::create_log(volume_dir, layer.file, &base.logged())?;
             }
-            None => layer.set.store(building, SetIdentity::of(id, &entry))?,
+            None => {
+                layer.set.store(building, SetIdentity::of(id, &entry))?;
+                if let Some(damage) = layer.data.damage() {
+                    damage.copy_to(building, id)?;
+                }
+            }
         }
         layers.push(entry);
     }

@@ -119,6 +119,18 @@ pub enum VolumeError {
         /// Number of such blocks in the read, which need not be adjacent.
         len_blocks: u64,
     },
+    /// A scrub has found these blocks damaged; they are not repaired yet.
+    #[error(
+        "read failed on volume {volume}: block {first} is damaged ({len_blocks} such blocks in this read)"
+    )]
+    UnreadableBlocks {
+        /// Volume.
+        volume: VolumeId,
+        /// First of the blocks.
+        first: BlockIndex,
+        /// Number of such blocks in the read.
+        len_blocks: u64,
+    },
     /// The content of blocks of a damaged volume cannot be proven.
     #[error("read failed from block {start} on: unproven content: {why}")]
     Unproven {
@@ -155,6 +167,7 @@ impl VolumeError {
             Self::NotShareable { .. } => VolumeErrorKind::Unsupported,
             Self::Damaged { .. }
             | Self::DamagedBlocks { .. }
+            | Self::UnreadableBlocks { .. }
             | Self::NewerFormat { .. }
             | Self::Unproven { .. } => VolumeErrorKind::Damaged,
             Self::NoSuchSnapshot { .. } => VolumeErrorKind::NotFound,

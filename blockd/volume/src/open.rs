@@ -10,6 +10,7 @@ use crate::{
     head::volume_dir::{OpenOptions, VolumeDir},
     io::files,
     io::storage,
+    layer::damage::DamageList,
     layer::data::LayerData,
     layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
@@ -163,7 +164,11 @@ fn load_frozen(volume_dir: VolumeDir<'_>, entry: LayerEntry) -> Result<FrozenLay
     assert!(!entry.open, "an open layer has no set file");
     let data = DataFiles::open(&files::data_path(volume_dir.path, entry.file), volume_dir.size_bytes)?;
     let set = LayerSet::load(volume_dir.path, SetIdentity::of(volume_dir.volume, &entry))?;
-    Ok(FrozenLayer::new(&entry, data.into(), set))
+    let mut data = LayerData::from(data);
+    if let Some(damage) = DamageList::load(volume_dir.path, volume_dir.volume, entry.file)? {
+        data = data.with_damage(Arc::new(damage));
+    }
+    Ok(FrozenLayer::new(&entry, data, set))
 }
 
 /// Loads a lazy base, which holds every block for the layers above.
@@ -186,6 +191,7 @@ pub(crate) fn unreferenced_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>
             continue;
         }
         referenced.insert(files::sums_path(dir, layer.file));
+        referenced.insert(files::damaged_path(dir, layer.file));
         if layer.lazy {
             referenced.insert(files::log_path(dir, layer.file));
         } else {

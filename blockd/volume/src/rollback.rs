@@ -69,6 +69,17 @@ impl Copied {
         }
     }
 
+    /// Returns the damaged blocks, which are not copied and thus damaged in the new layer, too.
+    fn damaged(&self) -> BlockSet {
+        let mut all = BlockSet::new();
+        for (from, blocks) in &self.0 {
+            let mut damaged = from.damaged_blocks();
+            damaged.intersect_with(blocks);
+            all.union_with(&damaged);
+        }
+        all
+    }
+
     /// Takes over the checksums, so that damage of a copied block is found in its copy. Returns false if
     /// `should_continue` stopped it.
     fn take_sums(&self, sums: &BlockSums, should_continue: &dyn Fn() -> bool) -> bool {
@@ -157,6 +168,7 @@ impl Volume {
         }
         // Of a failed rollback with the same epochs.
         files::remove_if_exists(&files::sums_path(&self.dir, plan.layer))?;
+        files::remove_if_exists(&files::damaged_path(&self.dir, plan.layer))?;
         let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?.into();
         let mut copied = Copied::default();
         let copies = |_| should_continue();
@@ -177,10 +189,14 @@ impl Volume {
                 };
                 reserve::check_free("rollback", &self.dir)?;
                 copied.note(from, part);
-                match copier.copy(from, part, &data)? {
-                    true => Ok(()),
-                    false => Err(self.interrupted("stopped on request")),
+                let mut sound = BlockSet::from_iter([part]);
+                sound.subtract(&from.damaged_blocks());
+                for part in sound.extents() {
+                    if !copier.copy(from, part, &data)? {
+                        return Err(self.interrupted("stopped on request"));
+                    }
                 }
+                Ok(())
             })?;
         }
         debug_assert!(set.is_consistent(), "zeroes are held");
@@ -197,6 +213,10 @@ impl Volume {
         let layer = FrozenLayer::new(&LayerEntry::frozen(plan.layer, plan.size_bytes), data, set);
         if !copied.take_sums(layer.sums(&self.dir, self.id), should_continue) {
             return Err(self.interrupted("stopped on request"));
+        }
+        let damaged = copied.damaged();
+        if !damaged.is_empty() {
+            layer.damage(&self.dir, self.id).update(|listed| *listed = damaged)?;
         }
         Ok((layer, head))
     }

@@ -17,6 +17,7 @@ mod offline;
 mod power;
 mod reflink;
 mod rollback;
+mod scrub;
 mod sequential_reads;
 mod sim;
 mod sums;

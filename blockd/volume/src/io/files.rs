@@ -8,6 +8,7 @@
 //! | `layer-<file>.log` | open layers and the lazy base: [`crate::head::log`] |
 //! | `layer-<file>.g<n>.set` | frozen layers: [`crate::layer::set`], generation n; 0 is the interval set |
 //! | `layer-<file>.sums` | frozen layers: checksums of their blocks ([`crate::layer::sums`]) |
+//! | `layer-<file>.damaged` | frozen layers: their damaged blocks ([`crate::layer::damage`]) |
 //! | `volume.merge` | progress note of a merge: [`crate::merge::note`] |
 //! | `volume.discarded` | record of discarded writes: [`crate::head::discarded`] |
 //!
@@ -40,6 +41,10 @@ pub(crate) fn set_path(dir: &Path, file: Epoch, generation: u32) -> PathBuf {
 
 pub(crate) fn sums_path(dir: &Path, file: Epoch) -> PathBuf {
     dir.join(format!("layer-{:016x}.sums", file.0))
+}
+
+pub(crate) fn damaged_path(dir: &Path, file: Epoch) -> PathBuf {
+    dir.join(format!("layer-{:016x}.damaged", file.0))
 }
 
 /// Syncs a directory: makes created, renamed and removed names durable.

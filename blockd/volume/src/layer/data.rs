@@ -2,11 +2,12 @@
 
 use crate::{
     error::VolumeError,
+    layer::damage::DamageList,
     layer::data_files::{DataFiles, ShareOutcome},
     layer::sums::BlockSums,
     lazy::base::LazyBase,
 };
-use blockd_extent::Extent;
+use blockd_extent::{BlockSet, Extent};
 use std::{
     ops::Deref,
     sync::{Arc, OnceLock},
@@ -21,6 +22,8 @@ pub(crate) struct LayerData {
     lazy: Option<Arc<LazyBase>>,
     /// Checksums of the blocks, once the layer is frozen and in use by a view or a merge.
     sums: OnceLock<Arc<BlockSums>>,
+    /// Damaged blocks; unset in a layer that never had one.
+    damage: OnceLock<Arc<DamageList>>,
 }
 
 impl Deref for LayerData {
@@ -33,13 +36,13 @@ impl Deref for LayerData {
 
 impl From<DataFiles> for LayerData {
     fn from(files: DataFiles) -> Self {
-        Self { files, lazy: None, sums: OnceLock::new() }
+        Self { files, lazy: None, sums: OnceLock::new(), damage: OnceLock::new() }
     }
 }
 
 impl LayerData {
     pub(crate) fn lazy_over(files: DataFiles, base: Arc<LazyBase>) -> Self {
-        Self { files, lazy: Some(base), sums: OnceLock::new() }
+        Self { files, lazy: Some(base), sums: OnceLock::new(), damage: OnceLock::new() }
     }
 
     /// Uses the checksums of other open files of the same layer.
@@ -57,13 +60,51 @@ impl LayerData {
         self.sums.get_or_init(|| Arc::new(sums()))
     }
 
+    /// Uses the list of damaged blocks of other open files of the same layer, or of its file.
+    pub(crate) fn with_damage(self, damage: Arc<DamageList>) -> Self {
+        Self { damage: OnceLock::from(damage), ..self }
+    }
+
+    /// Returns the list of damaged blocks; `damage` on first use.
+    pub(crate) fn damage_or_init(&self, damage: impl FnOnce() -> DamageList) -> &Arc<DamageList> {
+        self.damage.get_or_init(|| Arc::new(damage()))
+    }
+
+    /// Returns the list of damaged blocks, if the layer ever had one.
+    pub(crate) fn damage(&self) -> Option<&Arc<DamageList>> {
+        self.damage.get()
+    }
+
+    /// Returns the damaged blocks.
+    pub(crate) fn damaged_blocks(&self) -> BlockSet {
+        self.damage.get().map_or_else(BlockSet::new, |damage| damage.blocks())
+    }
+
+    /// Returns an error if a range has a damaged block.
+    #[inline]
+    fn check_damage(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        match self.damage.get() {
+            Some(damage) => damage.check(offset_bytes, len_bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the data files, for reads and writes regardless of damage.
+    pub(crate) fn files(&self) -> &DataFiles {
+        &self.files
+    }
+
     /// Returns the lazy base.
     pub(crate) fn lazy(&self) -> Option<&Arc<LazyBase>> {
         self.lazy.as_ref()
     }
 
     /// Fetches the missing blocks of a range and waits for them; required before reads that bypass this type.
+    ///
+    /// # Errors
+    /// The range has a damaged block, or the fetch fails.
     pub(crate) fn fetch_extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        self.check_damage(offset_bytes, len_bytes)?;
         match &self.lazy {
             Some(lazy) if !lazy.has(offset_bytes, len_bytes) => lazy.fetch_bytes(offset_bytes, len_bytes),
             _ => Ok(()),
@@ -84,6 +125,7 @@ impl LayerData {
         if self.lazy.as_ref().is_some_and(|lazy| !lazy.has(offset_bytes, buf.len() as u64)) {
             return Ok(false);
         }
+        self.check_damage(offset_bytes, buf.len() as u64)?;
         self.read_skipping_zeroes(offset_bytes, buf, &mut |at, part| self.files.try_read(at, part))
     }
 

@@ -7,6 +7,7 @@ use crate::{
     head::Head,
     head::live_map::BlockState,
     layer::cover::{self, Cover},
+    layer::damage::DamageList,
     layer::data::LayerData,
     layer::location_cache::{Location, LocationCache},
     layer::set::LayerSet,
@@ -46,6 +47,11 @@ impl FrozenLayer {
     /// Returns the checksums of its blocks; `dir` is the directory of the volume.
     pub(crate) fn sums(&self, dir: &Path, volume: VolumeId) -> &Arc<BlockSums> {
         self.data.sums_or_init(|| BlockSums::new(dir, volume, self.file))
+    }
+
+    /// Returns the list of its damaged blocks; `dir` is the directory of the volume.
+    pub(crate) fn damage(&self, dir: &Path, volume: VolumeId) -> &Arc<DamageList> {
+        self.data.damage_or_init(|| DamageList::new(dir, volume, self.file))
     }
 
     /// Creates the layer of an entry in `volume.meta`.

@@ -156,6 +156,19 @@ impl BlockSums {
         transfer(&mut Pages::of(source), &mut Pages::of(file), part).during("copy", &self.path)
     }
 
+    /// Returns the known sums of blocks, ascending.
+    pub(crate) fn known(&self, blocks: &BlockSet) -> Vec<(BlockIndex, u32)> {
+        let mut state = self.state.lock();
+        let found = self.open(&mut state, false).and_then(|file| match file {
+            Some(file) => known_in(&mut Pages::of(file), blocks).during("read", &self.path),
+            None => Ok(vec![]),
+        });
+        found.unwrap_or_else(|error| {
+            tracing::warn!(volume = %self.volume, %error, "checksums of damaged blocks cannot be read");
+            vec![]
+        })
+    }
+
     /// Removes the sums with their layer.
     pub(crate) fn remove(&self) -> Result<(), VolumeError> {
         *self.state.lock() = State::Unused;
@@ -343,6 +356,16 @@ fn compare(
         }
     }
     pages.flush()
+}
+
+/// Returns the known sums of blocks.
+fn known_in(pages: &mut Pages<'_>, blocks: &BlockSet) -> std::io::Result<Vec<(BlockIndex, u32)>> {
+    let mut found = Vec::new();
+    for (number, slots) in slots_of(blocks) {
+        let sums = pages.at(number)?.known_sums(slots);
+        found.extend(sums.into_iter().map(|(slot, sum)| (BlockIndex(number * PAGE_SUMS + slot), sum)));
+    }
+    Ok(found)
 }
 
 /// Forgets the sums of blocks.

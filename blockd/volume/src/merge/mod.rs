@@ -129,9 +129,29 @@ impl Volume {
             data,
             set,
         };
-        let committed = self.commit_merge(&upper, &lower, merged);
+        let committed =
+            self.take_damage(from, target, blocks).and_then(|()| self.commit_merge(&upper, &lower, merged));
         self.merge_progress.end();
         committed.map(|()| true)
+    }
+
+    /// Takes over the damaged blocks of the other layer, which were not copied. The target's own ones among
+    /// the blocks are overwritten.
+    fn take_damage(
+        &self,
+        from: &FrozenLayer,
+        target: &FrozenLayer,
+        blocks: &BlockSet,
+    ) -> Result<(), VolumeError> {
+        if from.data.damage().is_none() && target.data.damage().is_none() {
+            return Ok(());
+        }
+        let mut taken = from.data.damaged_blocks();
+        taken.intersect_with(blocks);
+        target.damage(&self.dir, self.id).update(|listed| {
+            listed.subtract(blocks);
+            listed.union_with(&taken);
+        })
     }
 
     /// Returns the first block to copy: the end of this merge's progress, or 0.
@@ -158,7 +178,8 @@ impl Volume {
         let base = files::data_path(&self.dir, layer.file);
         let data = DataFiles::extend(&base, layer.size_bytes, size_bytes)?;
         files::sync_dir(&self.dir)?;
-        Ok(Arc::new(LayerData::from(data).with_sums(layer.sums(&self.dir, self.id).clone())))
+        let (sums, damage) = (layer.sums(&self.dir, self.id), layer.damage(&self.dir, self.id));
+        Ok(Arc::new(LayerData::from(data).with_sums(sums.clone()).with_damage(damage.clone())))
     }
 
     /// Returns the pair of a stopped merge if still mergeable, otherwise the topmost [mergeable] pair. While
@@ -237,6 +258,7 @@ impl Volume {
             DataFiles::remove(&files::data_path(&self.dir, removed_layer.file), removed_layer.size_bytes)
                 .and_then(|()| {
                     removed_layer.sums(&self.dir, self.id).remove()?;
+                    files::remove_if_exists(&files::damaged_path(&self.dir, removed_layer.file))?;
                     files::remove_if_exists(&MergeNote::path(&self.dir))?;
                     for old in [upper, lower] {
                         let is_interval = old.generation == 0 && admin.intervals.contains(&old.file);
@@ -308,6 +330,7 @@ impl MergeCopy<'_> {
         }
         let mut data = self.blocks.clone();
         data.subtract(&zero);
+        data.subtract(&self.from.data.damaged_blocks());
         let end = BlockIndex(self.from.size_bytes / BLOCK_SIZE_BYTES).max(start);
         let rest = Extent::between(start, end);
         let total_bytes = data.len_bytes();

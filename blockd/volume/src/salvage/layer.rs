@@ -7,6 +7,7 @@ use crate::{
     head::log::HeadLog,
     head::volume_dir::VolumeDir,
     io::files,
+    layer::damage::DamageList,
     layer::data_files::{DataFiles, Gap},
     layer::set::{LayerSet, SetIdentity},
     layer::stack::FrozenLayer,
@@ -62,6 +63,9 @@ impl SalvagedLayer {
             }
         }
         let mut unproven = tracked.unknown;
+        if !entry.open && !entry.lazy {
+            unproven.extend(damaged_blocks(dir, meta, entry, &tracked.set));
+        }
         for gap in gaps {
             let lost = lost_in(&gap, &mut tracked.set, !entry.open && !entry.lazy);
             if !lost.is_empty() {
@@ -88,6 +92,15 @@ fn lost_in(gap: &Gap, set: &mut LayerSet, zeroes_are_proven: bool) -> BlockSet {
         set.zero.remove_extent(extent);
     }
     lost
+}
+
+/// Returns the blocks that a scrub found damaged; all data of the layer if the list cannot be read.
+fn damaged_blocks(dir: &Path, meta: &Meta, entry: &LayerEntry, set: &LayerSet) -> Option<(BlockSet, String)> {
+    match DamageList::load(dir, meta.volume, entry.file) {
+        Ok(None) => None,
+        Ok(Some(list)) => Some((list.blocks(), "a scrub found the block damaged".to_owned())),
+        Err(error) => Some((set.data(), error.to_string())),
+    }
 }
 
 fn complement(known: &BlockSet, blocks: u64) -> BlockSet {

@@ -16,7 +16,7 @@ use std::{
     mem::ManuallyDrop,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-        unix::fs::{FileExt, MetadataExt},
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -230,6 +230,13 @@ impl File {
     #[inline]
     pub(crate) fn before_read(&self) -> io::Result<()> {
         self.calls.run(Op::Read, || Ok(()))
+    }
+
+    /// Opens the file again for reads that bypass the page cache; `None` without support.
+    pub(crate) fn open_direct(&self) -> Option<std::fs::File> {
+        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+        let path = format!("/proc/self/fd/{}", self.inner.as_raw_fd());
+        OpenOptions::new().read(true).custom_flags(direct).open(path).ok()
     }
 
     pub(crate) fn set_len(&self, len_bytes: u64) -> io::Result<()> {
