@@ -31,7 +31,7 @@ mount -t tmpfs tmpfs /var/lib
 cp -a /etc "$home/etc" 2>"$home/copy-errors" || true
 mount --bind "$home/etc" /etc
 mkdir -p /etc/blockd /var/lib/blockd
-printf 'verify_bytes_per_day = 0\n' >/etc/blockd/blockd.toml
+printf 'verify_bytes_per_day = 0\nscrub_bytes_per_day = 0\n' >/etc/blockd/blockd.toml
 mkdir work && cd work
 export BLOCKD_SOCKET=/var/lib/blockd/blockd.sock
 blockd >"$home/daemon.log" 2>&1 &

@@ -106,6 +106,11 @@ event_kinds! {
     ReloadFailed, "reload-failed", 0xba8a2a1f_cb1d_42ad_8d32_33c7e23dc906, "a reload of the configuration failed; no setting was changed";
     WriteKeyRefused, "write-key-refused", 0x8c61f7a3_27d4_4b0e_9f83_60b5d21c4e7a, "backups to a credential are refused, because their data key is missing or not the newest";
     BackingSnapshotDeleted, "backing-snapshot-deleted", 0x0a58b1bc_9a90_47b6_a641_117fdeee6a7a, "the cloud snapshot behind a lazy volume does not exist any more";
+    ScrubDone, "scrub-done", 0x2f1c83d4_6a0e_4b57_9d3b_7e05c1a8f642, "a scrub found no damage that is not repaired";
+    ScrubFailed, "scrub-failed", 0x9be4704f_13d8_4c2a_8f61_a07d5be2193c, "a scrub could not be completed, or left damage";
+    ScrubStopped, "scrub-stopped", 0x64a9d01e_c57b_4e88_b2f0_35c8e6917da4, "a scrub was stopped on request";
+    VolumeDamaged, "volume-damaged", 0xd7306c5a_8e42_4f19_a6d4_0b91f3c7e258, "blocks of a volume are damaged on the disk of this host";
+    VolumeRepaired, "volume-repaired", 0x3a85e2f7_490d_4cb6_8e1a_d62f7b50c913, "damaged blocks of a volume were repaired from cloud snapshots";
     KeySlotDamaged, "key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92, "a key slot of a backup location was missing or damaged";
     AnomalyFound, "anomaly-found", 0xcb6e84dc_d092_416e_bd36_9775e19f6ab4, "a backup has unusual changes, such as those of encryption or mass deletion";
     ProofTooOld, "proof-too-old", 0x9b1f5c86_3e2d_4a70_b6f8_41d07c95ae13, "no verification has read a backup of a volume for longer than `proof_max_age_days`";

@@ -66,7 +66,7 @@ pub struct Task {
     pub state: TaskState,
     /// Host that runs it.
     pub node: String,
-    /// Credential.
+    /// Credential; the nil UUID for a scrub, which has none.
     pub credential_id: Uuid,
     /// Name of the credential; `None` if deleted.
     pub credential_name: Option<CredentialName>,
@@ -181,7 +181,11 @@ impl TaskLimits {
     }
 }
 
-/// Findings of a verification, or of a restore that skips damage. Lists are truncated; counts are complete.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Findings of a verification, a scrub, or a restore that skips damage. Lists are truncated, counts complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Findings {
@@ -195,6 +199,9 @@ pub struct Findings {
     pub block_bytes: u64,
     /// Bytes of blocks compared with a volume of this host, or with recorded checksums.
     pub compared_bytes: u64,
+    /// Damaged bytes of volumes that a scrub repaired.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub repaired_bytes: u64,
     /// Damage.
     pub damage: Vec<DamageFinding>,
     /// Number of damaged parts, including unlisted ones.
@@ -235,6 +242,20 @@ pub struct ByteRange {
     pub offset_bytes: u64,
     /// Length, in bytes.
     pub len_bytes: u64,
+}
+
+/// Body of `POST /v1/scrub`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StartScrub {
+    /// Volume, by name or id; all volumes by default.
+    pub volume: Option<crate::VolumeRef>,
+    /// Maximum number of bytes to read; the next scrub with a budget continues there. All data by default.
+    pub budget_bytes: Option<u64>,
+    /// Repair damaged blocks from cloud snapshots.
+    pub repair: bool,
+    /// Limit of reads, in bytes per second.
+    pub limit_bytes_per_second: Option<u64>,
 }
 
 /// Store requests by kind; each attempt counts.
@@ -293,6 +314,8 @@ words! {
         Verify = "verify",
         /// Tests a restore of a cloud snapshot.
         Drill = "drill",
+        /// Scrubs the local data of volumes.
+        Scrub = "scrub",
     }
 }
 

@@ -88,8 +88,8 @@ impl NewEvent {
         Self {
             volume_id: task.volume,
             volume: task.detail.volume_name.clone(),
-            credential_id: Some(task.credential),
-            credential: Some(task.detail.credential_name.clone()),
+            credential_id: (name != TaskKind::Scrub).then_some(task.credential),
+            credential: (name != TaskKind::Scrub).then(|| task.detail.credential_name.clone()),
             task: Some(task.id),
             cloudsnap: task.decided_cloudsnap(),
             ..Self::new(at, severity, kind, message)
@@ -130,6 +130,7 @@ fn kind_of_end(task: TaskKind, stage: TaskStage) -> EventKind {
         TaskKind::Delete => [EventKind::DeleteDone, EventKind::DeleteFailed, EventKind::DeleteStopped],
         TaskKind::Verify => [EventKind::VerifyDone, EventKind::VerifyFailed, EventKind::VerifyStopped],
         TaskKind::Drill => [EventKind::DrillDone, EventKind::DrillFailed, EventKind::DrillStopped],
+        TaskKind::Scrub => [EventKind::ScrubDone, EventKind::ScrubFailed, EventKind::ScrubStopped],
     };
     match stage {
         TaskStage::Failed => failed,

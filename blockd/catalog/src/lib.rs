@@ -26,6 +26,7 @@ mod rules;
 mod runs;
 mod schedules;
 mod schema;
+mod scrubs;
 mod snapshots;
 mod tasks;
 mod volumes;
@@ -52,10 +53,11 @@ pub use retention_overrides::{RetentionOverride, RetentionOverrides};
 pub use rules::{RuleRow, RuleUses};
 pub use runs::{CopyCount, LOCAL, RunRow};
 pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};
+pub use scrubs::ScrubRow;
 pub use snapshots::{SnapshotRow, SnapshotState};
 pub use tasks::{
-    BackupTask, DeleteTask, DrillTask, GroupFreeze, InPlaceRestore, RestoreTask, TaskDetail, TaskRow,
-    TaskSpec, VerifyTask,
+    BackupTask, DeleteTask, DrillTask, GroupFreeze, InPlaceRestore, RestoreTask, ScrubTask, TaskDetail,
+    TaskRow, TaskSpec, VerifyTask,
 };
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 

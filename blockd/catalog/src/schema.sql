@@ -148,6 +148,14 @@ CREATE TABLE drills (
     published   INTEGER NOT NULL CHECK (published IN (0, 1)) -- the location has it as a proof
 ) STRICT;
 
+-- Progress of the scrub of each volume.
+CREATE TABLE scrubs (
+    volume    TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+    epoch     INTEGER NOT NULL,             -- last epoch of the layer that is read next
+    block     INTEGER NOT NULL,             -- first block of it that is read next
+    completed TEXT                          -- end of the last complete scrub; NULL: none
+) STRICT;
+
 -- Lazy volumes that are not hydrated: their backing snapshot and its treatment.
 CREATE TABLE lazy_volumes (
     volume        TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,

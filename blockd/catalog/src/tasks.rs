@@ -41,6 +41,8 @@ pub enum TaskSpec {
     Verify(VerifyTask),
     /// Restore drill.
     Drill(DrillTask),
+    /// Scrub of the local data of volumes.
+    Scrub(ScrubTask),
 }
 
 /// Request of a backup.
@@ -121,6 +123,18 @@ pub struct DrillTask {
     pub timeout_s: u32,
 }
 
+/// Request of a scrub of the row's volume, or of all. Its row has no credential and no cloud snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScrubTask {
+    /// Maximum number of bytes to read; it starts where the last scrub has ended.
+    pub budget_bytes: Option<u64>,
+    /// Damaged blocks are repaired from cloud snapshots.
+    pub repair: bool,
+    /// Background scrub: it continues the last one at the rate of the daily budget.
+    pub background: bool,
+}
+
 impl TaskSpec {
     /// Returns the kind.
     pub fn kind(&self) -> TaskKind {
@@ -130,6 +144,7 @@ impl TaskSpec {
             Self::Delete(_) => TaskKind::Delete,
             Self::Verify(_) => TaskKind::Verify,
             Self::Drill(_) => TaskKind::Drill,
+            Self::Scrub(_) => TaskKind::Scrub,
         }
     }
 
@@ -137,7 +152,7 @@ impl TaskSpec {
     pub fn backup(&self) -> Option<&BackupTask> {
         match self {
             Self::Backup(backup) => Some(backup),
-            Self::Restore(_) | Self::Delete(_) | Self::Verify(_) | Self::Drill(_) => None,
+            Self::Restore(_) | Self::Delete(_) | Self::Verify(_) | Self::Drill(_) | Self::Scrub(_) => None,
         }
     }
 
@@ -299,17 +314,22 @@ impl TaskRow {
         let is_decided = match &self.spec {
             TaskSpec::Backup(_) => self.detail.backup_type.is_some(),
             TaskSpec::Verify(verify) => !verify.all,
+            TaskSpec::Scrub(_) => false,
             TaskSpec::Restore(_) | TaskSpec::Delete(_) | TaskSpec::Drill(_) => true,
         };
         is_decided.then_some(self.cloudsnap)
     }
 
-    /// Describes what it works on: one cloud snapshot, or all at a location.
+    /// Describes what it works on: one cloud snapshot, all at a location, or volumes.
     pub fn object(&self) -> String {
         match &self.spec {
             TaskSpec::Verify(VerifyTask { all: true, .. }) => {
                 format!("all cloud snapshots at {}", self.detail.credential_name)
             }
+            TaskSpec::Scrub(_) => match &self.detail.volume_name {
+                Some(name) => format!("volume {name}"),
+                None => "all volumes".to_owned(),
+            },
             _ => self.cloudsnap.to_string(),
         }
     }

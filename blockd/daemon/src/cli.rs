@@ -160,6 +160,8 @@ Keys of the configuration file (defaults in brackets):
                           label anomaly-policy of a volume [\"protect\"]
   proof_max_age_days      age of the last proof of a volume at a location above
                           which status and an event report it; 0 = never [7]
+  scrub_bytes_per_day     bytes of local data that the background scrub reads
+                          a day; 0 = off [107374182400]
   task_history            finished tasks kept in the history of `cloudsnap
                           status` [1000]
   core_dumps              allow core dumps, and access to the memory of blockd

@@ -125,6 +125,9 @@ config! {
     anomaly_policy: AnomalyPolicy = AnomalyPolicy::Protect;
     /// Maximum age of the last proof of a volume at a location, in days; an older one is a problem. 0: any.
     proof_max_age_days: u32 = 7, zero_or("any age", 1, 3650);
+    /// Daily budget of the background scrub, in bytes read from local disks; 0: off. The default is 1.2 MB a
+    /// second.
+    scrub_bytes_per_day: u64 = 100 << 30, zero_or("nothing", 100 << 20, 1 << 50);
     /// Number of finished tasks that are kept in the history.
     task_history: u32 = 1000, range(1, 1_000_000);
     /// Allows core dumps, and access to the daemon's memory by other processes of its user: the memory holds
@@ -262,6 +265,7 @@ impl Config {
             verify_bytes_per_day: self.verify_bytes_per_day,
             anomaly_policy: self.anomaly_policy,
             proof_max_age_days: self.proof_max_age_days,
+            scrub_bytes_per_day: self.scrub_bytes_per_day,
             secrets_wait_s: self.secrets.wait_s,
             browse: self.browse.clone(),
             intervals: self.intervals,

@@ -36,6 +36,7 @@ use crate::{
     schedules::{
         requests::Schedules, retention_checks::RetentionChecks, runner::ScheduleRunner, wake::Scheduler,
     },
+    scrub::{Scrubs, task::ScrubWork},
     settings::{Settings, TaskPriority},
     snapshots::Snapshots,
     tasks::{Tasks, runner::Runner, workers::TaskWorkers},
@@ -133,6 +134,8 @@ pub struct Engine {
     pub deletions: Arc<Deletions>,
     /// Garbage collection and background verification.
     pub maintenance: Arc<Maintenance>,
+    /// Scrubs of local data.
+    pub scrubs: Arc<Scrubs>,
     /// Runs the schedules and their retention.
     pub schedule_runner: Arc<ScheduleRunner>,
     /// Credentials of repositories.
@@ -285,10 +288,12 @@ impl Engine {
         let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, proofs, registry, repositories, snapshots, tasks });
         let drill_work = service!(DrillWork { db, host, proofs, repositories, tasks } turn);
+        let scrub_work = service!(ScrubWork { db, events, health, host, registry, repositories, tasks } totals);
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, drill_work, events, health,
             host, hydration_work, in_place_work, task_workers, registry, repositories, restore_work,
-            scheduler, tasks, verify_work });
+            scheduler, scrub_work, tasks, verify_work });
         let drills = service!(Drills { admission, db, host, registry, repositories, runner });
+        let scrubs = service!(Scrubs { db, host, registry, runner, scrub_work, tasks });
         let schedules = service!(Schedules { db, quiescer, registry, repositories, scheduler });
         let restores = service!(Restores { admission, attachments, db, in_place_work, lazy, registry,
             repositories, runner, tasks });
@@ -300,7 +305,7 @@ impl Engine {
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
             registry, repositories, runner, scheduler, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
-            host, proofs, registry, repositories, runner, tasks });
+            host, proofs, registry, repositories, runner, scrubs, tasks });
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, events, health,
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,
@@ -308,13 +313,13 @@ impl Engine {
         let webhook_delivery = service!(WebhookDelivery { db, events, host, log_reader, references,
             webhooks });
         let monitor = service!(Monitor { readers, db, free_space, health, host, meters, quiescing,
-            registry, repositories, schedules, tasks, volumes, webhook_delivery });
+            registry, repositories, schedules, scrub_work, tasks, volumes, webhook_delivery });
         let names = service!(Names { registry, repositories, snapshots });
         Self {
             host, reserve, registry, db, attachments, health, references, task_workers, merger, scheduler,
             quiescing, admission, events, free_space, repositories, tasks, quiescer, devices, snapshots,
             lazy, anomalies, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
-            cloud_snapshots, deletions, drills, proofs, maintenance, schedule_runner, credentials,
+            cloud_snapshots, deletions, drills, proofs, maintenance, scrubs, schedule_runner, credentials,
             webhook_delivery,
             monitor, names,
         }

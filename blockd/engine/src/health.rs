@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub const DATA_DIR: &str = "data-directory";
 
 /// Kinds of problems, as shown by the API and in metric labels.
-pub const KINDS: [&str; 14] = [
+pub const KINDS: [&str; 15] = [
     DATA_DIR,
     CLOCK,
     DISCARDED_WRITES,
@@ -26,6 +26,7 @@ pub const KINDS: [&str; 14] = [
     KEY_SLOT,
     BACKING_SNAPSHOT,
     PROOF,
+    VOLUME_DAMAGE,
 ];
 /// The clocks of this host and of a store differ, or the store's clock is unknown.
 pub const CLOCK: &str = "clock";
@@ -54,6 +55,9 @@ pub const KEY_SLOT: &str = "key-slot";
 pub const BACKING_SNAPSHOT: &str = "backing-snapshot";
 /// The last proof of a volume at a location is too old.
 pub const PROOF: &str = "proof";
+
+/// Blocks of a volume are damaged on the disk of this host, and not repaired.
+pub const VOLUME_DAMAGE: &str = "volume-damage";
 
 /// Current problems.
 #[derive(Debug, Default)]

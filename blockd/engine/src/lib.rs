@@ -29,6 +29,7 @@ pub mod readers;
 pub mod repositories;
 pub mod restore;
 pub mod schedules;
+pub mod scrub;
 pub mod settings;
 pub mod snapshots;
 pub mod tasks;

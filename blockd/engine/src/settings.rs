@@ -87,6 +87,8 @@ pub struct Settings {
     pub anomaly_policy: AnomalyPolicy,
     /// Maximum age of the last proof of a volume at a location, in days; 0: none.
     pub proof_max_age_days: u32,
+    /// Daily budget of the background scrub, in bytes read from local disks; 0: off.
+    pub scrub_bytes_per_day: u64,
     /// Time that a task waits for the secrets of its credential, in seconds.
     pub secrets_wait_s: u64,
     /// Browsing of snapshots as files.

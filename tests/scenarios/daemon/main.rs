@@ -74,6 +74,7 @@ mod roles;
 mod rule_commands;
 mod rules;
 mod schedules;
+mod scrubs;
 mod space;
 mod store_timeouts;
 mod task_limits;
@@ -98,6 +99,7 @@ fn config(dir: &Path) -> Config {
         nbd_workers: 2,
         cpu_threads: 2,
         verify_bytes_per_day: 0,
+        scrub_bytes_per_day: 0,
         intervals: Intervals { metrics_retry_ms: 50, store_result_again_ms: 20, record_every_bytes: 1 << 20 },
         secrets: blockd::config::SecretsConfig { file_dir: dir.join("secrets"), ..Default::default() },
         ..Config::default()

@@ -114,8 +114,8 @@ impl Setup {
         };
         // Without root, /proc/<pid> of the daemon is readable only if it permits core dumps.
         let dumpable = if rustix::process::geteuid().is_root() { "" } else { "core_dumps = true\n" };
-        // Background verification would add tasks and requests.
-        let verify = "verify_bytes_per_day = 0\n";
+        // Background verification and scrubs would add tasks and requests.
+        let verify = "verify_bytes_per_day = 0\nscrub_bytes_per_day = 0\n";
         std::fs::write(&config, format!("{handshake}{dumpable}{verify}{}", self.config))
             .expect("the configuration");
         let log = self.home.join(format!("log-{}", self.starts));

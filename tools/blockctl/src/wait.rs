@@ -171,7 +171,7 @@ pub fn exit_status(task: &Task) -> u8 {
 pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Failure> {
     let output = context.output;
     if let Some(findings) = &task.findings {
-        show_findings(output, findings, width)?;
+        show_findings(output, task.kind, findings, width)?;
     }
     for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
         output.note(format!("warning: {failure}"));
@@ -184,16 +184,24 @@ pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Fail
             }
             output.line(ending(task))?;
         }
-        TaskStage::Stopped => output.error(&format!("Cloudsnap {} was stopped", noun(task)), Some(&ways)),
+        TaskStage::Stopped => output.error(&format!("{} was stopped", title(task)), Some(&ways)),
         _ => {
             let (reason, hint) = reason(task);
-            output.error(&format!("Cloudsnap {} failed: {reason}", noun(task)), hint.as_deref());
+            output.error(&format!("{} failed: {reason}", title(task)), hint.as_deref());
             if task.resumable {
                 output.note(format!("hint: {ways}"));
             }
         }
     }
     Ok(())
+}
+
+/// Returns the begin of a sentence about a task.
+fn title(task: &Task) -> String {
+    match task.kind {
+        TaskKind::Scrub => "Scrub".to_owned(),
+        _ => format!("Cloudsnap {}", noun(task)),
+    }
 }
 
 pub fn noun(task: &Task) -> &'static str {
@@ -246,6 +254,15 @@ fn ending(task: &Task) -> String {
             "Restore drill passed: {snap} ({} downloaded, {requests}, {elapsed})",
             size(task.downloaded_bytes),
         ),
+        TaskKind::Scrub => {
+            let found = task.findings.clone().unwrap_or_default();
+            format!(
+                "Scrub completed: {} read, {}, {} repaired, {elapsed}",
+                size(found.block_bytes),
+                counted(found.damage_total, "damaged extent"),
+                size(found.repaired_bytes),
+            )
+        }
         TaskKind::Delete => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),
     }
 }
@@ -271,17 +288,29 @@ fn damage_of_others(task: &Task) -> Option<String> {
     ))
 }
 
-/// Prints the damage found by a verification.
-fn show_findings(output: &Output, findings: &Findings, width: Width) -> Result<(), Failure> {
+/// Prints the damage found by a verification or a scrub.
+fn show_findings(output: &Output, kind: TaskKind, findings: &Findings, width: Width) -> Result<(), Failure> {
     if findings.damage.is_empty() {
         return Ok(());
     }
-    output.table(&damage_table(findings, width))?;
+    output.table(&match kind {
+        TaskKind::Scrub => local_damage_table(findings),
+        _ => damage_table(findings, width),
+    })?;
     let listed = findings.damage.len() as u64;
     if listed < findings.damage_total {
         output.note(format!("{listed} of {} are shown.", findings.damage_total));
     }
     Ok(())
+}
+
+/// Formats damage of volumes on the disk.
+fn local_damage_table(findings: &Findings) -> Table {
+    let rows = findings
+        .damage
+        .iter()
+        .map(|damage| [damage.object.clone(), damage.offset_bytes.to_string(), damage.cause.clone()]);
+    Table::of("OBJECT|OFFSET|CAUSE", rows).with_text()
 }
 
 /// Formats damage by object and affected cloud snapshot; a wide table has the damaged ranges of the volume.

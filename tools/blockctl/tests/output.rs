@@ -180,6 +180,8 @@ blockctl cs unpin --snap 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61
 blockctl cs expire -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --at 2027-01-31
 blockctl cs expire -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --never
 blockctl cs expire -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --at 2027-01-31 --force
+blockctl volume scrub
+blockctl volume scrub db --budget 100GiB --limit 50MiB --repair
 blockctl cs verify
 blockctl cs verify vol@latest
 blockctl cs verify 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --quick

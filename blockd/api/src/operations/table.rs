@@ -35,7 +35,7 @@ use crate::{
         MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotRestored,
     },
     status::Status,
-    tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStarted, WaitTask},
+    tasks::{ListTasks, StartScrub, StopTask, Task, TaskLimits, TaskStarted, WaitTask},
     volumes::{CloneVolume, CreateVolume, DeleteVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck},
 };
 use bytes::Bytes;
@@ -258,6 +258,8 @@ operations! {
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
     "List restore drills"
     LIST_DRILLS: ((), ListDrills) -> List<Drill> = get(ReadOnly, "/v1/drills");
+    "Scrub the local data of volumes"
+    START_SCRUB: ((), StartScrub) -> TaskStarted = post(Operator, "/v1/scrub").errors(&[A_VOLUME]);
     "Collect garbage in a store"
     COLLECT_GARBAGE: ((), CollectGarbage) -> GarbageCollected = post(Admin, "/v1/cloudsnaps/gc")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse]]);

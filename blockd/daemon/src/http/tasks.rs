@@ -21,6 +21,7 @@ pub(super) fn routes() -> Routes {
             Ok(shown(&call.caller, call.engine.tasks.task(call.path, &call.input).await?))
         })
         .on(operations::STOP_TASK, stop)
+        .detached(operations::START_SCRUB, async |call| call.engine.scrubs.start_scrub(&call.input).await)
         .on(operations::RESUME_TASK, resume)
         .on(
             operations::LIMIT_TASK,

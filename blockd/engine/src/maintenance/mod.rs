@@ -16,6 +16,7 @@ use crate::{
     proofs::Proofs,
     repositories::Repositories,
     schedules::retention_checks::RetentionChecks,
+    scrub::Scrubs,
     tasks::{Tasks, runner::Runner},
     volumes::registry::Registry,
 };
@@ -51,6 +52,7 @@ pub struct Maintenance {
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
+    pub(crate) scrubs: Arc<Scrubs>,
     pub(crate) tasks: Arc<Tasks>,
 }
 
@@ -94,6 +96,10 @@ pub async fn run(maintenance: Arc<Maintenance>) {
             && let Err(error) = verify_next(&maintenance, &mut attempts).await
         {
             tracing::warn!(%error, "starting a background verification failed");
+        }
+        maintenance.scrubs.report_damage();
+        if let Err(error) = maintenance.scrubs.continue_in_background().await {
+            tracing::warn!(%error, "starting a background scrub failed");
         }
     }
 }

@@ -17,7 +17,8 @@ use blockd_api::{
     status::{DataSpace, WebhookStatus},
 };
 use blockd_catalog::{
-    CredentialRow, DbError, DrillRow, KnownDamage, LastProof, NewestBackup, RunRow, ScheduleRow, TaskRow,
+    CredentialRow, DbError, DrillRow, KnownDamage, LastProof, NewestBackup, RunRow, ScheduleRow, ScrubRow,
+    TaskRow,
 };
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::VolumeId;
@@ -47,6 +48,7 @@ pub(super) struct Rows {
     schedules: Vec<ScheduleRow>,
     overdue: usize,
     webhooks: Vec<WebhookStatus>,
+    scrubs: Vec<ScrubRow>,
 }
 
 impl Rows {
@@ -77,6 +79,7 @@ impl Rows {
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
         let newest = NewestBackup::all(tx, cluster, volumes)?;
         let drills = DrillRow::newest_of_volumes(tx)?;
+        let scrubs = ScrubRow::all(tx)?;
         Ok(Self {
             newest,
             credentials,
@@ -89,6 +92,7 @@ impl Rows {
             schedules,
             overdue,
             webhooks,
+            scrubs,
         })
     }
 
@@ -144,6 +148,7 @@ impl Monitor {
         self.of_the_process(&mut text);
         of_volumes(&mut text, &seen);
         self.of_health(&mut text, space);
+        self.of_scrubs(&mut text, &rows.scrubs);
         self.of_stores(&mut text, &rows);
         self.of_backups(&mut text, &rows);
         self.of_proofs(&mut text, &rows, now);

@@ -2,6 +2,7 @@
 
 mod drills;
 pub mod metrics;
+mod scrubs;
 
 use crate::{
     error::{ServiceError, blocking},
@@ -13,6 +14,7 @@ use crate::{
     readers::SnapshotReaders,
     repositories::Repositories,
     schedules::requests::Schedules,
+    scrub::task::ScrubWork,
     tasks::Tasks,
     volumes::{
         Volumes,
@@ -36,6 +38,7 @@ pub struct Monitor {
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) schedules: Arc<Schedules>,
+    pub(crate) scrub_work: Arc<ScrubWork>,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) webhook_delivery: Arc<WebhookDelivery>,

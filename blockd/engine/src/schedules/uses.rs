@@ -44,6 +44,7 @@ impl Uses {
                     let needed = needed_by(&task, &chains).into_iter();
                     uses.in_use.extend(needed.flat_map(|id| under(task.credential, id)));
                 }
+                TaskKind::Scrub => {}
             }
         }
         for doubt in Doubt::all(tx)? {

@@ -46,6 +46,7 @@ pub(crate) fn of_report(report: &VerifyReport) -> Findings {
         objects: report.objects,
         block_bytes: report.block_bytes,
         compared_bytes: 0,
+        repaired_bytes: 0,
         damage: damage.collect(),
         damage_total: report.findings_total,
     }

@@ -19,7 +19,7 @@ pub(crate) fn untyped(id: &CloudSnapshotId) -> Untyped {
 pub(crate) fn needed_by(task: &TaskRow, chains: &[Chain]) -> Vec<Untyped> {
     match task.kind() {
         TaskKind::Restore => vec![untyped(&task.cloudsnap)],
-        TaskKind::Delete | TaskKind::Verify | TaskKind::Drill => Vec::new(),
+        TaskKind::Delete | TaskKind::Verify | TaskKind::Drill | TaskKind::Scrub => Vec::new(),
         TaskKind::Backup => {
             // A running task without a decision yet may use the tip of its chain as its base; an interrupted
             // one chooses its base when it resumes.

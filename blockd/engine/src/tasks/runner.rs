@@ -16,6 +16,7 @@ use crate::{
         lazy::hydrate::{self, HydrationWork},
     },
     schedules::{retention_checks::RetentionChecks, wake::Scheduler},
+    scrub::{self, task::ScrubWork},
     tasks::{LiveTask, Tasks, requests::check_limits, unsuccessful::end_unsuccessful, workers::TaskWorkers},
     volumes::registry::Registry,
 };
@@ -55,6 +56,7 @@ pub struct Runner {
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) restore_work: Arc<RestoreWork>,
     pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) scrub_work: Arc<ScrubWork>,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) verify_work: Arc<VerifyWork>,
 }
@@ -102,7 +104,7 @@ impl Runner {
         Ok(match row.spec {
             TaskSpec::Delete(_) | TaskSpec::Restore(RestoreTask::InPlace(_)) => true,
             TaskSpec::Restore(RestoreTask::NewVolume { .. } | RestoreTask::LazyVolume) => false,
-            TaskSpec::Backup(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => false,
+            TaskSpec::Backup(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) | TaskSpec::Scrub(_) => false,
         })
     }
 
@@ -178,18 +180,21 @@ impl Runner {
                 TaskSpec::Backup(_) => is_of_same_volume(other) && other.credential == row.credential,
                 // A freeze would capture a mixture.
                 TaskSpec::Restore(RestoreTask::InPlace(_)) => is_of_same_volume(other),
-                TaskSpec::Restore(_) | TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => {
-                    false
-                }
+                TaskSpec::Restore(_)
+                | TaskSpec::Delete(_)
+                | TaskSpec::Verify(_)
+                | TaskSpec::Drill(_)
+                | TaskSpec::Scrub(_) => false,
             },
             TaskSpec::Restore(RestoreTask::InPlace(_)) => is_of_same_volume(other),
             TaskSpec::Restore(RestoreTask::LazyVolume) => {
                 other.spec.is_of_volume_in_use() && is_of_same_volume(other)
             }
             TaskSpec::Delete(_) => other.kind() == TaskKind::Delete && other.cloudsnap == row.cloudsnap,
-            TaskSpec::Restore(RestoreTask::NewVolume { .. }) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => {
-                false
-            }
+            TaskSpec::Restore(RestoreTask::NewVolume { .. })
+            | TaskSpec::Verify(_)
+            | TaskSpec::Drill(_)
+            | TaskSpec::Scrub(_) => false,
         };
         match self.tasks.unfinished_tasks().await?.into_iter().find(conflicts) {
             Some(other) => {
@@ -275,6 +280,7 @@ async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, Servi
         TaskSpec::Delete(asked) => delete_task::run(&runner.delete_work, live, asked).boxed().await,
         TaskSpec::Verify(asked) => verify_task::run(&runner.verify_work, live, asked).boxed().await,
         TaskSpec::Drill(asked) => task_of_drill::run(&runner.drill_work, live, asked).boxed().await,
+        TaskSpec::Scrub(asked) => scrub::task::run(&runner.scrub_work, live, asked).boxed().await,
     }
 }
 

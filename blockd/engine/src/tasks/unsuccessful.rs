@@ -81,6 +81,8 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
         TaskSpec::Verify(_) => stopped,
         // It begins again: its times are those of one run.
         TaskSpec::Drill(_) => false,
+        // Its position is kept.
+        TaskSpec::Scrub(_) => false,
     }
 }
 
@@ -97,7 +99,7 @@ fn mark_abandoned(
         TaskSpec::Backup(_) => task::mark_failed(tx, row),
         TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::mark_failed(tx, row),
         TaskSpec::Restore(RestoreTask::LazyVolume | RestoreTask::InPlace(_)) => Ok(()),
-        TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => Ok(()),
+        TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) | TaskSpec::Scrub(_) => Ok(()),
     }
 }
 
@@ -115,6 +117,7 @@ async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceErro
             in_place::drop_previous(&runner.in_place_work, asked).await;
             Ok(())
         }
+        TaskSpec::Scrub(_) => Ok(()),
         TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => {
             clean_files(&runner.tasks, row.id).await
         }

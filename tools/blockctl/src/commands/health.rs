@@ -346,9 +346,12 @@ fn is_state(known: &Known, event: &Event) -> bool {
         "volume-degraded" => known.volumes.iter().any(|volume| {
             volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
         }),
-        "damage-found" | "data-directory-full" | "key-slot-damaged" | "proof-too-old" | "reload-failed" => {
-            true
-        }
+        "damage-found"
+        | "volume-damaged"
+        | "data-directory-full"
+        | "key-slot-damaged"
+        | "proof-too-old"
+        | "reload-failed" => true,
         "backing-snapshot-deleted" => known.problems.iter().any(|problem| problem.kind == "backing-snapshot"),
         _ => false,
     }
@@ -377,6 +380,9 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
         }
         "drill-failed" => is_done_later(known, event, TaskKind::Drill, |task| {
             is_of(event, task.volume_id, task.volume_name.as_ref())
+        }),
+        "scrub-failed" => is_done_later(known, event, TaskKind::Scrub, |task| {
+            task.volume_id.is_none() || is_of(event, task.volume_id, task.volume_name.as_ref())
         }),
         kind if kind.ends_with("-failed") => is_done_later(known, event, TaskKind::Backup, |task| {
             is_of(event, task.volume_id, task.volume_name.as_ref())

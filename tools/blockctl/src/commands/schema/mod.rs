@@ -183,6 +183,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("volume list", &[of::<List<Volume>>()]),
     ("volume rename", &[of::<Volume>()]),
     ("volume resize", &[of::<Volume>()]),
+    ("volume scrub", &[of::<TaskStarted>(), of::<Task>()]),
     ("volume update", &[of::<Volume>()]),
     ("volume uri", &[of::<ExportUri>()]),
 ];

@@ -2,7 +2,10 @@
 
 use super::{image::ImageRef, labels::LabelChanges};
 use crate::{
-    commands::{arguments::WideArg, list_filter::ListFilter},
+    commands::{
+        arguments::{WaitArg, WideArg},
+        list_filter::ListFilter,
+    },
     confirm::YesArg,
     snapshot_ref::{ExportRef, LocalSnapshot},
     times::parse_seconds,
@@ -49,6 +52,16 @@ otherwise.
 Examples:
   blockctl volume check db
   blockctl -j volume check db";
+
+const SCRUB_HELP: &str = "\
+Reads all data of snapshots from the disk, stores missing checksums of its blocks, and compares the \
+others. Reads of damaged blocks fail until they are repaired or written again. --repair fetches \
+them from a backup that provably has their content. With --budget the next scrub continues there.
+
+Examples:
+  blockctl volume scrub db --wait
+  blockctl volume scrub db --repair --wait
+  blockctl volume scrub --budget 100GiB --limit 50MiB";
 
 const LIST_HELP: &str = "\
 Examples:
@@ -137,6 +150,9 @@ pub enum VolumeCommand {
     /// Check the metadata of a volume
     #[command(after_help = CHECK_HELP)]
     Check(OneVolume),
+    /// Find and repair damaged blocks on the disk
+    #[command(after_help = SCRUB_HELP)]
+    Scrub(ScrubArgs),
     /// List volumes
     #[command(visible_alias = "l", after_help = LIST_HELP)]
     List(ListArgs),
@@ -198,6 +214,25 @@ pub struct CloneArgs {
     /// Labels of the new volume
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Vec<Labels>,
+}
+
+/// `volume scrub`
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// Volume: name, id or id prefix [default: all volumes]
+    pub volume: Option<VolumeRef>,
+    /// Stop after this many bytes, such as 100GiB [default: all data]
+    #[arg(long, value_name = "BYTES")]
+    pub budget: Option<ByteSize>,
+    /// Limit of reads per second, such as 50MiB [default: none]
+    #[arg(long, value_name = "BYTES")]
+    pub limit: Option<ByteSize>,
+    /// Repair damaged blocks from cloud snapshots
+    #[arg(long)]
+    pub repair: bool,
+    /// Wait option.
+    #[command(flatten)]
+    pub wait: WaitArg,
 }
 
 /// `volume list`

@@ -13,16 +13,18 @@ use crate::{
     output::Context,
     snapshot_ref::{ExportRef, volume_of},
     table::{Facts, counted, or_dash},
+    wait::report_start,
 };
 use args::{
-    AttachArgs, CloneArgs, DeleteArgs, DetachArgs, DetachTarget, RenameArgs, ResizeArgs, UpdateArgs,
-    VolumeCommand,
+    AttachArgs, CloneArgs, DeleteArgs, DetachArgs, DetachTarget, RenameArgs, ResizeArgs, ScrubArgs,
+    UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, ORIGIN_LABELS, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     format_time, operations,
     snapshots::{ListSnapshots, Snapshot},
+    tasks::StartScrub,
     volumes::{
         CloneVolume, DeleteVolume, DiscardedWrites, ListVolumes, MergeProgress, SurvivingClients,
         UpdateVolume, Volume,
@@ -38,6 +40,7 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
         VolumeCommand::Create(args) => create::run(context, args).await,
         VolumeCommand::Check(args) => check(context, &args.volume).await,
         VolumeCommand::Clone(args) => clone(context, args).await,
+        VolumeCommand::Scrub(args) => scrub(context, args).await,
         VolumeCommand::List(args) => list::list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
         VolumeCommand::Resize(args) => resize(context, args).await,
@@ -63,6 +66,18 @@ async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
         }
     }
     Ok(if check.sound { EXIT_DONE } else { EXIT_FAILED })
+}
+
+async fn scrub(context: &Context<'_>, args: ScrubArgs) -> Exit {
+    let request = StartScrub {
+        volume: args.volume,
+        budget_bytes: args.budget.map(ByteSize::as_bytes),
+        repair: args.repair,
+        limit_bytes_per_second: args.limit.map(ByteSize::as_bytes),
+    };
+    let started = context.client.call(operations::START_SCRUB, &request).await?;
+    let line = format!("Scrub started successfully with id: {}", started.task_id);
+    report_start(context, started.task_id, &started, &line, args.wait.report()).await
 }
 
 async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {

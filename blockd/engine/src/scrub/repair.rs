@@ -1,0 +1,165 @@
+//! Repair of damaged blocks from cloud snapshots.
+//!
+//! A cloud snapshot is a source if the epoch of its point in time is known: the newest backup of the volume at
+//! each location, which the next incremental is based on, and each backup of a local snapshot that still exists.
+//! The volume proves which blocks are unchanged between that epoch and the damaged layer.
+
+use crate::{
+    error::{ServiceError, blocking},
+    scrub::task::ScrubWork,
+    tasks::LiveTask,
+    volumes::registry::VolumeEntry,
+};
+use blockd_catalog::{Chain, DbManifestCache, SnapshotRow};
+use blockd_cloud::{CloudError, CloudSnapshotId, SnapshotReader};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
+use blockd_volume::{LayerDamage, Volume};
+use std::{collections::HashMap, sync::Arc};
+use uuid::Uuid;
+
+/// Maximum number of blocks of a fetch and a repair.
+const BATCH_BLOCKS: u64 = 256;
+
+/// Backup with a known epoch.
+#[derive(Clone, Copy)]
+struct Candidate {
+    credential: Uuid,
+    cloudsnap: CloudSnapshotId,
+    epoch: Epoch,
+}
+
+impl ScrubWork {
+    /// Repairs the damage of a volume; returns the repaired bytes. A cloud snapshot that cannot be read is
+    /// skipped.
+    pub(crate) async fn repair(
+        &self,
+        live: &LiveTask,
+        volume: &Arc<Volume>,
+        entry: &VolumeEntry,
+    ) -> Result<u64, ServiceError> {
+        let candidates = self.candidates(entry).await?;
+        let mut bytes = 0;
+        for damage in volume.damage() {
+            let mut left = damage.blocks.clone();
+            for candidate in &candidates {
+                if left.is_empty() {
+                    break;
+                }
+                let (from, file, at) = (Arc::clone(volume), damage.file, candidate.epoch);
+                let mut blocks = blocking(move || from.repairable(file, at)).await?;
+                blocks.intersect_with(&left);
+                if blocks.is_empty() {
+                    continue;
+                }
+                let repaired = match self.repair_from(live, volume, &damage, candidate, &blocks).await {
+                    Err(error) if error.is_cancelled() => return Err(error),
+                    Err(error) => {
+                        let cloudsnap = candidate.cloudsnap;
+                        tracing::warn!(volume = %entry.id, %cloudsnap, %error, "repair failed from a cloud snapshot");
+                        continue;
+                    }
+                    Ok(repaired) => repaired,
+                };
+                bytes += repaired.len_bytes();
+                left.subtract(&repaired);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Returns the backups of a volume with known epochs, newest first.
+    async fn candidates(&self, entry: &VolumeEntry) -> Result<Vec<Candidate>, ServiceError> {
+        let (id, cluster) = (entry.id, self.host.cluster);
+        let (chains, snapshots) = self
+            .db
+            .run(move |tx| {
+                Ok::<_, blockd_catalog::DbError>((Chain::all(tx, Some(id))?, SnapshotRow::all(tx, Some(id))?))
+            })
+            .await?;
+        let mut found: Vec<Candidate> = chains
+            .iter()
+            .map(|chain| Candidate {
+                credential: chain.credential,
+                cloudsnap: chain.cloudsnap,
+                epoch: chain.epoch,
+            })
+            .collect();
+        let epochs: HashMap<_, _> = snapshots.iter().map(|row| (row.id, row.epoch)).collect();
+        for credential in self.repositories.credential_rows().await? {
+            let cache = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
+            let manifests = blocking(move || cache.all()).await?;
+            let own = manifests.into_iter().map(|manifest| manifest.id());
+            for cloudsnap in own.filter(|own| own.cluster == cluster && own.volume == id) {
+                if let Some(&epoch) = epochs.get(&cloudsnap.snapshot) {
+                    found.push(Candidate { credential: credential.uuid, cloudsnap, epoch });
+                }
+            }
+        }
+        found.sort_by_key(|candidate| std::cmp::Reverse(candidate.epoch));
+        Ok(found)
+    }
+
+    /// Fetches blocks from a cloud snapshot and writes them; returns the repaired blocks.
+    async fn repair_from(
+        &self,
+        live: &LiveTask,
+        volume: &Arc<Volume>,
+        damage: &LayerDamage,
+        candidate: &Candidate,
+        blocks: &BlockSet,
+    ) -> Result<BlockSet, ServiceError> {
+        let (repository, _requests) = self.repositories.guest_repository(candidate.credential).await?;
+        let manifest = repository.manifest(&candidate.cloudsnap).await?;
+        let reader = SnapshotReader::open(&repository, &manifest).await?;
+        let (mut repaired, mut batch) = (BlockSet::new(), Vec::new());
+        for extent in blocks.extents() {
+            for start in (extent.start.0..extent.end().0).step_by(BATCH_BLOCKS as usize) {
+                if live.cancel.is_cancelled() {
+                    return Err(CloudError::Cancelled.into());
+                }
+                let part =
+                    Extent::between(BlockIndex(start), BlockIndex(start + BATCH_BLOCKS).min(extent.end()));
+                let content = reader.read_blocks(part).await?;
+                batch.push((part, content));
+                if batch.iter().map(|(part, _)| part.len_blocks).sum::<u64>() >= BATCH_BLOCKS {
+                    repaired.union_with(&write(volume, damage, candidate, std::mem::take(&mut batch)).await?);
+                }
+            }
+        }
+        if !batch.is_empty() {
+            repaired.union_with(&write(volume, damage, candidate, batch).await?);
+        }
+        Ok(repaired)
+    }
+}
+
+/// Writes fetched extents.
+async fn write(
+    volume: &Arc<Volume>,
+    damage: &LayerDamage,
+    candidate: &Candidate,
+    batch: Vec<(Extent, Vec<u8>)>,
+) -> Result<BlockSet, ServiceError> {
+    let (to, file, at) = (Arc::clone(volume), damage.file, candidate.epoch);
+    let cloudsnap = candidate.cloudsnap;
+    blocking(move || -> Result<_, ServiceError> {
+        let blocks: Vec<_> = batch
+            .iter()
+            .flat_map(|(part, content)| {
+                let numbers = (part.start.0..).map(BlockIndex);
+                numbers.zip(content.chunks_exact(BLOCK_SIZE_BYTES as usize))
+            })
+            .collect();
+        let done = to.repair(file, at, &blocks)?;
+        for (unrepaired, why) in
+            [(&done.mismatched, "has another checksum"), (&done.failed, "cannot be written")]
+        {
+            if let Some(first) = unrepaired.first() {
+                let blocks = unrepaired.len_blocks();
+                tracing::warn!(volume = %to.id(), %cloudsnap, %first, blocks, why, "blocks are not repaired");
+            }
+        }
+        Ok(done.blocks)
+    })
+    .await
+}

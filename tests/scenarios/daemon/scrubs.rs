@@ -1,0 +1,161 @@
+//! Scrubs: damage of layer files is found, reported, repaired from backups, and never served.
+
+use super::*;
+use blockd_api::{
+    events::Severity,
+    tasks::{StartScrub, TaskKind},
+};
+use std::os::unix::fs::FileExt;
+
+/// Flips a bit of a block in each layer file that has data there; returns the number of files.
+fn damage_layers(volume: &Volume, block: u64) -> usize {
+    let entries = fs::read_dir(volume.dir()).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.filter(|path| path.extension().is_some_and(|end| end == "data"));
+    let flipped = files.filter(|path| {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, block * BLOCK + 99).unwrap();
+        byte[0] != 0 && file.write_at(&[byte[0] ^ 8], block * BLOCK + 99).unwrap() == 1
+    });
+    flipped.count()
+}
+
+fn can_read(volume: &Volume, block: u64) -> bool {
+    volume.read(block * BLOCK, &mut [0; BLOCK as usize]).is_ok()
+}
+
+impl Host {
+    async fn scrub(&self, request: StartScrub) -> Task {
+        self.wait(self.call(START_SCRUB, &request).await.task_id).await
+    }
+
+    async fn damage_problems(&self) -> Vec<String> {
+        let problems = self.call(GET_STATUS, &()).await.problems.into_iter();
+        problems.filter(|problem| problem.kind == "volume-damage").map(|problem| problem.cause).collect()
+    }
+}
+
+fn scrub_of(volume: &str, repair: bool) -> StartScrub {
+    StartScrub { volume: Some(volume.parse().unwrap()), repair, ..StartScrub::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bit_is_found_reported_and_repaired() {
+    let mut host = Host::new().await;
+    let (_, volume, model) = host.one_backup().await;
+    let task = host.scrub(scrub_of("data", false)).await;
+    assert_eq!(task.state.to_string(), "Scrub-Done", "{task:?}");
+    let read = task.findings.unwrap().block_bytes;
+    assert!(read >= 1 << 20, "{read}");
+    assert_eq!((task.total_bytes, task.processed_bytes, task.credential_name), (read, read, None));
+
+    // Blocks of different fetches.
+    for block in [40, 41, 200] {
+        assert_eq!(damage_layers(&volume, block), 1, "block {block}");
+    }
+    let task = host.scrub(StartScrub::default()).await;
+    assert_eq!(task.state.to_string(), "Scrub-Failed");
+    let findings = task.findings.unwrap();
+    assert_eq!((findings.damage_total, findings.repaired_bytes), (2, 0));
+    assert_eq!(findings.damage[0].offset_bytes, 40 * BLOCK);
+    assert!(findings.damage[0].object.contains("volume data"), "{findings:?}");
+    assert!(findings.damage[0].cause.starts_with("8192 bytes differ from their checksum"), "{findings:?}");
+    let events = host.events_of("volume-damaged").await;
+    assert_eq!((events.len(), events[0].severity, events[0].credential_id), (1, Severity::Error, None));
+    assert!(events[0].message.contains("12288 bytes of volume data"), "{events:?}");
+    assert_eq!(host.damage_problems().await.len(), 1);
+    let metrics = host.engine().monitor.metrics_text().await.unwrap();
+    for line in ["damaged_bytes{volume=\"data\"} 12288", "found_bytes_total 12288", "repaired_bytes_total 0"]
+    {
+        assert!(metrics.contains(&format!("\nblockd_scrub_{line}\n")), "{line}");
+    }
+    assert!(metrics.contains("\nblockd_scrub_completed_timestamp_seconds{volume=\"data\"} "));
+    drop(volume);
+    host.restart().await;
+    let volume = host.volume("data");
+    let readable: Vec<bool> = [39, 40, 41, 42, 200].map(|block| can_read(&volume, block)).into();
+    assert_eq!(readable, [true, false, false, true, false]);
+
+    let task = host.scrub(scrub_of("data", true)).await;
+    assert_eq!(task.state.to_string(), "Scrub-Done", "{task:?}");
+    let findings = task.findings.unwrap();
+    assert_eq!((findings.damage_total, findings.repaired_bytes), (0, 3 * BLOCK), "it was known");
+    assert_eq!(host.events_of("volume-repaired").await.len(), 1);
+    assert_eq!(host.damage_problems().await, Vec::<String>::new());
+    model.assert_is(&volume);
+    assert_eq!(host.scrub(scrub_of("data", false)).await.state.to_string(), "Scrub-Done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unproven_content_is_not_written() {
+    let host = Host::new().await;
+    let (_, volume, mut model) = host.one_backup().await;
+    // Not in the backup: block 1000 is new, and block 60 has another content.
+    for block in [1000, 60] {
+        model.write(&volume, block * BLOCK, 77, BLOCK as usize);
+    }
+    host.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &new_snapshot("later")).await;
+    assert_eq!(host.scrub(scrub_of("data", false)).await.state.to_string(), "Scrub-Done");
+    for block in [40, 60, 1000] {
+        assert!(damage_layers(&volume, block) >= 1, "block {block}");
+    }
+    let task = host.scrub(scrub_of("data", true)).await;
+    assert_eq!(task.state.to_string(), "Scrub-Failed");
+    assert!(can_read(&volume, 40) && !can_read(&volume, 60) && !can_read(&volume, 1000));
+    assert!(host.damage_problems().await[0].contains("bytes of volume data are damaged"));
+    // A write heals the block; the snapshot keeps its damage.
+    model.write(&volume, 60 * BLOCK, 78, BLOCK as usize);
+    model.write(&volume, 1000 * BLOCK, 79, BLOCK as usize);
+    model.assert_is(&volume);
+    assert_eq!(host.damage_problems().await.len(), 1);
+    // A backup of the current content works, and then one of the snapshot does not.
+    host.backup("data", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scrub_with_budget_continues_where_it_ended() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 10 << 20);
+    host.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &new_snapshot("one")).await;
+    let mut read = Vec::new();
+    for _ in 0..3 {
+        let request = StartScrub { budget_bytes: Some(4 << 20), ..scrub_of("data", false) };
+        read.push(host.scrub(request).await.findings.unwrap().block_bytes >> 20);
+    }
+    assert_eq!(read, [4, 4, 2]);
+    assert_eq!(host.scrub(scrub_of("data", false)).await.findings.unwrap().block_bytes, 10 << 20);
+    let refused = StartScrub { budget_bytes: Some(0), ..StartScrub::default() };
+    assert_eq!(api_code(host.client.call(START_SCRUB, &refused).await), ErrorCode::InvalidRequest);
+    let refused = scrub_of("other", false);
+    assert_eq!(api_code(host.client.call(START_SCRUB, &refused).await), ErrorCode::VolumeNotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn background_scrub_repairs_and_rests() {
+    let mut host = Host::new().await;
+    let (_, volume, model) = host.one_backup().await;
+    assert_eq!(host.scrub(scrub_of("data", false)).await.state.to_string(), "Scrub-Done");
+    let scrubs = async |host: &Host, stage: Option<TaskStage>| {
+        let tasks = host.call(LIST_TASKS, &ListTasks::default()).await.items.into_iter();
+        let states = tasks.map(|task| task.state).filter(|state| state.kind == TaskKind::Scrub);
+        states.filter(|state| stage.is_none_or(|stage| state.stage == stage)).count()
+    };
+    host.engine().scrubs.continue_in_background().await.unwrap();
+    assert_eq!(scrubs(&host, None).await, 1, "the budget is zero");
+    assert_eq!(damage_layers(&volume, 40), 1);
+    drop(volume);
+    host.stop().await;
+    let config = Config { scrub_bytes_per_day: 1 << 40, ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(config, false).await.unwrap());
+    host.engine().scrubs.continue_in_background().await.unwrap();
+    assert_eq!(scrubs(&host, None).await, 1, "the last one is not a day old");
+    let db = host.engine().db.clone();
+    db.run(|tx| tx.execute("UPDATE scrubs SET completed = NULL", []).map_err(DbError::from)).await.unwrap();
+    host.engine().scrubs.continue_in_background().await.unwrap();
+    let done = async || if scrubs(&host, Some(TaskStage::Done)).await == 2 { Ok(()) } else { Err("running") };
+    eventually(done).await;
+    model.assert_is(&host.volume("data"));
+    assert_eq!(host.events_of("volume-repaired").await.len(), 1);
+}
