@@ -1,8 +1,8 @@
 //! Repair of damaged blocks from cloud snapshots.
 //!
-//! A cloud snapshot is a source if the epoch of its point in time is known: the newest backup of the volume at
-//! each location, which the next incremental is based on, and each backup of a local snapshot that still exists.
-//! The volume proves which blocks are unchanged between that epoch and the damaged layer.
+//! A cloud snapshot is a source if the epoch of its point in time is known: the newest backup of the volume
+//! at each location, which the next incremental is based on, and each backup of a local snapshot that still
+//! exists. The volume proves which blocks are unchanged between that epoch and the damaged layer.
 
 use crate::{
     error::{ServiceError, blocking},
