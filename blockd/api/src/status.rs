@@ -49,6 +49,9 @@ pub struct Status {
     /// Anomalies without an acknowledgement, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub anomalies: Vec<BackupAnomaly>,
+    /// Plan of the background verification, computed each hour; none if it is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationPlan>,
     /// Current problems noticed by the daemon.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
@@ -125,6 +128,35 @@ pub struct KnownDamage {
     pub host: String,
     /// Next action.
     pub action: String,
+}
+
+/// Plan of the background verification: the time for reading all known cloud snapshots once. New backups are
+/// read first, and can double it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationPlan {
+    /// Number of cloud snapshots.
+    pub cloud_snapshot_count: u64,
+    /// Number of packs.
+    pub pack_count: u64,
+    /// Bytes to read.
+    pub read_bytes: u64,
+    /// Number of requests.
+    pub request_count: u64,
+    /// Time for all of them, in days.
+    pub period_days: u64,
+    /// Budget of bytes (`verify_bytes_per_day`).
+    pub bytes_per_day: u64,
+    /// Budget of requests (`verify_requests_per_day`).
+    pub requests_per_day: u64,
+    /// Maximum age of a proof (`proof_max_age_days`); 0: any.
+    pub proof_max_age_days: u32,
+    /// Budget of bytes that reads everything within this age, if the budget does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needed_bytes_per_day: Option<u64>,
+    /// Budget of requests for the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needed_requests_per_day: Option<u64>,
 }
 
 /// Problem of the daemon.

@@ -158,6 +158,7 @@ Keys of the configuration file (defaults in brackets):
                           \"observe\" = reported, \"protect\" = reported, and no
                           backup of the volume expires until an acknowledgement;
                           label anomaly-policy of a volume [\"protect\"]
+  verify_requests_per_day requests of background verification a day [10000]
   proof_max_age_days      age of the last proof of a volume at a location above
                           which status and an event report it; 0 = never [7]
   scrub_bytes_per_day     bytes of local data that the background scrub reads

@@ -123,6 +123,8 @@ config! {
     /// Treatment of anomalies of backups: `off`, `observe` or `protect`. The label `anomaly-policy` of a
     /// volume replaces it.
     anomaly_policy: AnomalyPolicy = AnomalyPolicy::Protect;
+    /// Daily budget of background verification, in requests. The default costs less than a cent.
+    verify_requests_per_day: u64 = 10_000, range(100, 1 << 40);
     /// Maximum age of the last proof of a volume at a location, in days; an older one is a problem. 0: any.
     proof_max_age_days: u32 = 7, zero_or("any age", 1, 3650);
     /// Daily budget of the background scrub, in bytes read from local disks; 0: off. The default is 1.2 MB a
@@ -264,6 +266,7 @@ impl Config {
             gc_every_hours: self.gc_every_hours,
             verify_bytes_per_day: self.verify_bytes_per_day,
             anomaly_policy: self.anomaly_policy,
+            verify_requests_per_day: self.verify_requests_per_day,
             proof_max_age_days: self.proof_max_age_days,
             scrub_bytes_per_day: self.scrub_bytes_per_day,
             secrets_wait_s: self.secrets.wait_s,

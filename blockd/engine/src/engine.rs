@@ -305,7 +305,7 @@ impl Engine {
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
             registry, repositories, runner, scheduler, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
-            host, proofs, registry, repositories, runner, scrubs, tasks });
+            host, proofs, registry, repositories, runner, scrubs, tasks } plan);
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, events, health,
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,

@@ -85,6 +85,8 @@ pub struct Settings {
     pub verify_bytes_per_day: u64,
     /// Treatment of anomalies of backups, unless a label of the volume replaces it.
     pub anomaly_policy: AnomalyPolicy,
+    /// Daily budget of background verification, in requests.
+    pub verify_requests_per_day: u64,
     /// Maximum age of the last proof of a volume at a location, in days; 0: none.
     pub proof_max_age_days: u32,
     /// Daily budget of the background scrub, in bytes read from local disks; 0: off.

@@ -1,10 +1,12 @@
-//! Recurrence and retention of backups.
+//! Recurrence, retention and verification of backups.
 //!
 //! Everything here is a pure function; the time is an argument.
 //!
 //! - [`Recurrence`]: a schedule such as `daily @21:00 Europe/Berlin`, and its next time;
 //! - [`tick`]: the decision whether a run is due, after any suspension or change of the clock;
-//! - [`decide`]: the retention verdict on each snapshot, with reasons.
+//! - [`decide`]: the retention verdict on each snapshot, with reasons;
+//! - [`next_chain`]: the backups that the background verification reads next, and [`VerifyBudget::period`]:
+//!   the time for all.
 
 mod calendar;
 mod cron;
@@ -14,6 +16,7 @@ mod on_calendar;
 mod planner;
 mod recurrence;
 mod retention;
+mod verification;
 mod weeks;
 mod when;
 mod zone;
@@ -24,6 +27,7 @@ pub use recurrence::Recurrence;
 pub use retention::{
     Condition, DeleteReason, Health, KeepReason, Retention, RetentionError, Snapshot, Verdict, decide,
 };
+pub use verification::{Turn, VerifyBudget, VerifyChain, next_chain};
 pub use weeks::Weeks;
 pub use when::{MAX_PERIOD_MINUTES, TimeOfDay, When};
 pub use zone::Zone;

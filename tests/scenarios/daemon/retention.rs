@@ -6,9 +6,7 @@ use blockd_api::{
     schedules::{RunState, UpdateSchedule},
 };
 use blockd_catalog::{HostProof, ProofRow, RetentionOverride};
-use blockd_engine::{
-    cloud_snapshots::retention_overrides::RecentListings, maintenance::Attempts, schedules::runner::Delays,
-};
+use blockd_engine::{cloud_snapshots::retention_overrides::RecentListings, schedules::runner::Delays};
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -276,13 +274,8 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
     assert!(!verdicts().await[0].is_delete());
     let credential =
         host.engine().repositories.credential_rows().await.unwrap().into_iter().find(|row| row.uuid == own);
-    let next = host
-        .engine()
-        .maintenance
-        .next_to_verify(&credential.unwrap(), later(), &Attempts::new())
-        .await
-        .unwrap();
-    assert_eq!(next, Some(snap_id(&snaps[0])), "not verified with this credential");
+    let next = host.next_to_verify(&credential.unwrap()).await;
+    assert!(next.contains(&snap_id(&snaps[0])), "not verified with this credential");
     prove(own, &snaps[0], true);
     prove(other, &snaps[1], false);
     let found = verdicts().await;
@@ -322,9 +315,8 @@ async fn proofs_of_another_host_keep_backups_and_delete_none() {
     put(proof(&snaps[0], 1, false));
     let found = verdicts().await;
     assert!(!found[0].is_delete() && found[1].is_kept_as(KeepReason::LastVerified), "{found:?}");
-    let attempts = Attempts::new();
-    let next = host.engine().maintenance.next_to_verify(&credential, later(), &attempts).await.unwrap();
-    assert_eq!(next, Some(snap_id(&snaps[0])), "this host decides by its own verification");
+    let next = host.next_to_verify(&credential).await;
+    assert!(next.contains(&snap_id(&snaps[0])), "this host decides by its own verification");
     put(proof(&snaps[0], 2, true));
     put(proof(&snaps[1], 2, false));
     let found = verdicts().await;

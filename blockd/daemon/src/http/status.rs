@@ -73,6 +73,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
         locations,
         damaged_cloudsnaps,
         anomalies,
+        verification: engine.maintenance.verification_plan(),
         problems: engine.health.problems(),
     })
 }

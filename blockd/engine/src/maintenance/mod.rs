@@ -2,6 +2,7 @@
 //! background verification.
 
 mod compare;
+pub mod plan;
 mod proof_age;
 pub mod verify_requests;
 pub mod verify_task;
@@ -20,11 +21,13 @@ use crate::{
     tasks::{Tasks, runner::Runner},
     volumes::registry::Registry,
 };
-use blockd_api::tasks::TaskKind;
+use blockd_api::{status::VerificationPlan, tasks::TaskKind};
 use blockd_catalog::{CredentialRow, Db, VerifyTask};
 use blockd_cloud::{CloudError, CloudSnapshotId, VerifyDepth};
+use blockd_schedule::Turn;
 use blockd_store::StoreErrorKind;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -35,6 +38,8 @@ const PASS_INTERVAL: Duration = Duration::from_secs(60);
 const EXCHANGE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Minimum time between two verifications of a cloud snapshot, regardless of the budget.
 const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
+/// Interval between computations of the plan.
+const PLAN_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 /// Lifetime of a recorded attempt: longer than a round through all stores.
 const ATTEMPTS_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
 
@@ -50,6 +55,8 @@ pub struct Maintenance {
     pub(crate) host: Arc<Host>,
     pub(crate) proofs: Arc<Proofs>,
     pub(crate) registry: Arc<Registry>,
+    /// Plan of the background verification.
+    pub(crate) plan: Mutex<Option<VerificationPlan>>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
     pub(crate) scrubs: Arc<Scrubs>,
@@ -60,12 +67,22 @@ pub struct Maintenance {
 /// proof, so that the same cloud snapshot would be selected in every pass.
 pub type Attempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
 
+/// Conditions of the next verification.
+pub struct Due {
+    /// Turn.
+    pub turn: Turn,
+    /// Chains that were read since are left out.
+    pub before: Timestamp,
+    /// Chains that were not read since are overdue.
+    pub overdue: Timestamp,
+}
+
 /// Runs the maintenance.
 pub async fn run(maintenance: Arc<Maintenance>) {
     // Not at once: a start has more urgent work.
     let mut collect_at = Instant::now() + gc_interval(&maintenance).min(Duration::from_secs(3600));
     let mut exchange_at = Instant::now() + EXCHANGE_INTERVAL;
-    let mut attempts = Attempts::new();
+    let mut pace = Pace::default();
     let mut expired = RecentListings::default();
     let mut failing = Failing::default();
     loop {
@@ -92,9 +109,7 @@ pub async fn run(maintenance: Arc<Maintenance>) {
             collect_at = Instant::now() + gc_interval(&maintenance);
             collect(&maintenance).await;
         }
-        if maintenance.host.settings.verify_bytes_per_day > 0
-            && let Err(error) = verify_next(&maintenance, &mut attempts).await
-        {
+        if let Err(error) = verify_next(&maintenance, &mut pace).await {
             tracing::warn!(%error, "starting a background verification failed");
         }
         maintenance.scrubs.report_damage();
@@ -141,21 +156,43 @@ fn is_endless(error: &ServiceError) -> bool {
     }
 }
 
-/// Starts the verification of the cloud snapshot with the oldest proof, unless one is running.
-async fn verify_next(maintenance: &Arc<Maintenance>, attempts: &mut Attempts) -> Result<(), ServiceError> {
+/// Progress of the background verification.
+#[derive(Default)]
+struct Pace {
+    attempts: Attempts,
+    turn: Turn,
+    /// Time at which the budget allows the next verification.
+    next: Option<Timestamp>,
+    /// Time for reading everything, and when it was computed.
+    period: Option<(SignedDuration, Timestamp)>,
+}
+
+/// Starts the next verification that the plan and its budget allow, unless one is running.
+async fn verify_next(maintenance: &Arc<Maintenance>, pace: &mut Pace) -> Result<(), ServiceError> {
+    let now = Timestamp::now();
+    let period = match pace.period {
+        Some((period, at)) if now - PLAN_LIFETIME < at && at <= now => period,
+        _ => {
+            let period = maintenance.update_plan().await?;
+            pace.period = Some((period, now));
+            period
+        }
+    };
+    let Some(budget) = maintenance.verify_budget() else { return Ok(()) };
     let is_verifying =
         maintenance.tasks.unfinished_tasks().await?.iter().any(|task| task.kind() == TaskKind::Verify);
-    if is_verifying {
+    if is_verifying || pace.next.is_some_and(|next| now < next) {
         return Ok(());
     }
-    let now = Timestamp::now();
-    attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT);
-    let before = now - VERIFY_AGAIN_AFTER;
+    pace.attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT);
+    let due = Due { turn: pace.turn, before: now - VERIFY_AGAIN_AFTER, overdue: now - period };
     for credential in rotated(maintenance.repositories.credential_rows().await?) {
-        if let Some(id) = maintenance.next_to_verify(&credential, before, attempts).await? {
-            attempts.insert((credential.uuid, id), now);
+        if let Some((chain, turn)) = maintenance.next_to_verify(&credential, &due, &pace.attempts).await? {
+            pace.attempts.insert((credential.uuid, chain.newest), now);
             let what = VerifyTask { depth: VerifyDepth::Full, all: false, background: true };
-            maintenance.begin_verify(&credential, Some(id), what).await?;
+            maintenance.begin_verify(&credential, Some(chain.newest), what).await?;
+            pace.turn = turn;
+            pace.next = now.checked_add(budget.time_for(0, chain.costs.requests)).ok();
             return Ok(());
         }
     }

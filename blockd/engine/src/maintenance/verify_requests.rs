@@ -3,7 +3,10 @@
 use crate::{
     error::{ServiceError, blocking},
     ids::random_id,
-    maintenance::{Attempts, Maintenance},
+    maintenance::{
+        Attempts, Due, Maintenance,
+        plan::{SnapshotChain, chains},
+    },
     repositories::locate::Purpose,
 };
 use blockd_api::{
@@ -16,6 +19,7 @@ use blockd_cloud::{
     ManifestFilter, Repository, collect_garbage,
 };
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_schedule::{Turn, VerifyChain, next_chain};
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -192,24 +196,41 @@ impl Maintenance {
         Ok(report)
     }
 
-    /// Returns the cloud snapshot with the oldest proof or attempt, those without any first; `None` if all
-    /// were proved or tried after `before`.
+    /// Returns the chain that is to be verified next, and the turn after it; `None` if all were proved or
+    /// tried after `due.before`.
+    ///
+    /// # Errors
+    /// The store or the database fails.
     pub async fn next_to_verify(
         &self,
         credential: &CredentialRow,
-        before: Timestamp,
+        due: &Due,
         attempts: &Attempts,
-    ) -> Result<Option<CloudSnapshotId>, ServiceError> {
+    ) -> Result<Option<(SnapshotChain, Turn)>, ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let scope = ManifestFilter::default();
         let listed = Box::pin(repository.list_manifests(&scope, &catalog)).await?;
         let (uuid, now) = (credential.uuid, Timestamp::now());
         let known = self.db.run(move |tx| KnownProofs::of_location(tx, uuid, now)).await?;
-        let ids = listed.into_iter().filter_map(|listed| listed.id);
-        let last = |id: &CloudSnapshotId| last_read(&known, id, now).max(attempts.get(&(uuid, *id)).copied());
-        let oldest = ids.min_by_key(|id| (last(id), *id));
-        Ok(oldest.filter(|id| last(id).is_none_or(|last| last < before)))
+        let (mut manifests, mut all) = (Vec::new(), Vec::new());
+        for one in listed {
+            match (one.manifest, one.id) {
+                (Ok(manifest), Some(_)) => manifests.push(manifest),
+                // Its verification reports the damage.
+                (Err(_), Some(id)) => all.push(SnapshotChain::unreadable(id)),
+                (_, None) => {}
+            }
+        }
+        all.extend(chains(&manifests));
+        let read = |chain: &SnapshotChain| {
+            let last = chain.ids.iter().map(|id| last_read(&known, id, now)).min().flatten();
+            last.max(attempts.get(&(uuid, chain.newest)).copied())
+        };
+        let costs: Vec<_> =
+            all.iter().map(|chain| VerifyChain { read: read(chain), ..chain.costs }).collect();
+        let next = next_chain(&costs, due.turn, due.before, due.overdue);
+        Ok(next.map(|(at, turn)| (all.swap_remove(at), turn)))
     }
 }
 

@@ -7,7 +7,10 @@ use crate::{
     backup::task,
     error::{ALTERED_BLOCKS_HINT, ServiceError, blocking, spawned},
     host::Host,
-    maintenance::compare::{Comparison, DiffBase},
+    maintenance::{
+        compare::{Comparison, DiffBase},
+        plan::chain_of,
+    },
     proofs::{MAX_PUBLISHED_AT_ONCE, Proofs},
     repositories::{Repositories, limits::limited},
     snapshots::Snapshots,
@@ -71,6 +74,11 @@ pub(crate) async fn run(
     work.tasks.store_progress(live).await;
     let manifest_cache = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let ids = match what.all {
+        // The bytes that prove the newest one of a chain prove all of it.
+        false if what.background => {
+            let (catalog, newest) = (manifest_cache.clone(), row.cloudsnap);
+            blocking(move || Ok::<_, ServiceError>(chain_of(&catalog, newest)?)).await?
+        }
         false => vec![row.cloudsnap],
         true => {
             let scope = ManifestFilter::default();

@@ -10,7 +10,10 @@ use crate::{
     output::Context,
     table::{Facts, counted},
 };
-use blockd_api::{ByteSize, format_duration, operations, status::Status};
+use blockd_api::{
+    ByteSize, format_duration, operations,
+    status::{Status, VerificationPlan},
+};
 use clap::Args;
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -107,6 +110,14 @@ pub async fn run(context: &Context<'_>, args: &StatusArgs) -> Exit {
     Ok(exit)
 }
 
+/// Formats the time in which the background verification reads everything.
+pub fn reading_time(plan: &VerificationPlan) -> String {
+    match plan.pack_count {
+        0 => "no packs to read".to_owned(),
+        packs => format!("all {} within {}", counted(packs, "pack"), counted(plan.period_days, "day")),
+    }
+}
+
 fn facts(status: &Status) -> Facts {
     let counts = &status.counts;
     let volumes = match counts.volumes_failed {
@@ -135,6 +146,9 @@ fn facts(status: &Status) -> Facts {
         .add("Snapshots", counts.snapshots)
         .add("Credentials", counts.credentials)
         .add("Active tasks", counts.tasks_active);
+    if let Some(plan) = &status.verification {
+        facts.add("Verification", reading_time(plan));
+    }
     for hook in &status.webhooks {
         facts.add(
             "Webhook",

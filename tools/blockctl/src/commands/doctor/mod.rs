@@ -7,6 +7,7 @@ use crate::{
     commands::{
         health::{self, DAMAGE, HealthProblem, Known},
         protection::{Objective, Protection, last_proof, missed},
+        status::reading_time,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure, hint_of},
     output::{Context, Output},
@@ -17,7 +18,7 @@ use blockd_api::{
     cloudsnaps::{Cloudsnap, ListCloudsnaps},
     credentials::Credential,
     format_time, operations,
-    status::{DaemonRights, KnownDamage, Status},
+    status::{DaemonRights, KnownDamage, Status, VerificationPlan},
     volumes::Volume,
 };
 use check::{Check, Verdict};
@@ -192,6 +193,7 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     // The tests of the locations show theirs.
     let problems: Vec<HealthProblem> = problems.filter(|problem| problem.kind != "location").collect();
     let mut checks: Vec<Check> = schedules(&known, &protections, &problems).into_iter().collect();
+    checks.extend(status.verification.as_ref().map(verification));
     checks.extend(problems.into_iter().map(|problem| {
         let check = if problem.kind == DAMAGE { "proof" } else { "health" };
         Check::failed(check, problem.cause, problem.action)
@@ -246,6 +248,21 @@ fn schedules(known: &Known, protections: &[Protection], problems: &[HealthProble
             "blockctl cloudsnap schedules resume",
         ),
     })
+}
+
+/// Checks that the background verification reads everything within the maximum age of a proof.
+fn verification(plan: &VerificationPlan) -> Check {
+    let time = format!("background verification: {}", reading_time(plan));
+    let (Some(bytes), Some(requests)) = (plan.needed_bytes_per_day, plan.needed_requests_per_day) else {
+        return Check::ok("proof", time);
+    };
+    Check::warning(
+        "proof",
+        format!("{time}, but proof_max_age_days is {}", plan.proof_max_age_days),
+        format!(
+            "set verify_bytes_per_day = {bytes} and verify_requests_per_day = {requests} in the configuration of blockd"
+        ),
+    )
 }
 
 /// Returns true for a cloud snapshot of the volume. Other hosts, and former volumes of this one, have volumes
