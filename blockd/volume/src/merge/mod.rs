@@ -67,16 +67,9 @@ impl Volume {
         let last = note.take();
         // An in-doubt commit of an earlier attempt changes which blocks the upper layer hides.
         self.settle(&self.admin.lock())?;
-        let only_lower = {
-            let mut only = lower.set.held.clone();
-            only.subtract(&upper.set.held);
-            only
-        };
-        // Shared files must not be written; `find_pair` returns a pair with at least one unshared layer.
-        let is_down = match (upper.data.are_shared()?, lower.data.are_shared()?) {
-            (false, false) => upper.set.held.len_blocks() <= only_lower.len_blocks(),
-            (upper_is_shared, _) => upper_is_shared,
-        };
+        let mut only_lower = lower.set.held.clone();
+        only_lower.subtract(&upper.set.held);
+        let is_down = merges_down(&upper, &lower, &only_lower)?;
         let (from, target, blocks) = match is_down {
             true => (&upper, &lower, &upper.set.held),
             false => (&lower, &upper, &only_lower),
@@ -297,6 +290,15 @@ fn mergeable<'a>(
             Some((at, upper, lower))
         }
         _ => None,
+    })
+}
+
+/// Returns true if the upper layer is merged into the lower one, the smaller copy. Shared files must not be
+/// written; `find_pair` returns a pair with at least one unshared layer.
+fn merges_down(upper: &FrozenLayer, lower: &FrozenLayer, only_lower: &BlockSet) -> Result<bool, VolumeError> {
+    Ok(match (upper.data.are_shared()?, lower.data.are_shared()?) {
+        (false, false) => upper.set.held.len_blocks() <= only_lower.len_blocks(),
+        (upper_is_shared, _) => upper_is_shared,
     })
 }
 
