@@ -438,20 +438,28 @@ pub struct ListRuns {
     pub max: Option<u32>,
 }
 
-/// Retention verdict on a backup.
+/// Retention verdict on a cloud or local snapshot of a schedule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Judged {
+pub struct JudgedSnapshot {
     /// Run that made it.
     pub run_id: u64,
-    /// Backup.
-    pub cloud_snapshot_id: CloudSnapshotId,
     /// Volume.
+    pub volume_id: Option<VolumeId>,
+    /// Its name.
     pub volume_name: Option<VolumeName>,
-    /// Credential of the backup.
-    pub credential_id: Uuid,
+    /// True for a local snapshot, false for a cloud snapshot.
+    pub local: bool,
+    /// Cloud snapshot.
+    pub cloud_snapshot_id: Option<CloudSnapshotId>,
+    /// Credential of the cloud snapshot.
+    pub credential_id: Option<Uuid>,
     /// Its name; `None` if it was deleted.
     pub credential_name: Option<CredentialName>,
+    /// Local snapshot.
+    pub snapshot_id: Option<SnapshotId>,
+    /// Its name; `None` if it was deleted.
+    pub snapshot_name: Option<SnapshotName>,
     /// Point in time.
     pub created_at: Timestamp,
     /// Verdict and reason.
@@ -459,35 +467,4 @@ pub struct Judged {
     /// Former rule that made it, whose retention still applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub former_rule: Option<String>,
-}
-
-/// Retention verdict on a local snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct JudgedSnapshot {
-    /// Run that made it.
-    pub run_id: u64,
-    /// Snapshot.
-    pub snapshot_id: SnapshotId,
-    /// Name.
-    pub snapshot_name: Option<SnapshotName>,
-    /// Volume.
-    pub volume_name: Option<VolumeName>,
-    /// Point in time.
-    pub created_at: Timestamp,
-    /// Verdict and reason.
-    pub verdict: Verdict,
-}
-
-/// Reply to `GET /v1/schedules/{schedule}/retention`: verdicts at this time; nothing is changed. Backups of a
-/// deleted schedule are listed too: all stay. One object with two lists: the retention of each keeps its own
-/// number.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RetentionPlan {
-    /// Existing backups of the schedule.
-    pub cloud_snapshots: Vec<Judged>,
-    /// Local snapshots of the schedule.
-    #[serde(default)]
-    pub snapshots: Vec<JudgedSnapshot>,
 }

@@ -2,8 +2,10 @@
 
 use super::{resume::DISCARD, *};
 use blockd_api::{
-    SnapshotRef,
-    schedules::{CreateSchedule, ListRuns, RetainAt, Run, RunState, Schedule, UpdateSchedule},
+    CredentialName, SnapshotRef,
+    schedules::{
+        CreateSchedule, JudgedSnapshot, ListRuns, RetainAt, Run, RunState, Schedule, UpdateSchedule,
+    },
     snapshots::{DeleteSnapshot, MarkSnapshot},
     tasks::TaskLimits,
     volumes::{CloneVolume, DeleteVolume},
@@ -75,7 +77,7 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     let left = host.scheduled_when(3).await;
     assert!(left[0].snapshot_id == first.snapshot_id && left[0].pinned && !left[1].pinned, "{left:?}");
     let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
-    let pinned = plan.snapshots.iter().find(|one| one.snapshot_id == first.snapshot_id).unwrap();
+    let pinned = plan.items.iter().find(|one| one.snapshot_id == Some(first.snapshot_id)).unwrap();
     assert_eq!(pinned.verdict, Verdict::Keep(vec![KeepReason::Pinned]));
     host.refused_at(ErrorCode::SnapshotPinned, DELETE_SNAPSHOT, &wanted, &Default::default()).await;
 
@@ -162,10 +164,24 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     then.assert_is(&host.volume("then"));
 
     let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
-    assert_eq!((plan.snapshots.len(), plan.cloud_snapshots.len()), (3, 6));
-    let last = &plan.snapshots[0];
+    let locations: Vec<_> =
+        plan.items.iter().map(|one| one.credential_name.as_ref().map(CredentialName::as_str)).collect();
+    let (nas, offsite) = (Some("nas"), Some("offsite"));
+    assert_eq!(locations, [None, None, None, nas, nas, offsite, offsite, offsite, offsite]);
+    let is_sorted = |pair: &[JudgedSnapshot]| {
+        pair[0].credential_id != pair[1].credential_id || pair[0].created_at > pair[1].created_at
+    };
+    assert!(plan.items.windows(2).all(is_sorted), "{plan:?}");
+    for one in &plan.items {
+        assert_eq!(one.volume_id, schedule.selector.volume_id);
+        assert_eq!((one.local, !one.local), (one.snapshot_id.is_some(), one.cloud_snapshot_id.is_some()));
+    }
+    let last = &plan.items[0];
     assert_eq!(last.verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
-    assert_eq!((last.snapshot_id, last.snapshot_name.as_ref()), (newest.snapshot_id, Some(&newest.name)));
+    assert_eq!(
+        (last.snapshot_id, last.snapshot_name.as_ref()),
+        (Some(newest.snapshot_id), Some(&newest.name))
+    );
     host.restart().await;
     let schedule = host.call(LIST_SCHEDULES, &()).await.list.items.remove(0);
     let copies: Vec<_> = schedule
@@ -189,11 +205,11 @@ impl Host {
         let plan = self.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
         self.call_at(DELETE_SCHEDULE, &schedule.schedule_id, &()).await;
         let after = self.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
-        let kept = plan.snapshots.iter().filter(|judged| !judged.verdict.is_delete()).count();
-        assert!(after.snapshots.len() >= kept && !after.cloud_snapshots.is_empty(), "{after:?}");
-        let is_kept = |verdict: &Verdict| *verdict == Verdict::Keep(vec![KeepReason::ScheduleGone]);
-        assert!(after.cloud_snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{after:?}");
-        assert!(after.snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{after:?}");
+        let kept = plan.items.iter().filter(|judged| judged.local && !judged.verdict.is_delete()).count();
+        let (local, cloud): (Vec<_>, Vec<_>) = after.items.iter().partition(|judged| judged.local);
+        assert!(local.len() >= kept && !cloud.is_empty(), "{after:?}");
+        let gone = Verdict::Keep(vec![KeepReason::ScheduleGone]);
+        assert!(after.items.iter().all(|judged| judged.verdict == gone), "{after:?}");
     }
 }
 
@@ -274,7 +290,7 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
     let wanted = SnapshotRef::Id(first.snapshot_id);
     host.sql("UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.resumable', json('true'))");
     host.refused_at(ErrorCode::SnapshotInUse, DELETE_SNAPSHOT, &wanted, &Default::default()).await;
-    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.snapshots;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.items;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::InUse]));
     // The next backup abandons the task.
     let runs = host.ran(&schedule).await;

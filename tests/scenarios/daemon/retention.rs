@@ -242,8 +242,8 @@ async fn date_holds_under_another_credential_of_the_repository() {
     let expires = Some(tomorrow());
     store_override(host.engine(), RetentionOverride { cloudsnap, credential, pinned: false, expires });
     host.keep(schedule, 1).await;
-    let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.cloud_snapshots;
-    let oldest = plan.iter().find(|planned| planned.cloud_snapshot_id.to_string() == snaps[0]).unwrap();
+    let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.items;
+    let oldest = plan.iter().find(|planned| planned.cloud_snapshot_id == Some(snap_id(&snaps[0]))).unwrap();
     assert_eq!(oldest.verdict, Verdict::Keep(vec![KeepReason::NotExpired]));
     host.stop().await;
 }
@@ -263,9 +263,9 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
         host.engine().db.transaction(|tx| proof.put(tx)).unwrap();
     };
     let verdicts = async || {
-        let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.cloud_snapshots;
+        let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.items;
         let of = |snap: &String| {
-            plan.iter().find(|planned| planned.cloud_snapshot_id.to_string() == *snap).unwrap()
+            plan.iter().find(|planned| planned.cloud_snapshot_id == Some(snap_id(snap))).unwrap()
         };
         snaps.iter().map(|snap| of(snap).verdict.clone()).collect::<Vec<_>>()
     };
@@ -305,9 +305,9 @@ async fn proofs_of_another_host_keep_backups_and_delete_none() {
     };
     let put = |proof: HostProof| assert!(host.engine().db.transaction(|tx| proof.put(tx)).unwrap());
     let verdicts = async || {
-        let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.cloud_snapshots;
+        let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.items;
         let of = |snap: &String| {
-            plan.iter().find(|planned| planned.cloud_snapshot_id.to_string() == *snap).unwrap()
+            plan.iter().find(|planned| planned.cloud_snapshot_id == Some(snap_id(snap))).unwrap()
         };
         snaps.iter().map(|snap| of(snap).verdict.clone()).collect::<Vec<_>>()
     };

@@ -126,7 +126,7 @@ async fn retention_of_schedules_keeps_pinned_backups() {
     host.until_deleted(1).await;
     assert_eq!(host.runs().await.iter().filter(|run| run.state == RunState::Expired).count(), 1);
     assert_eq!(host.ids().await, [snaps[0].clone(), snaps[2].clone()]);
-    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.cloud_snapshots;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.items;
     assert_eq!(plan[1].verdict, Verdict::Keep(vec![KeepReason::Pinned]));
     host.expire_at(Timestamp::now() + SignedDuration::from_hours(9000)).await;
     assert_eq!(host.ids().await.len(), 2);

@@ -63,12 +63,12 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
         if states == expected && stored.len() == 2 { Ok(()) } else { Err((states, stored)) }
     })
     .await;
-    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.cloud_snapshots;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.items;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
-    let planned: BTreeSet<_> = plan.iter().map(|judged| judged.cloud_snapshot_id).collect();
+    let planned: BTreeSet<_> = plan.iter().filter_map(|judged| judged.cloud_snapshot_id).collect();
     let stored: BTreeSet<_> = host.list().await.iter().map(|entry| entry.cloud_snapshot_id).collect();
     assert_eq!(planned, stored);
-    model.assert_is(&*host.restore(&plan[0].cloud_snapshot_id.to_string(), "again").await);
+    model.assert_is(&*host.restore(&plan[0].cloud_snapshot_id.unwrap().to_string(), "again").await);
     host.stop().await;
 }
 

@@ -328,7 +328,7 @@ fn missing_objects_and_refused_plans_have_a_hint() {
 fn empty_retention_plan_is_a_note() {
     const ROUTE: &str = "GET /v1/schedules/078557a3-26c7-49b1-9822-34e6f816c2d1/retention";
     let mut plan = reply(ROUTE);
-    (plan["snapshots"], plan["cloudSnapshots"]) = (json!([]), json!([]));
+    plan["items"] = json!([]);
     let ran = Fake::with_defaults(vec![(ROUTE, ok(plan))]).run("cs sched retention nightly");
     assert_eq!((ran.status, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", "no backups\n"));
 }

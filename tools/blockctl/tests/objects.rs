@@ -107,7 +107,7 @@ fn schedule_is_deleted_with_its_backups_if_its_policy_says_so() {
         schedule["labels"] = json!({ "reclaim-policy": stored });
         let mut kept = reply(&plan);
         if is_pinned {
-            kept["cloudSnapshots"][1]["verdict"] = json!({ "keep": [{ "kind": "pinned" }] });
+            kept["items"][2]["verdict"] = json!({ "keep": [{ "kind": "pinned" }] });
         }
         let fake = Fake::with_defaults(vec![
             ("GET /v1/schedules", ok(list(json!([schedule])))),

@@ -228,14 +228,14 @@ fn failed_deletion_of_a_schedule_leaves_it_active() {
     let route = |method: &str, rest: &str| format!("{method} /v1/schedules/{ID}{rest}");
     let (change, plan) = (route("PATCH", ""), route("GET", "/retention"));
     let backups = reply(&plan);
-    let newest = &backups["cloudSnapshots"][0]["cloudSnapshotId"];
+    let newest = &backups["items"][1]["cloudSnapshotId"];
     let mut lazy = volume("7", "lazy");
     lazy["hydration"] = json!({
         "cloudSnapshotId": newest, "credentialId": "af563a4d-afd7-48df-90f7-8e8f9414ff77", "doneBytes": 0,
         "totalBytes": 4096, "inBackground": true, "onStoreLoss": "stall", "waitingRequests": 0
     });
     let mut in_use = backups.clone();
-    in_use["cloudSnapshots"][0]["verdict"] = json!({ "keep": [{ "kind": "in-use" }] });
+    in_use["items"][1]["verdict"] = json!({ "keep": [{ "kind": "in-use" }] });
     let run = |is_paused: bool, volumes: Vec<Value>, kept: &Value| {
         let mut schedule = reply("GET /v1/schedules")["items"][0].take();
         (schedule["labels"], schedule["paused"]) = (json!({ "reclaim-policy": "Delete" }), json!(is_paused));

@@ -27,7 +27,7 @@ use crate::{
     roles::Role,
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
     schedules::{
-        CreateSchedule, ListRuns, Policy, PolicyName, RetentionPlan, Run, RunSchedule, Schedule,
+        CreateSchedule, JudgedSnapshot, ListRuns, Policy, PolicyName, Run, RunSchedule, Schedule,
         ScheduleList, UpdatePolicy, UpdateSchedule,
     },
     snapshots::{
@@ -296,7 +296,7 @@ operations! {
     "Run a schedule now"
     RUN_SCHEDULE: (Uuid, RunSchedule) -> List<Run> = post(Admin, "/v1/schedules/{schedule}/run").errors(&[A_SCHEDULE]);
     "Show the backups that a schedule's retention keeps and deletes"
-    PLAN_RETENTION: (Uuid, ()) -> RetentionPlan = get(ReadOnly, "/v1/schedules/{schedule}/retention")
+    PLAN_RETENTION: (Uuid, ()) -> List<JudgedSnapshot> = get(ReadOnly, "/v1/schedules/{schedule}/retention")
         .errors(&[A_SCHEDULE]);
     "List runs of schedules"
     LIST_RUNS: ((), ListRuns) -> List<Run> = get(ReadOnly, "/v1/schedule-runs").errors(&[A_VOLUME]);

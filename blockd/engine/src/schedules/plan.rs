@@ -7,17 +7,20 @@ use crate::{
         requests::{Schedules, no_schedule},
     },
 };
-use blockd_api::schedules::{Judged, JudgedSnapshot, RetentionPlan};
-use blockd_catalog::{CredentialRow, ScheduleRow};
+use blockd_api::{List, schedules::JudgedSnapshot};
+use blockd_catalog::{CredentialRow, RunRow, ScheduleRow};
+use blockd_schedule::Verdict;
 use jiff::Timestamp;
+use std::cmp::Reverse;
 use uuid::Uuid;
 
 impl Schedules {
-    /// Returns what a schedule's retention would keep and delete now, with reasons. Changes nothing.
+    /// Returns what a schedule's retention would keep and delete now, with reasons: by volume and
+    /// location, local snapshots first, the newest first. Changes nothing.
     ///
     /// # Errors
     /// There is no such schedule.
-    pub async fn plan_retention(&self, uuid: Uuid) -> Result<RetentionPlan, ServiceError> {
+    pub async fn plan_retention(&self, uuid: Uuid) -> Result<List<JudgedSnapshot>, ServiceError> {
         let now = Timestamp::now();
         let judged = self.db.run(move |tx| -> Result<_, ServiceError> {
             let (judged, local) = match ScheduleRow::find(tx, uuid)? {
@@ -33,28 +36,50 @@ impl Schedules {
             Ok((judged, local, CredentialRow::names(tx)?))
         });
         let (judged, local, credentials) = judged.await?;
-        let snapshots = local.into_iter().map(|judgement| JudgedSnapshot {
-            run_id: judgement.run.id,
-            snapshot_id: judgement.snapshot,
+        let local = local.into_iter().map(|judgement| JudgedSnapshot {
+            local: true,
+            snapshot_id: Some(judgement.snapshot),
             snapshot_name: judgement.name,
-            volume_name: judgement.run.volume_name.clone(),
-            created_at: judgement.run.started,
-            verdict: judgement.verdict,
+            ..judged_run(&judgement.run, judgement.verdict)
         });
-        let snapshots = snapshots.collect();
-        let cloudsnaps = judged.into_iter().map(|judgement| Judged {
-            former_rule: judgement
-                .is_of_gone_rule
-                .then(|| judgement.run.rule.as_ref().map(ToString::to_string))
-                .flatten(),
-            run_id: judgement.run.id,
-            cloud_snapshot_id: judgement.cloudsnap,
-            volume_name: judgement.run.volume_name.clone(),
-            credential_id: judgement.credential,
+        let cloudsnaps = judged.into_iter().map(|judgement| JudgedSnapshot {
+            cloud_snapshot_id: Some(judgement.cloudsnap),
+            credential_id: Some(judgement.credential),
             credential_name: credentials.get(&judgement.credential).cloned(),
-            created_at: judgement.run.started,
-            verdict: judgement.verdict,
+            former_rule: judgement
+                .run
+                .rule
+                .as_ref()
+                .filter(|_| judgement.is_of_gone_rule)
+                .map(ToString::to_string),
+            ..judged_run(&judgement.run, judgement.verdict)
         });
-        Ok(RetentionPlan { cloud_snapshots: cloudsnaps.collect(), snapshots })
+        let mut plan: Vec<_> = local.chain(cloudsnaps).collect();
+        plan.sort_by(|one, other| {
+            let place =
+                |one: &JudgedSnapshot| (one.volume_name.clone(), one.volume_id, one.credential_name.clone());
+            let newest_first =
+                |one: &JudgedSnapshot| (one.credential_id, Reverse((one.created_at, one.run_id)));
+            place(one).cmp(&place(other)).then_with(|| newest_first(one).cmp(&newest_first(other)))
+        });
+        Ok(plan.into())
+    }
+}
+
+/// Returns the verdict on the snapshot of a run, without that snapshot.
+fn judged_run(run: &RunRow, verdict: Verdict) -> JudgedSnapshot {
+    JudgedSnapshot {
+        run_id: run.id,
+        volume_id: run.volume,
+        volume_name: run.volume_name.clone(),
+        local: false,
+        cloud_snapshot_id: None,
+        credential_id: None,
+        credential_name: None,
+        snapshot_id: None,
+        snapshot_name: None,
+        created_at: run.started,
+        verdict,
+        former_rule: None,
     }
 }

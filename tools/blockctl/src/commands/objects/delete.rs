@@ -22,12 +22,12 @@ use blockd_api::{
     VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap},
     operations,
-    schedules::{Judged, Schedule, UpdateSchedule},
+    schedules::{JudgedSnapshot, Schedule, UpdateSchedule},
     snapshots::Snapshot,
     tasks::{Task, TaskOwner},
     volumes::{UpdateVolume, Volume},
 };
-use blockd_schedule::KeepReason;
+use blockd_schedule::{KeepReason, Verdict};
 use std::collections::BTreeSet;
 
 /// Object to delete.
@@ -434,20 +434,20 @@ impl Delete<'_> {
         let tasks = self.resources.tasks.iter();
         let tasks = tasks.filter(|task| task.owner == TaskOwner::Schedule { schedule_id });
         let object = format!("a backup of VolumeBackupSchedule/{}", schedule_name(schedule));
-        let is_pinned = |one: &Judged| one.verdict.is_kept_as(KeepReason::Pinned);
-        let found: Vec<_> =
-            plan.cloud_snapshots.iter().map(|one| (one.cloud_snapshot_id, is_pinned(one))).collect();
+        let backups = || {
+            let of = |one: &JudgedSnapshot| {
+                Some((one.cloud_snapshot_id?, one.credential_id?, one.verdict.clone()))
+            };
+            plan.items.iter().filter_map(of)
+        };
+        let is_pinned = |verdict: Verdict| verdict.is_kept_as(KeepReason::Pinned);
+        let found: Vec<_> = backups().map(|(id, _, verdict)| (id, is_pinned(verdict))).collect();
         refuse_kept(&object, &self.resources, tasks, &found)?;
-        if let Some(used) = plan.cloud_snapshots.iter().find(|one| one.verdict.is_kept_as(KeepReason::InUse))
-        {
-            let message = format!(
-                "{object} is used by a task: wait for the end of those of {}",
-                used.cloud_snapshot_id
-            );
+        if let Some((used, ..)) = backups().find(|(.., verdict)| verdict.is_kept_as(KeepReason::InUse)) {
+            let message = format!("{object} is used by a task: wait for the end of those of {used}");
             return Err(ApiError::new(ErrorCode::CloudsnapInUse, message).into());
         }
-        let backups = plan.cloud_snapshots.into_iter();
-        Ok(backups.map(|one| (one.cloud_snapshot_id, CredentialRef::Id(one.credential_id))).collect())
+        Ok(backups().map(|(id, credential, _)| (id, CredentialRef::Id(credential))).collect())
     }
 
     /// Deletes a rule. If its object has all current targets, they are unassigned first.

@@ -12,7 +12,9 @@ use crate::{
 use blockd_api::{
     credentials::Credential,
     operations,
-    schedules::{CopyState, Policy, Rule, Run, RunState, Schedule, ScheduleList, SelectedVolumes},
+    schedules::{
+        CopyState, JudgedSnapshot, Policy, Rule, Run, RunState, Schedule, ScheduleList, SelectedVolumes,
+    },
 };
 use blockd_schedule::Retention;
 use uuid::Uuid;
@@ -179,31 +181,26 @@ pub async fn retention(context: &Context<'_>, uuid: &Uuid) -> Exit {
     let plan = context.client.call_at(operations::PLAN_RETENTION, uuid, &()).await?;
     let names = Names::load(context).await?;
     context.output.list(&plan, "backups", || {
-        let snapshots = plan.snapshots.iter().map(|judged| {
-            [
-                or_dash(judged.volume_name.as_ref()),
-                or_dash(judged.snapshot_name.as_ref().map(|name| cut(name.as_str(), SNAPSHOT_NAME_CHARS))),
-                short_time(judged.created_at),
-                names.location(None),
-                judged.verdict.to_string(),
-            ]
-        });
-        let short = ShortIds::new(plan.cloud_snapshots.iter().map(|judged| judged.cloud_snapshot_id));
-        let cloudsnaps = plan.cloud_snapshots.iter().map(|judged| {
+        let short = ShortIds::new(plan.items.iter().filter_map(|judged| judged.cloud_snapshot_id));
+        let name_of = |judged: &JudgedSnapshot| match judged.cloud_snapshot_id {
+            Some(id) => short.of(&id),
+            None => {
+                or_dash(judged.snapshot_name.as_ref().map(|name| cut(name.as_str(), SNAPSHOT_NAME_CHARS)))
+            }
+        };
+        let rows = plan.items.iter().map(|judged| {
             let gone = judged.former_rule.as_ref().map_or_else(String::new, |rule| {
                 format!(" (by the retention of {rule}, removed from the schedule)")
             });
             [
                 or_dash(judged.volume_name.as_ref()),
-                short.of(&judged.cloud_snapshot_id),
+                name_of(judged),
                 short_time(judged.created_at),
-                names.location(Some(judged.credential_id)),
+                names.location(judged.credential_id),
                 format!("{}{gone}", judged.verdict),
             ]
         });
-        Table::of("VOLUME|ID|CREATED|LOCATION|VERDICT", snapshots.chain(cloudsnaps))
-            .fit("VOLUME|LOCATION")
-            .with_text()
+        Table::of("VOLUME|ID|CREATED|LOCATION|VERDICT", rows).fit("VOLUME|LOCATION").with_text()
     })
 }
 
