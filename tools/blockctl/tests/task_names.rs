@@ -2,7 +2,7 @@
 
 use crate::{
     names::completed,
-    support::{Fake, TASK, list, ok, task, volume},
+    support::{Fake, TASK, list, ok, reply, task, volume},
     terminal::on_terminal,
 };
 use serde_json::{Value, json};
@@ -129,5 +129,36 @@ fn tasks_are_completed_by_their_state() {
         let shown = completed(&fake, &[&["blockctl", "cloudsnap"], words, &["a"]].concat());
         let shown: Vec<_> = shown.iter().map(|id| &id[..2]).collect();
         assert_eq!(shown, ids, "{words:?}");
+    }
+}
+
+#[test]
+fn backups_of_other_hosts_are_completed() {
+    let mut stored = reply("GET /v1/cloudsnaps");
+    let (host, id) = ("aaaa0a67", "aaaa0a67-e12a-4d35-81ad-985657757352/59-60");
+    (stored["items"][0]["cloudSnapshotId"], stored["items"][0]["name"]) = (json!(id), json!("far"));
+    stored["items"][1]["name"] = json!("own");
+    let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(stored))]);
+    for words in [&["cloudsnap", "restore"][..], &["get", "vb"], &["delete", "VolumeBackup"]] {
+        let shown = completed(&fake, &[&["blockctl"], words, &["aaaa"]].concat());
+        assert_eq!(shown, [format!("{host}/far")], "{words:?}");
+    }
+    for (typed, clusters) in [("aa", &[host][..]), ("2e", &["2e4d4b67"]), ("b", &[])] {
+        let shown = completed(&fake, &["blockctl", "cloudsnap", "list", "--cluster", typed]);
+        assert_eq!(shown, clusters, "{typed}");
+    }
+}
+
+#[test]
+fn commands_with_a_schema_are_completed() {
+    let fake = Fake::start(Vec::new());
+    for (words, found) in [
+        (&["clouds"][..], &["cloudsnap"][..]),
+        (&["cloudsnap", "schedules", "ret"], &["retention"]),
+        (&["volume", "re"], &["rename", "resize"]),
+        (&["nosuch", "v"], &[]),
+    ] {
+        let shown = completed(&fake, &[&["blockctl", "schema"], words].concat());
+        assert_eq!(shown, found, "{words:?}");
     }
 }

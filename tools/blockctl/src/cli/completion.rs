@@ -7,13 +7,16 @@ use crate::{
     commands::{
         objects::args::{ALL, Kinds},
         schedules::called,
+        schema,
     },
     contexts::{self, Global},
     objects::Kind,
     table::short_uuid,
 };
 use blockd_api::{
-    CLONED_BY, Client, RESTORED_BY, operations,
+    CLONED_BY, Client, RESTORED_BY,
+    cloudsnaps::{Cloudsnap, ListCloudsnaps},
+    operations,
     snapshots::{ListSnapshots, Snapshot},
     tasks::{ListTasks, Task, TaskKind, TaskStage},
     volumes::{ListVolumes, Volume},
@@ -27,6 +30,7 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
+use uuid::Uuid;
 
 /// Timeout of the daemon. A slow host completes late, and Ctrl-C ends the wait.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +43,8 @@ enum Source {
     Exports,
     /// `VOLUME@latest` and backups of tasks: a list of cloud snapshots may need slow stores.
     Points,
+    /// The same, and backups of other hosts, which only the stores have.
+    RestorablePoints,
     /// `VOLUME@latest`.
     Latest,
     Snapshots,
@@ -47,6 +53,12 @@ enum Source {
     SnapshotNames,
     /// Names of backups that tasks made.
     Backups,
+    /// Names of backups of other hosts, each with its host.
+    BackupsOfOthers,
+    /// Hosts with cloud snapshots.
+    Clusters,
+    /// Words of the commands that have a schema.
+    SchemaWords,
     /// Objects in this label of volumes.
     Makers(&'static str),
     /// Kinds and their names in other systems; of a list, also `all`.
@@ -77,7 +89,10 @@ impl Source {
         Some(match name_of(arg).as_str() {
             "VOLUME" | "VOLUME,…" | "VOLUME|DEVICE" | "VOLUME|GROUP" => Self::Volumes,
             "VOLUME[@SNAPSHOT]" => Self::Exports,
-            "ID" | "ID|VOLUME" | "ID-1" | "ID-2" | "ID PATH" => Self::Points,
+            "ID|VOLUME" => Self::RestorablePoints,
+            "UUID" if arg.get_id() == "cluster" => Self::Clusters,
+            "COMMAND" if command.get_name() == "schema" => Self::SchemaWords,
+            "ID" | "ID-1" | "ID-2" | "ID PATH" => Self::Points,
             "SNAPSHOT" | "A" | "B" if has("VOLUME[@SNAPSHOT]") => Self::SnapshotsOfVolume,
             "SNAPSHOT" => Self::Snapshots,
             of @ ("KIND" | "KIND,…") if arg.is_positional() => Self::Kinds { is_list: of != "KIND" },
@@ -116,21 +131,28 @@ impl Source {
             Self::Exports if word.contains('@') => vec![Self::Snapshots],
             Self::Exports => vec![Self::Volumes],
             Self::Points => vec![Self::Latest, Self::Backups],
+            Self::RestorablePoints => vec![Self::Latest, Self::Backups, Self::BackupsOfOthers],
             Self::Objects => {
                 let kinds = line.iter().find_map(|word| word.parse::<Kinds>().ok());
-                kinds.map_or_else(Vec::new, |kinds| kinds.kinds.into_iter().map(Self::of_kind).collect())
+                let kinds = kinds.map_or_else(Vec::new, |kinds| kinds.kinds.into_iter().collect());
+                let of_others = kinds.contains(&Kind::VolumeBackup).then_some(Self::BackupsOfOthers);
+                kinds.into_iter().map(Self::of_kind).chain(of_others).collect()
             }
             other => vec![other],
         }
     }
 
-    /// Returns the names for a word; none of the daemon if it does not answer in time.
+    /// Returns the names for a word; of the daemon those that it sends in time.
     fn names(self, word: &str) -> BTreeSet<String> {
         if let Self::Kinds { is_list } = self {
             let is_lower = word.starts_with(|first: char| first.is_ascii_lowercase());
             let spelled = |kind: Kind| if is_lower { kind.text().to_lowercase() } else { kind.to_string() };
             let others = Kind::ALL.into_iter().flat_map(Kind::other_names).chain(is_list.then_some(ALL));
             return Kind::ALL.into_iter().map(spelled).chain(others.map(str::to_owned)).collect();
+        }
+        let line: Vec<String> = typed().filter_map(|word| word.into_string().ok()).collect();
+        if self == Self::SchemaWords {
+            return schema_words(&line);
         }
         let Ok(endpoint) = contexts::resolve(&selected(), |name| std::env::var_os(name)) else {
             return BTreeSet::new();
@@ -139,17 +161,16 @@ impl Source {
             return BTreeSet::new();
         };
         let client = Client::at(endpoint);
-        let line: Vec<String> = typed().filter_map(|word| word.into_string().ok()).collect();
+        let mut names = BTreeSet::new();
         let all = async {
-            let mut names = BTreeSet::new();
             for part in self.parts(word, &line) {
                 names.extend(part.load(&client, &line).await.unwrap_or_default());
             }
-            names
         };
-        let found = runtime.block_on(async { tokio::time::timeout(TIMEOUT, all).await });
+        // Slow stores must not hide the names of the daemon.
+        let _ = runtime.block_on(async { tokio::time::timeout(TIMEOUT, all).await });
         runtime.shutdown_background();
-        found.unwrap_or_default()
+        names
     }
 
     async fn load(self, client: &Client, line: &[String]) -> Option<Vec<String>> {
@@ -212,7 +233,25 @@ impl Source {
                 tasks().await?.iter().filter(offered).map(|one| short_uuid(one.task_id)).collect()
             }
             Self::Backups => backup_names(&tasks().await?),
-            Self::Points | Self::Exports | Self::Objects | Self::Kinds { .. } => return None,
+            Self::BackupsOfOthers => {
+                let (stored, own) = stored(client).await?;
+                let others = stored.iter().filter(|one| one.cloud_snapshot_id.cluster != own);
+                let name = |one: &Cloudsnap| {
+                    Some(format!("{}/{}", short_uuid(one.cloud_snapshot_id.cluster), one.name.as_ref()?))
+                };
+                others.filter_map(name).collect()
+            }
+            Self::Clusters => {
+                let (stored, own) = stored(client).await?;
+                let clusters = stored.iter().map(|one| one.cloud_snapshot_id.cluster).chain([own]);
+                clusters.map(short_uuid).collect()
+            }
+            Self::Points
+            | Self::RestorablePoints
+            | Self::Exports
+            | Self::Objects
+            | Self::SchemaWords
+            | Self::Kinds { .. } => return None,
         };
         Some(names)
     }
@@ -227,6 +266,26 @@ impl Source {
         let names = self.names(last).into_iter().filter(|name| name.starts_with(last));
         names.map(|name| CompletionCandidate::new(format!("{before}{name}"))).collect()
     }
+}
+
+/// Returns the cloud snapshots of the stores, and the cluster of this host.
+async fn stored(client: &Client) -> Option<(Vec<Cloudsnap>, Uuid)> {
+    let own = client.call(operations::GET_STATUS, &()).await.ok()?.cluster_id;
+    let list = client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await.ok()?.list;
+    Some((list.items, own))
+}
+
+/// Returns the next words of the commands that have a schema and begin with the words of a line. Its last
+/// word is the one to complete.
+fn schema_words(line: &[String]) -> BTreeSet<String> {
+    let mut before: Vec<&String> = line.iter().skip_while(|word| *word != "schema").skip(1).collect();
+    before.pop();
+    let next = |command: &str| {
+        let mut words = command.split(' ');
+        let begins = before.iter().all(|word| words.next() == Some(word.as_str()));
+        words.next().filter(|_| begins).map(str::to_owned)
+    };
+    schema::commands().filter_map(next).collect()
 }
 
 /// Returns the name of a snapshot with its volume.

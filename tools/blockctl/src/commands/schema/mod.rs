@@ -188,6 +188,11 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("volume uri", &[of::<ExportUri>()]),
 ];
 
+/// Returns the commands that have a schema.
+pub fn commands() -> impl Iterator<Item = &'static str> {
+    DOCUMENTS.iter().map(|(command, _)| *command)
+}
+
 /// Adds the version to the schema of a document. Lists in the form of pxctl have none.
 fn versioned(schema: &Schema, schemas: &SchemaGenerator) -> Value {
     let target = schema.get("$ref").and_then(Value::as_str).and_then(|target| target.rsplit('/').next());
