@@ -467,3 +467,10 @@ fn wide_list_of_backups_has_names_and_labels() {
         assert!(ran.stdout.contains(words), "{words}: {ran:?}");
     }
 }
+
+#[test]
+fn schedule_without_volume_has_a_location() {
+    let shown = Fake::with_defaults(Vec::new()).run("get vbs").stdout;
+    let row = shown.lines().find(|line| line.starts_with("nightly ")).unwrap();
+    assert!(row.contains(" nas "), "{shown}");
+}

@@ -72,7 +72,7 @@ kinds! {
         +CLOUD-SNAP-ID=status.volumes.cloudSnapshotId"];
     /// Schedule of backups.
     VolumeBackupSchedule: "spec", ScheduleNotFound, "applicationbackupschedule volumesnapshotschedule schedule",
-        ["OF=status.selected LOCATION=spec.template.spec.backupLocation NEXT-RUN=status.nextRunAt STATUS=status.state",
+        ["OF=status.selected LOCATION=status.credentialNames NEXT-RUN=status.nextRunAt STATUS=status.state",
         "+SCHEDULE=status.schedule +LAST-RUN=status.lastRunAt +KEPT=status.kept"];
     /// Volumes restored from a backup, made once.
     VolumeRestore: "spec", VolumeNotFound, "applicationrestore restore", [OF_TASKS, "+INTO=spec.destinationVolume +CLOUD-SNAP-ID=status.volumes.cloudSnapshotId"];

@@ -122,6 +122,7 @@ impl ResourceSet {
                 SelectedVolumes { volume_name: None, volume_id: Some(id), .. } => format!("volume {id}"),
                 selector => selected(selector),
             },
+            credential_names: one.credential_names.clone(),
             schedule: one.schedule.clone(),
             kept: kept(one, &self.policies, Retention::to_string),
             conditions: vec![condition("Active", !one.paused), condition("Covering", !one.without_volume)],

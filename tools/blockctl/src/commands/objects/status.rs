@@ -183,6 +183,8 @@ pub struct ScheduleStatus {
     pub state: String,
     /// Volumes, in words.
     pub selected: String,
+    /// Backup locations.
+    pub credential_names: Vec<CredentialName>,
     /// Times, in words.
     pub schedule: String,
     /// Retention, in words.
