@@ -101,7 +101,8 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
     }
 }
 
-/// Reports started tasks, and waits for them if a width of the reported damage is given.
+/// Reports started tasks, and waits for them if a width of the reported damage is given. Results of several
+/// tasks have the location.
 pub async fn report_group_start<T: Serialize + JsonSchema>(
     context: &Context<'_>,
     tasks: Vec<Uuid>,
@@ -119,6 +120,10 @@ pub async fn report_group_start<T: Serialize + JsonSchema>(
             }
         }
     }
+    let at = |task: &Task| match &task.credential_name {
+        Some(location) if tasks.len() > 1 => format!(" at {location}"),
+        _ => String::new(),
+    };
     // Tasks are independent; any failure decides the exit status.
     let (mut exit, mut ended) = (EXIT_DONE, Vec::new());
     let waits = wait.into_iter().flat_map(|width| tasks.iter().enumerate().map(move |one| (one, width)));
@@ -127,7 +132,7 @@ pub async fn report_group_start<T: Serialize + JsonSchema>(
         exit = exit.max(exit_status(&task));
         match output.is_json() {
             true => ended.push(task),
-            false => tell(context, &task, width)?,
+            false => tell_at(context, &task, &at(&task), width)?,
         }
     }
     if output.is_json() {
@@ -169,6 +174,10 @@ pub fn exit_status(task: &Task) -> u8 {
 
 /// Reports the result of a task.
 pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Failure> {
+    tell_at(context, task, "", width)
+}
+
+fn tell_at(context: &Context<'_>, task: &Task, at: &str, width: Width) -> Result<(), Failure> {
     let output = context.output;
     if let Some(findings) = &task.findings {
         show_findings(output, task.kind, findings, width)?;
@@ -182,12 +191,12 @@ pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Fail
             if let Some(warning) = damage_of_others(task) {
                 output.note(format!("warning: {warning}"));
             }
-            output.line(ending(task))?;
+            output.line(ending(task, at))?;
         }
-        TaskStage::Stopped => output.error(&format!("{} was stopped", title(task)), Some(&ways)),
+        TaskStage::Stopped => output.error(&format!("{}{at} was stopped", title(task)), Some(&ways)),
         _ => {
             let (reason, hint) = reason(task);
-            output.error(&format!("{} failed: {reason}", title(task)), hint.as_deref());
+            output.error(&format!("{}{at} failed: {reason}", title(task)), hint.as_deref());
             if task.resumable {
                 output.note(format!("hint: {ways}"));
             }
@@ -216,7 +225,7 @@ pub fn reason(task: &Task) -> (&str, Option<String>) {
 }
 
 /// Describes the result and cost of a completed task.
-fn ending(task: &Task) -> String {
+fn ending(task: &Task, at: &str) -> String {
     let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
     let snap = task.cloud_snapshot_id.as_deref().unwrap_or("-");
     let elapsed = format_duration(task.elapsed_seconds);
@@ -226,13 +235,13 @@ fn ending(task: &Task) -> String {
     let freeze = task.freeze_stall_micros.map(|stall| format!(", freeze {stall} µs")).unwrap_or_default();
     match task.kind {
         TaskKind::Backup => format!(
-            "Cloudsnap backup completed: {snap} ({}, {} processed, {} uploaded, {requests}{freeze}, {elapsed})",
+            "Cloudsnap backup{at} completed: {snap} ({}, {} processed, {} uploaded, {requests}{freeze}, {elapsed})",
             or_dash(task.backup_type),
             size(task.processed_bytes),
             size(task.uploaded_bytes),
         ),
         TaskKind::Restore => format!(
-            "Cloudsnap restore completed: volume {} ({} processed, {} downloaded, {requests}, {elapsed})",
+            "Cloudsnap restore{at} completed: volume {} ({} processed, {} downloaded, {requests}, {elapsed})",
             or_dash(task.volume_name.as_ref()),
             size(task.processed_bytes),
             size(task.downloaded_bytes),
@@ -244,7 +253,7 @@ fn ending(task: &Task) -> String {
                 bytes => format!(", {} compared", size(bytes)),
             };
             format!(
-                "Cloudsnap verify completed: {} verified ({} checked, {} read{compared}, {requests}, {elapsed})",
+                "Cloudsnap verify{at} completed: {} verified ({} checked, {} read{compared}, {requests}, {elapsed})",
                 counted(found.snapshots, "cloud snapshot"),
                 counted(found.objects, "object"),
                 size(found.block_bytes),

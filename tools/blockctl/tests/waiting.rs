@@ -237,3 +237,31 @@ fn stop_of_a_group_stops_its_unfinished_backups() {
     let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!([tasks[0], other]))))]);
     assert_eq!(fake.run("cloudsnap stop --name aaaaaaaa").status, 2);
 }
+
+#[test]
+fn backups_at_several_locations_are_told_apart() {
+    let ids = [TASK, "4f4f0a67-e12a-4d35-81ad-985657757352"];
+    let ended = |id: &str, location: &str, state: &str| {
+        let mut one = task(state, 9);
+        (one["taskId"], one["credentialName"]) = (json!(id), json!(location));
+        ok(one)
+    };
+    let routes = ids.map(|id| format!("GET /v1/tasks/{id}"));
+    let fake = Fake::with_defaults(vec![
+        (BACKUP, ok(list(json!(ids.map(|id| json!({ "taskId": id })))))),
+        (&routes[0], ended(ids[0], "nas", "Backup-Done")),
+        (&routes[1], ended(ids[1], "offsite", "Backup-Failed")),
+    ]);
+    let ran = fake.run("cs backup db --cred-id nas --cred-id offsite --wait");
+    for words in [
+        &format!("backup at nas started successfully with id: {}\n", ids[0]),
+        &format!("backup at offsite started successfully with id: {}\n", ids[1]),
+        "backup at nas completed: ",
+    ] {
+        assert!(ran.stdout.contains(words), "{words} {ran:?}");
+    }
+    assert!(ran.stderr.contains("backup at offsite failed: "), "{ran:?}");
+    let one = Fake::with_defaults(vec![started(), (ONE_TASK, ended(TASK, "nas", "Backup-Done"))]);
+    let ran = one.run("cs backup db --cred-id nas --wait");
+    assert!(ran.stdout.contains("backup started ") && ran.stdout.contains("backup completed"), "{ran:?}");
+}

@@ -160,9 +160,15 @@ pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
         hooks: start.hooks.options()?,
     };
     let started = context.client.call(operations::START_BACKUP, &request).await?;
-    let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     let tasks: Vec<Uuid> = started.items.iter().map(|task| task.task_id).collect();
-    let lines: Vec<String> = tasks.iter().map(line).collect();
+    let line = |(index, task): (usize, &Uuid)| {
+        let at = match request.credentials.get(index) {
+            Some(location) if tasks.len() > 1 => format!(" at {location}"),
+            _ => String::new(),
+        };
+        format!("Cloudsnap backup{at} started successfully with id: {task}")
+    };
+    let lines: Vec<String> = tasks.iter().enumerate().map(line).collect();
     report_group_start(context, tasks, &started, &lines, start.wait.report()).await
 }
 
@@ -187,8 +193,13 @@ pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit 
     );
     let mut lines = vec![line];
     for member in &started.list.items {
-        let ids = member.task_ids.iter().map(|task| format!("  {}: {task}", member.volume_name));
-        lines.extend(ids);
+        let line = |(index, task): (usize, &Uuid)| match request.credentials.get(index) {
+            Some(location) if member.task_ids.len() > 1 => {
+                format!("  {} at {location}: {task}", member.volume_name)
+            }
+            _ => format!("  {}: {task}", member.volume_name),
+        };
+        lines.extend(member.task_ids.iter().enumerate().map(line));
     }
     let tasks = started.list.items.iter().flat_map(|member| member.task_ids.iter().copied()).collect();
     report_group_start(context, tasks, &started, &lines, start.wait.report()).await
