@@ -265,3 +265,25 @@ fn backups_at_several_locations_are_told_apart() {
     let ran = one.run("cs backup db --cred-id nas --wait");
     assert!(ran.stdout.contains("backup started ") && ran.stdout.contains("backup completed"), "{ran:?}");
 }
+
+#[test]
+fn watch_of_a_stored_name_lists_the_store_once() {
+    const TASKS: &str = "GET /v1/tasks";
+    let restore = |state: &str| {
+        let mut one = task(state, 4);
+        (one["cloudSnapshotId"], one["name"]) = (json!(snap("59-60")), json!(null));
+        ok(list(json!([one])))
+    };
+    let mut stored = reply("GET /v1/cloudsnaps");
+    stored["items"][0]["name"] = json!("before");
+    let fake = Fake::with_defaults(vec![
+        (TASKS, restore("Restore-Active")),
+        (TASKS, restore("Restore-Active")),
+        (TASKS, restore("Restore-Done")),
+        ("GET /v1/cloudsnaps", ok(stored)),
+    ]);
+    let ran = fake.run("cs status --watch before");
+    let lists = fake.seen().iter().filter(|seen| seen.line.starts_with("GET /v1/cloudsnaps")).count();
+    assert_eq!((ran.status, lists), (0, 1), "{ran:?}");
+    assert!(ran.stdout.contains("Restore-Done"), "{ran:?}");
+}

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap status`
 
-use super::task_ref::of_cloudsnap;
+use super::task_ref::{cloudsnaps, of_cloudsnaps};
 use crate::{
     commands::{
         arguments::{WaitArg, WideArg, parse_task},
@@ -138,7 +138,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
     if args.watch {
         return watch(context, &args).await;
     }
-    let tasks = tasks(context, &args).await?;
+    let tasks = tasks(context, &args, &mut Vec::new()).await?;
     if args.wait.wait {
         return match (args.name(), tasks.as_slice()) {
             (Some(_), [task]) => follow_to_end(context, task.task_id, args.width.width()).await,
@@ -170,7 +170,13 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
     Ok(EXIT_DONE)
 }
 
-async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Failure> {
+/// Fetches the tasks. `resolved` are the cloud snapshots of a name that no task has: their list may need slow
+/// stores, so that repeated calls use that of the first one.
+async fn tasks(
+    context: &Context<'_>,
+    args: &StatusArgs,
+    resolved: &mut Vec<CloudSnapshotId>,
+) -> Result<Vec<Task>, Failure> {
     let id_prefix = args.name().and_then(|name| parse_task(name.as_str()).ok());
     let mut tasks = match id_prefix {
         Some(_) => context.client.call(operations::LIST_TASKS, &ListTasks { id_prefix }).await?.items,
@@ -182,7 +188,10 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
         tasks =
             all.iter().filter(|task| args.name().is_none_or(|name| task.is_named(name))).cloned().collect();
         if let (Some(name), true) = (args.name(), tasks.is_empty()) {
-            tasks = of_cloudsnap(context, name.as_str(), all).await?;
+            if resolved.is_empty() {
+                *resolved = cloudsnaps(context, name.as_str()).await?;
+            }
+            tasks = of_cloudsnaps(name.as_str(), resolved, all)?;
         }
     }
     let volume = VolumeFilter::load(context, args.volume.as_ref()).await?;
@@ -246,12 +255,13 @@ impl Shown {
 async fn poll_status(
     context: &Context<'_>,
     args: &StatusArgs,
+    resolved: &mut Vec<CloudSnapshotId>,
     shown: &mut Shown,
     last: &str,
 ) -> Result<Vec<Task>, Failure> {
     let mut away = Away::default();
     loop {
-        let error = match tasks(context, args).await {
+        let error = match tasks(context, args, resolved).await {
             Err(Failure::Client(error)) if error.is_retryable() && !last.is_empty() => error,
             other => return other,
         };
@@ -279,12 +289,12 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
         false => None,
     };
     let mut shown = Shown { screen, between: "" };
-    let mut last = String::new();
+    let (mut last, mut resolved) = (String::new(), Vec::new());
     loop {
         let seen = tokio::select! {
             biased;
             () = ends.received() => None,
-            seen = poll_status(context, args, &mut shown, &last) => Some(seen?),
+            seen = poll_status(context, args, &mut resolved, &mut shown, &last) => Some(seen?),
         };
         let Some(tasks) = seen else { return end_early(context, shown, &last) };
         last = table(&tasks, args.width.width(), None).render(context.output.is_colored());

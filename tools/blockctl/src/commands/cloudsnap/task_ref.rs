@@ -51,15 +51,11 @@ fn not_found(message: String, hint: &str) -> Failure {
     ApiError::new(ErrorCode::TaskNotFound, message).with_hint(hint).into()
 }
 
-/// Returns those of the tasks that are of a cloud snapshot, by its id, a prefix, its name or a point in time.
+/// Returns the cloud snapshots of an id, a prefix, a name or a point in time.
 ///
 /// # Errors
-/// There is none, no such cloud snapshot, or a location cannot be listed.
-pub(super) async fn of_cloudsnap(
-    context: &Context<'_>,
-    name: &str,
-    mut tasks: Vec<Task>,
-) -> Result<Vec<Task>, Failure> {
+/// There is no such cloud snapshot, or a location cannot be listed.
+pub(super) async fn cloudsnaps(context: &Context<'_>, name: &str) -> Result<Vec<CloudSnapshotId>, Failure> {
     let unknown = || {
         let what = "is of a backup, cloud snapshot or volume of this name";
         not_found(
@@ -68,14 +64,25 @@ pub(super) async fn of_cloudsnap(
         )
     };
     let snap: SnapRef = name.parse().map_err(|_| unknown())?;
-    let ids = match snap.resolve_copies(context).await {
+    match snap.resolve_copies(context).await {
         Err(Failure::Client(ClientError::Api(error)))
             if error.code == ErrorCode::CloudsnapNotFound && matches!(snap, SnapRef::Text(_)) =>
         {
-            return Err(unknown());
+            Err(unknown())
         }
-        ids => ids?,
-    };
+        ids => ids,
+    }
+}
+
+/// Returns those of the tasks that are of cloud snapshots; `name` is the given name of these.
+///
+/// # Errors
+/// There is none.
+pub(super) fn of_cloudsnaps(
+    name: &str,
+    ids: &[CloudSnapshotId],
+    mut tasks: Vec<Task>,
+) -> Result<Vec<Task>, Failure> {
     // A complete id may lack its `-incr`.
     let key = |id: &CloudSnapshotId| (id.cluster, id.volume, id.snapshot);
     tasks.retain(|task| {
@@ -125,7 +132,9 @@ async fn candidates(
     if volume.is_some() || identified.is_empty() {
         return match (tasks.is_empty(), volume) {
             (false, _) => Ok(Candidates::Named(tasks)),
-            (true, None) => Ok(Candidates::Named(of_cloudsnap(context, name, others).await?)),
+            (true, None) => {
+                Ok(Candidates::Named(of_cloudsnaps(name, &cloudsnaps(context, name).await?, others)?))
+            }
             (true, Some(_)) => Err(not_found(
                 format!("no task is of volume {name}"),
                 "`blockctl cloudsnap status` shows the tasks",
