@@ -225,7 +225,10 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         ));
     }
     let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
-    context.output.tell(&schedule, || "Cloudsnap schedule updated successfully")
+    let next = or_dash(schedule.next_run_at.map(format_time));
+    context.output.tell(&schedule, || {
+        format!("Cloudsnap schedule updated successfully: {} (next run {next})", schedule.schedule)
+    })
 }
 
 async fn pause(context: &Context<'_>, args: &ScheduleArg, paused: bool) -> Exit {
