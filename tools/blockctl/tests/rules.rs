@@ -3,6 +3,7 @@
 use crate::{
     objects::{rule, rules_file, world},
     support::{Fake, fail, list, ok, volume},
+    terminal::on_terminal,
 };
 use serde_json::{Value, json};
 
@@ -114,4 +115,17 @@ fn group_without_members_loses_its_rule_by_name() {
         let body = fake.seen().pop().unwrap().body;
         assert_eq!((ran.status, body), (0, sent), "{given} {ran:?}");
     }
+}
+
+#[test]
+fn used_rule_is_refused_before_the_question() {
+    let fake = Fake::with_defaults(Vec::new());
+    let ran = on_terminal(&fake, "rule delete pg", "y\n");
+    assert!(ran.stdout.contains("rule pg is assigned to db, group shop, schedule nightly"), "{ran:?}");
+    assert!(!ran.stdout.contains("[y/N]") && fake.changes().is_empty(), "{ran:?}");
+    assert_eq!(ran.status, i32::from(blockd_api::ErrorCode::RuleInUse.exit_status()));
+    // A rule without users is deleted.
+    let free = Fake::with_defaults(vec![("GET /v1/rules/pg", ok(rule("pg", &[])))]);
+    let ran = on_terminal(&free, "rule delete pg", "y\n");
+    assert!(ran.stdout.contains("[y/N]") && free.changes() == ["DELETE /v1/rules/pg"], "{ran:?}");
 }

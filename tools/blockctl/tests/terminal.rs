@@ -1,5 +1,6 @@
 //! Commands on a terminal: confirmation of destructive ones.
 
+use crate::objects::rule;
 use crate::support::{Fake, Ran, Reply, cloudsnap, fail, list, ok, reply, snap, task, volume};
 use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -88,6 +89,7 @@ fn destructive_commands_ask_on_a_terminal() {
         let fake = Fake::with_defaults(vec![
             ("POST /v1/cloudsnaps/gc", ok(json!({}))),
             ("GET /v1/tasks", ok(list(json!([task("Backup-Active", 4)])))),
+            ("GET /v1/rules/pg", ok(rule("pg", &[]))),
             unpinned(),
         ]);
         let refused = on_terminal(&fake, line, "n\n");
@@ -449,7 +451,7 @@ fn deletion_of_interrupted_backups_asks() {
 
 #[test]
 fn question_about_a_rule_has_first_lines_only() {
-    let mut rule = reply("GET /v1/rules/pg");
+    let mut rule = rule("pg", &[]);
     rule["quiesce"]["preCommand"] = json!("set -e\nhold begin\n");
     let fake = Fake::with_defaults(vec![("GET /v1/rules/pg", ok(rule))]);
     let refused = on_terminal(&fake, "rule delete pg", "n\n");

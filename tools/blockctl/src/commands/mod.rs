@@ -18,6 +18,7 @@ pub mod limits;
 mod list_filter;
 pub mod objects;
 mod protection;
+mod rule_deletion;
 pub mod rules;
 pub mod schedules;
 pub mod schema;

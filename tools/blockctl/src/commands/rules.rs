@@ -4,6 +4,7 @@ use super::{
     arguments::WideArg,
     filters::{NamePattern, volume_or_group},
     list_filter::{LabelOption, ListFilter, Listed, Sort},
+    rule_deletion,
 };
 use crate::{
     confirm::YesArg,
@@ -333,7 +334,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
             let schedules = schedules(context, std::slice::from_ref(&rule)).await?;
             output.describe(&rule, || facts(&rule, &schedules))
         }
-        RuleCommand::Delete(args) => delete(context, &args).await,
+        RuleCommand::Delete(args) => rule_deletion::delete(context, &args).await,
         RuleCommand::Create(args) => {
             let quiesce: Quiesce = args.quiesce.into();
             quiesce.check().map_err(Failure::usage)?;
@@ -367,32 +368,8 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
     }
 }
 
-async fn delete(context: &Context<'_>, args: &DeleteRuleArgs) -> Exit {
-    let (Context { client, output }, name) = (context, &args.name.name);
-    if args.yes.must_ask() {
-        let quiesce = client.call_at(operations::GET_RULE, name, &()).await?.quiesce;
-        let commands = [
-            quiesce.pre_command.map(|command| format!("pre-command {}", first_line(&command))),
-            quiesce.post_command.map(|command| format!("post-command {}", first_line(&command))),
-            quiesce.freeze_fs.then(|| "freeze of filesystems".to_owned()),
-        ];
-        let commands: Vec<String> = commands.into_iter().flatten().collect();
-        args.yes.confirm(output, &format!("Rule {name} ({}) is deleted.", commands.join(", ")))?;
-    }
-    let deleted = client.call_at(operations::DELETE_RULE, name, &()).await?;
-    output.tell(&deleted, || format!("Rule {name} deleted successfully"))
-}
-
-/// Returns the first line of a command, with a mark if there are more.
-fn first_line(command: &str) -> String {
-    match command.trim().split_once('\n') {
-        Some((first, _)) => format!("{first} …"),
-        None => command.trim().to_owned(),
-    }
-}
-
 /// Returns the schedules if a rule is used by one.
-async fn schedules(context: &Context<'_>, rules: &[HookRule]) -> Result<Vec<Schedule>, Failure> {
+pub(super) async fn schedules(context: &Context<'_>, rules: &[HookRule]) -> Result<Vec<Schedule>, Failure> {
     match context.output.is_json() || rules.iter().all(|rule| rule.schedule_ids.is_empty()) {
         true => Ok(Vec::new()),
         false => Ok(context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items),
@@ -400,7 +377,7 @@ async fn schedules(context: &Context<'_>, rules: &[HookRule]) -> Result<Vec<Sche
 }
 
 /// Formats the users of a rule; schedules without a name have their id.
-fn used_by(rule: &HookRule, schedules: &[Schedule], width: Width) -> Option<String> {
+pub(super) fn used_by(rule: &HookRule, schedules: &[Schedule], width: Width) -> Option<String> {
     let volumes = rule.volume_names.iter().map(ToString::to_string);
     let groups = rule.groups.iter().map(|group| format!("group {group}"));
     let called = |id: Uuid| {
