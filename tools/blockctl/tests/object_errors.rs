@@ -2,8 +2,9 @@
 
 use crate::{
     objects::world,
-    support::{Fake, Ran},
+    support::{Fake, Ran, Reply, list, ok, reply},
 };
+use serde_json::json;
 use std::fs;
 
 /// Runs `apply` on a file.
@@ -87,4 +88,29 @@ fn rule_without_volumes_has_a_warning() {
     let words = "line 4: rules: no volume has these labels: the rule is assigned to none";
     assert!(rule("app: none").stderr.contains(words), "{:?}", rule("app: none"));
     assert!(!rule("").stderr.contains("no volume"));
+}
+
+#[test]
+fn failing_location_of_a_backup_is_named_by_its_field() {
+    let error = json!({ "code": "store_unreachable", "message": "no answer", "settings": ["s3-endpoint"] });
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/cloudsnaps", Reply::Json(502, json!({ "error": error }))),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.yaml");
+    for (kind, spec) in [
+        ("VolumeBackup", "{volume: NewVol, backupLocation: nas}"),
+        ("VolumeRestore", "{backupName: b, destinationVolume: new, backupLocation: nas}"),
+    ] {
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec:\n  {}\n",
+            &spec[1..spec.len() - 1].replace(", ", "\n  ")
+        );
+        fs::write(&path, text).unwrap();
+        let ran = fake.run(&format!("apply -f {}", path.display()));
+        assert!(ran.stderr.contains(": spec.backupLocation: "), "{ran:?}");
+        assert!(ran.stderr.contains("hint: check the location in `spec.backupLocation`\n"), "{ran:?}");
+        assert!(!ran.stderr.contains("--s3-endpoint"), "{ran:?}");
+    }
 }

@@ -61,10 +61,19 @@ impl Object {
         document(self.kind, self.name.as_str(), &self.labels, &view(&self.body))
     }
 
-    /// Returns the error with the file, line and field of a missing object that this one names.
+    /// Returns the error with the file, line and field of an object that this one names, which is missing or
+    /// is a location that fails.
     pub fn locate(&self, mut error: ApiError) -> ApiError {
         let template = self.kind.spec();
+        // Settings to check are those of the location, which have no field here.
+        let is_of_location = self.kind != Kind::BackupLocation && !error.settings.is_empty();
+        if is_of_location {
+            error.settings.clear();
+            let field = self.document.written(&format!("{template}.backupLocation"));
+            error.hint = error.next_action(&[format!("the location in `{field}`")]);
+        }
         let fields: &[&str] = match error.code {
+            _ if is_of_location => &["backupLocation"],
             ErrorCode::CredentialNotFound => &["backupLocation"],
             ErrorCode::RuleNotFound => &["preExecRule", "postExecRule"],
             ErrorCode::CloudsnapNotFound => &["backupName", "scheduleName", "cloudSnapshotId"],

@@ -200,7 +200,7 @@ fn plan_snapshot(object: &Object, backup: &Backup, resources: &ResourceSet) -> P
 fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
     let (name, location) = (object.name.as_str(), backup.location());
     if let Some(error) = resources.unlisted(&object.to_string(), location) {
-        return Plan::Refused(Vec::new(), error);
+        return Plan::Refused(Vec::new(), object.locate(error));
     }
     let running = resources.under_way(name, location).filter(|task| resources.is_task_of(backup, task));
     let running: Vec<Uuid> = running.map(|task| task.task_id).collect();
