@@ -452,3 +452,18 @@ fn settings_are_options_of_a_command_and_fields_of_a_file() {
     let options = "hint: check --path, --bucket, --encryption-passphrase and --google-json-key-file\n";
     assert!(ran.stderr.contains(options), "{ran:?}");
 }
+
+#[test]
+fn location_without_passphrase_has_a_hint() {
+    const WORDS: &str = "hint: --encryption-passphrase-file encrypts the backups of a new credential";
+    let run = |is_encrypted: bool| {
+        let mut made = reply("POST /v1/credentials");
+        made["encrypted"] = json!(is_encrypted);
+        made["warnings"] = json!(["backups are stored in clear"]);
+        Fake::with_defaults(vec![("POST /v1/credentials", ok(made))])
+            .run("credentials create n --provider local --path /b")
+    };
+    let (clear, encrypted) = (run(false), run(true));
+    assert!(clear.status == 0 && clear.stderr.contains(WORDS), "{clear:?}");
+    assert!(encrypted.status == 0 && !encrypted.stderr.contains(WORDS), "{encrypted:?}");
+}
