@@ -57,7 +57,7 @@ async fn encryption_in_place_holds_backups_until_acknowledged() {
     volume.write(100 << 20, &pattern(8, 60 * MIB), false).unwrap();
     snaps.push(host.write_and_run(&schedule, 203).await);
     assert_eq!(host.ids().await, snaps[1..]);
-    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.cloud_snapshots;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.items;
     assert!(plan.iter().all(|judged| judged.verdict.is_kept_as(KeepReason::Anomaly)), "{plan:?}");
     let list = host.list().await;
     let pins: Vec<_> = list.iter().map(|entry| entry.pinned_by).collect();
