@@ -30,7 +30,6 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
-use uuid::Uuid;
 
 /// Timeout of the daemon. A slow host completes late, and Ctrl-C ends the wait.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -233,27 +232,23 @@ impl Source {
                 tasks().await?.iter().filter(offered).map(|one| short_uuid(one.task_id)).collect()
             }
             Self::Backups => backup_names(&tasks().await?),
-            Self::BackupsOfOthers => {
-                let (stored, own) = stored(client).await?;
-                let others = stored.iter().filter(|one| one.cloud_snapshot_id.cluster != own);
-                let name = |one: &Cloudsnap| {
-                    Some(format!("{}/{}", short_uuid(one.cloud_snapshot_id.cluster), one.name.as_ref()?))
-                };
-                others.filter_map(name).collect()
-            }
-            Self::Clusters => {
-                let (stored, own) = stored(client).await?;
-                let clusters = stored.iter().map(|one| one.cloud_snapshot_id.cluster).chain([own]);
-                clusters.map(short_uuid).collect()
-            }
-            Self::Points
-            | Self::RestorablePoints
-            | Self::Exports
-            | Self::Objects
-            | Self::SchemaWords
-            | Self::Kinds { .. } => return None,
+            Self::BackupsOfOthers | Self::Clusters => self.load_stored(client).await?,
+            _ => return None,
         };
         Some(names)
+    }
+
+    /// Returns the names that only the stores have.
+    async fn load_stored(self, client: &Client) -> Option<Vec<String>> {
+        let own = client.call(operations::GET_STATUS, &()).await.ok()?.cluster_id;
+        let list = client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await.ok()?.list;
+        let cluster = |one: &Cloudsnap| one.cloud_snapshot_id.cluster;
+        if self == Self::Clusters {
+            return Some(list.items.iter().map(cluster).chain([own]).map(short_uuid).collect());
+        }
+        let others = list.items.iter().filter(|one| cluster(one) != own);
+        let name = |one: &Cloudsnap| Some(format!("{}/{}", short_uuid(cluster(one)), one.name.as_ref()?));
+        Some(others.filter_map(name).collect())
     }
 
     /// Returns the candidates for a word. Of a list, the last element is completed.
@@ -266,13 +261,6 @@ impl Source {
         let names = self.names(last).into_iter().filter(|name| name.starts_with(last));
         names.map(|name| CompletionCandidate::new(format!("{before}{name}"))).collect()
     }
-}
-
-/// Returns the cloud snapshots of the stores, and the cluster of this host.
-async fn stored(client: &Client) -> Option<(Vec<Cloudsnap>, Uuid)> {
-    let own = client.call(operations::GET_STATUS, &()).await.ok()?.cluster_id;
-    let list = client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await.ok()?.list;
-    Some((list.items, own))
 }
 
 /// Returns the next words of the commands that have a schema and begin with the words of a line. Its last
