@@ -14,6 +14,8 @@ pub const WARM_UP: SignedDuration = SignedDuration::from_hours(8 * 24);
 const COMPARED: SignedDuration = SignedDuration::from_hours(8 * 7 * 24);
 /// Two times of the week within this many seconds are the same one: jobs start late, and clocks change.
 const SAME_TIME_S: i64 = 3 * 3600;
+/// Shortest interval whose values are extrapolated: one backup just after another says nothing about a day.
+const MIN_EXTRAPOLATED_S: u64 = 3600;
 const WEEK_S: i64 = 7 * 24 * 3600;
 
 /// Kind of an anomaly.
@@ -100,10 +102,12 @@ fn usual(
         if age > COMPARED {
             continue;
         }
-        let scaled = u128::from(value(activity)) * u128::from(interval_s.max(activity.interval_s));
-        let scaled = u64::try_from(scaled / u128::from(activity.interval_s)).unwrap_or(u64::MAX);
+        let measured_s = activity.interval_s.max(MIN_EXTRAPOLATED_S.min(interval_s)).max(1);
+        let scaled = u128::from(value(activity)) * u128::from(interval_s.max(measured_s));
+        let scaled = u64::try_from(scaled / u128::from(measured_s)).unwrap_or(u64::MAX);
         let distance_s = age.as_secs().rem_euclid(WEEK_S);
-        if distance_s.min(WEEK_S - distance_s) <= SAME_TIME_S && age.as_secs() > SAME_TIME_S {
+        let is_same_time = distance_s.min(WEEK_S - distance_s) <= SAME_TIME_S && age.as_secs() > SAME_TIME_S;
+        if is_same_time || activity.usual_at_any_time {
             same_time = same_time.max(Some(scaled));
         }
         any_time = any_time.max(scaled);
@@ -146,4 +150,55 @@ pub fn detect(history: &[BackupActivity], activity: &BackupActivity) -> Vec<Anom
         judge(AnomalyKind::MassDeletion, activity.deleted_files(), usual, threshold);
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn activity(at_s: i64, interval_s: u64, turned_mib: u64) -> BackupActivity {
+        BackupActivity {
+            point_in_time: Timestamp::from_second(at_s).unwrap(),
+            interval_s,
+            dirty_bytes: turned_mib << 20,
+            incompressible_bytes: turned_mib << 20,
+            turned_incompressible_bytes: turned_mib << 20,
+            compressible_bytes: 10 << 30,
+            files_before: None,
+            files: None,
+            usual_at_any_time: false,
+        }
+    }
+
+    /// Returns hourly activities of 30 days, and the time of the next.
+    fn hourly(turned_mib: u64) -> (Vec<BackupActivity>, i64) {
+        let history: Vec<_> = (1..=30 * 24).map(|hour| activity(hour * 3600, 3600, turned_mib)).collect();
+        let next = (30 * 24 + 1) * 3600;
+        (history, next)
+    }
+
+    #[test]
+    fn backup_just_after_another_raises_no_threshold() {
+        let (mut history, next) = hourly(1);
+        history.insert(200, activity(200 * 3600 + 1, 1, 1));
+        assert_eq!(detect(&history, &activity(next, 3600, 120)).len(), 1);
+        let baseline = Baseline::of(&history, Timestamp::from_second(next).unwrap(), 24 * 3600);
+        assert_eq!(baseline.turned_incompressible_bytes, 24 << 20);
+    }
+
+    #[test]
+    fn usual_activity_counts_at_any_time() {
+        let (mut history, next) = hourly(1);
+        history[300] = activity(301 * 3600, 3600, 100);
+        assert_eq!(detect(&history, &activity(next, 3600, 120)).len(), 1);
+        history[300].usual_at_any_time = true;
+        assert_eq!(detect(&history, &activity(next, 3600, 120)), []);
+    }
+
+    #[test]
+    fn merged_activity_has_the_larger_figures() {
+        let full = BackupActivity { interval_s: 0, ..activity(50, 0, 900) };
+        let merged = activity(10, 60, 5).merged_with(full).merged_with(activity(90, 1, 9));
+        assert_eq!(merged, BackupActivity { interval_s: 60, ..activity(90, 1, 9) });
+    }
 }

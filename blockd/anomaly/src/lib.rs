@@ -13,6 +13,6 @@ mod activity;
 mod class;
 mod detect;
 
-pub use activity::{BackupActivity, ContentProfile, Observation, is_sampled};
+pub use activity::{BackupActivity, ContentProfile, Observation, Sample};
 pub use class::BlockClass;
 pub use detect::{Anomaly, AnomalyKind, Baseline, WARM_UP, detect};

@@ -4,7 +4,7 @@
 //! Deletion frees blocks and keeps their content, as ext4 does without discard.
 
 use blockd_anomaly::{
-    Anomaly, AnomalyKind, BackupActivity, BlockClass, ContentProfile, Observation, detect, is_sampled,
+    Anomaly, AnomalyKind, BackupActivity, BlockClass, ContentProfile, Observation, Sample, detect,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex};
 use jiff::{SignedDuration, Timestamp};
@@ -207,7 +207,8 @@ impl Model {
 
     fn backup(&mut self, full: bool) -> Vec<Anomaly> {
         self.now += SignedDuration::from_secs(INTERVAL_S as i64);
-        let (mut observation, mut dirty) = (Observation::default(), 0);
+        let sample = Sample::of_volume(UNITS * UNIT_BYTES);
+        let (mut observation, mut dirty) = (Observation::new(sample), 0);
         for unit in 0..UNITS {
             let content = self.content[unit as usize];
             if !std::mem::take(&mut self.is_dirty[unit as usize]) || content == BlockClass::Zero {
@@ -215,7 +216,9 @@ impl Model {
             }
             dirty += UNIT_BYTES;
             let blocks = (unit * UNIT_BLOCKS..(unit + 1) * UNIT_BLOCKS).map(BlockIndex);
-            blocks.filter(|block| is_sampled(*block)).for_each(|block| observation.add_class(block, content));
+            blocks
+                .filter(|block| sample.contains(*block))
+                .for_each(|block| observation.add_class(block, content));
         }
         let activity = BackupActivity {
             point_in_time: self.now,
@@ -223,9 +226,10 @@ impl Model {
             dirty_bytes: dirty,
             incompressible_bytes: observation.incompressible_bytes(),
             turned_incompressible_bytes: observation.turned_incompressible_bytes(&self.profile),
-            compressible_bytes: self.profile.compressible_bytes(),
+            compressible_bytes: self.profile.compressible_bytes(sample),
             files_before: self.profile.files,
             files: Some(self.files.len() as u64),
+            usual_at_any_time: false,
         };
         let found = detect(&self.history, &activity);
         self.profile.apply(&observation, []);

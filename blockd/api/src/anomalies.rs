@@ -113,7 +113,7 @@ pub fn describe(finding: &Anomaly) -> String {
     let size = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
     match kind {
         AnomalyKind::TurnedIncompressible => format!(
-            "{} of data turned incompressible, as by encryption (usual: {})",
+            "about {} of data turned incompressible, as by encryption (usual: {})",
             size(observed),
             size(usual)
         ),

@@ -111,6 +111,23 @@ impl AnomalyRow {
         Ok(())
     }
 
+    /// Stores figures and activity of the anomaly, which goes on in a later backup.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put_figures(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE anomalies SET findings = ?2, activity = ?3, protects = ?4 WHERE id = ?1",
+            params![
+                self.id.to_string(),
+                to_json("anomalies", &self.findings)?,
+                to_json("backup activity", &self.activity)?,
+                self.protects
+            ],
+        )?;
+        Ok(())
+    }
+
     /// Acknowledges an anomaly, and deletes the oldest acknowledged ones.
     ///
     /// # Errors
@@ -192,6 +209,7 @@ mod tests {
                 compressible_bytes: 1,
                 files_before: None,
                 files: None,
+                usual_at_any_time: false,
             },
             protects: true,
             acknowledged: None,
@@ -206,6 +224,9 @@ mod tests {
             row.insert(tx)?;
             observed.insert(tx)?;
             assert_eq!(AnomalyRow::all(tx, false)?, [observed.clone(), row.clone()]);
+            let larger = vec![Anomaly { observed: 99, ..row.findings[0] }];
+            AnomalyRow { findings: larger.clone(), ..row.clone() }.put_figures(tx)?;
+            assert_eq!(AnomalyRow::find(tx, row.id)?.map(|row| row.findings), Some(larger));
             let holds = AnomalyHolds::all(tx)?;
             assert!(holds.is_held(row.volume) && !holds.is_held(observed.volume));
             assert!(holds.is_last_normal(&snap("59-61")) && !holds.is_last_normal(&row.cloudsnap));

@@ -32,12 +32,21 @@ impl ActivityRow {
         rows(tx, sql, [self.volume.to_string(), self.credential.to_string()], |row| json(row, 0))
     }
 
-    /// Adds an activity and deletes the oldest ones; does nothing if the volume or credential is gone.
+    /// Adds an activity and deletes the oldest ones; does nothing if the volume or credential is gone. Those
+    /// of one hour are merged, so that frequent backups do not push out the older ones.
     ///
     /// # Errors
     /// The database fails.
     pub fn add(&self, tx: &Transaction<'_>, activity: &BackupActivity) -> Result<(), DbError> {
         let (volume, credential) = (self.volume.to_string(), self.credential.to_string());
+        let mut activity = *activity;
+        if let Some(last) = self.history(tx)?.last().filter(|last| hour(last) == hour(&activity)) {
+            activity = last.merged_with(activity);
+            tx.execute(
+                "DELETE FROM backup_activity WHERE volume = ?1 AND credential = ?2 AND point_in_time = ?3",
+                [&volume, &credential, &sortable(last.point_in_time)],
+            )?;
+        }
         tx.execute(
             "INSERT OR REPLACE INTO backup_activity (volume, credential, point_in_time, activity)
              SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM volumes WHERE id = ?1)
@@ -46,7 +55,7 @@ impl ActivityRow {
                 volume,
                 credential,
                 sortable(activity.point_in_time),
-                to_json("backup activity", activity)?
+                to_json("backup activity", &activity)?
             ],
         )?;
         let oldest = activity.point_in_time.saturating_sub(KEPT).unwrap_or(Timestamp::MIN);
@@ -59,26 +68,30 @@ impl ActivityRow {
         Ok(())
     }
 
-    /// Returns the content profile; empty before the first backup, or if it is unreadable.
+    /// Returns the content profile; `None` before the first backup, or if it is unreadable.
     ///
     /// # Errors
     /// The database fails.
-    pub fn profile(&self, tx: &Transaction<'_>) -> Result<ContentProfile, DbError> {
-        let sql = "SELECT compressible, files FROM content_profiles WHERE volume = ?1 AND credential = ?2";
-        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Option<i64>>(1)?));
-        let found =
-            tx.query_row(sql, [self.volume.to_string(), self.credential.to_string()], read).optional()?;
-        let Some((bytes, files)) = found else { return Ok(ContentProfile::default()) };
-        let compressible = BlockSet::from_bytes(&bytes).unwrap_or_default();
-        Ok(ContentProfile { compressible, files: files.and_then(|files| u64::try_from(files).ok()) })
+    pub fn profile(&self, tx: &Transaction<'_>) -> Result<Option<ContentProfile>, DbError> {
+        let sql = "SELECT compressible, files, replaced FROM content_profiles WHERE volume = ?1 AND credential = ?2";
+        let read = |row: &rusqlite::Row<'_>| {
+            Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, bool>(2)?))
+        };
+        let key = [self.volume.to_string(), self.credential.to_string()];
+        let Some((bytes, files, is_replaced)) = tx.query_row(sql, key, read).optional()? else {
+            return Ok(None);
+        };
+        let files = files.and_then(|files| u64::try_from(files).ok());
+        let compressible = BlockSet::from_bytes(&bytes).ok();
+        Ok(compressible.map(|compressible| ContentProfile { compressible, files, is_replaced }))
     }
 
-    /// Removes the content profiles of a volume, whose content was replaced.
+    /// Marks the content profiles of a volume, whose content was replaced.
     ///
     /// # Errors
     /// The database fails.
-    pub fn forget_profiles(tx: &Transaction<'_>, volume: VolumeId) -> Result<(), DbError> {
-        tx.execute("DELETE FROM content_profiles WHERE volume = ?1", [volume.to_string()])?;
+    pub fn mark_replaced(tx: &Transaction<'_>, volume: VolumeId) -> Result<(), DbError> {
+        tx.execute("UPDATE content_profiles SET replaced = 1 WHERE volume = ?1", [volume.to_string()])?;
         Ok(())
     }
 
@@ -88,18 +101,24 @@ impl ActivityRow {
     /// The database fails.
     pub fn put_profile(&self, tx: &Transaction<'_>, profile: &ContentProfile) -> Result<(), DbError> {
         tx.execute(
-            "INSERT OR REPLACE INTO content_profiles (volume, credential, compressible, files)
-             SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM volumes WHERE id = ?1)
+            "INSERT OR REPLACE INTO content_profiles (volume, credential, compressible, files, replaced)
+             SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM volumes WHERE id = ?1)
                  AND EXISTS (SELECT 1 FROM credentials WHERE uuid = ?2)",
             params![
                 self.volume.to_string(),
                 self.credential.to_string(),
                 profile.compressible.to_bytes(),
-                profile.files.map(stored)
+                profile.files.map(stored),
+                profile.is_replaced
             ],
         )?;
         Ok(())
     }
+}
+
+/// Returns the hour of an activity.
+fn hour(activity: &BackupActivity) -> i64 {
+    activity.point_in_time.as_second().div_euclid(3600)
 }
 
 /// Returns a time as text that sorts by time.
@@ -123,6 +142,7 @@ mod tests {
             compressible_bytes: 0,
             files_before: None,
             files: None,
+            usual_at_any_time: false,
         }
     }
 
@@ -136,24 +156,26 @@ mod tests {
             assert_eq!(of.history(tx)?, [], "neither volume nor credential exists");
             VolumeRow::new(of.volume, "data".parse().unwrap(), 1 << 20).insert(tx)?;
             CredentialRow::sample(of.credential, "/backup", Uuid::nil()).insert(tx)?;
-            for second in [100, 9, 10] {
+            let times = |tx: &_| -> Result<Vec<i64>, DbError> {
+                Ok(of.history(tx)?.iter().map(|one| one.point_in_time.as_second()).collect())
+            };
+            for second in [9, 10, 4000, 9_000] {
                 of.add(tx, &activity(second))?;
             }
-            let times: Vec<_> = of.history(tx)?.iter().map(|one| one.point_in_time.as_second()).collect();
-            assert_eq!(times, [9, 10, 100]);
-            of.add(tx, &activity(10 + KEPT.as_secs()))?;
-            let times: Vec<_> = of.history(tx)?.iter().map(|one| one.point_in_time.as_second()).collect();
-            assert_eq!(times, [10, 100, 10 + KEPT.as_secs()]);
+            assert_eq!(times(tx)?, [10, 4000, 9000], "those of one hour are merged");
+            of.add(tx, &activity(4000 + KEPT.as_secs()))?;
+            assert_eq!(times(tx)?, [4000, 9000, 4000 + KEPT.as_secs()]);
 
             let profile = ContentProfile {
                 compressible: BlockSet::from_iter([Extent::new(BlockIndex(3), 5)]),
                 files: Some(9),
+                is_replaced: false,
             };
-            assert_eq!(of.profile(tx)?, ContentProfile::default());
+            assert_eq!(of.profile(tx)?, None);
             of.put_profile(tx, &profile)?;
-            assert_eq!(of.profile(tx)?, profile);
-            ActivityRow::forget_profiles(tx, of.volume)?;
-            assert_eq!(of.profile(tx)?, ContentProfile::default());
+            assert_eq!(of.profile(tx)?.as_ref(), Some(&profile));
+            ActivityRow::mark_replaced(tx, of.volume)?;
+            assert_eq!(of.profile(tx)?, Some(ContentProfile { is_replaced: true, ..profile }));
             Ok(())
         })
         .unwrap();

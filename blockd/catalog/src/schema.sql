@@ -264,6 +264,7 @@ CREATE TABLE content_profiles (
     credential   TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
     compressible BLOB NOT NULL,             -- set of the sampled blocks with compressible data
     files        INTEGER,                   -- NULL: the filesystem is unknown
+    replaced     INTEGER NOT NULL CHECK (replaced IN (0, 1)), -- by a rollback or restore since
     PRIMARY KEY (volume, credential)
 ) STRICT;
 

@@ -1,13 +1,15 @@
 //! Anomalies of backups.
 
 use super::{
-    fixtures::{delete_of, new_volume, pattern, snap_id},
+    fixtures::{delete_of, new_snapshot, new_volume, pattern, snap_id},
     *,
 };
 use blockd_api::{
     anomalies::{AcknowledgeAnomaly, AnomalyKind, BackupAnomaly, ListAnomalies},
     cloudsnaps::PinOrigin,
-    operations::{ACKNOWLEDGE_ANOMALY, LIST_ANOMALIES, PLAN_RETENTION},
+    operations::{ACKNOWLEDGE_ANOMALY, LIST_ANOMALIES, PLAN_RETENTION, RESTORE_SNAPSHOT, UPDATE_VOLUME},
+    snapshots::RestoreSnapshot,
+    volumes::UpdateVolume,
 };
 use blockd_schedule::KeepReason;
 
@@ -53,10 +55,13 @@ async fn encryption_in_place_holds_backups_until_acknowledged() {
     assert!((90 * MIB as u64..110 * MIB as u64).contains(&anomaly.findings[0].observed), "{anomaly:?}");
     assert!(anomaly.protecting);
 
-    // Later backups are held as well, and the last normal one stays the same.
+    // Later backups are held as well; they belong to the same anomaly.
     volume.write(100 << 20, &pattern(8, 60 * MIB), false).unwrap();
     snaps.push(host.write_and_run(&schedule, 203).await);
     assert_eq!(host.ids().await, snaps[1..]);
+    let found = host.anomalies(false).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].cloud_snapshot_id, snap_id(&snaps[2]));
     let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.items;
     assert!(plan.iter().all(|judged| judged.verdict.is_kept_as(KeepReason::Anomaly)), "{plan:?}");
     let list = host.list().await;
@@ -108,5 +113,44 @@ async fn usual_changes_raise_no_further_anomaly() {
     host.backup("v", false).await;
     assert_eq!(host.anomalies(false).await, []);
     assert_eq!(host.anomalies(true).await.len(), 1);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rollback_is_no_anomaly_and_hides_none() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.volume_of_text("").await;
+    host.take_snapshot("v", &new_snapshot("before")).await;
+    host.backup("v", false).await;
+    volume.write(0, &vec![b'x'; 100 * MIB], false).unwrap();
+    host.backup("v", false).await;
+    let back = RestoreSnapshot { snapshot: "v@before".parse().unwrap(), discard: true };
+    host.call_at(RESTORE_SNAPSHOT, &"v".parse().unwrap(), &back).await;
+    host.backup("v", false).await;
+    assert_eq!(host.anomalies(false).await, []);
+    volume.write(0, &pattern(7, 100 * MIB), false).unwrap();
+    host.backup("v", false).await;
+    assert_eq!(host.anomalies(false).await.len(), 1);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unobserved_backup_is_no_reference() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.volume_of_text("").await;
+    host.backup("v", false).await;
+    let policy = async |label: &str| {
+        let request = UpdateVolume { labels: Some(label.parse().unwrap()), ..UpdateVolume::default() };
+        host.call_at(UPDATE_VOLUME, &"v".parse().unwrap(), &request).await;
+    };
+    policy("anomaly-policy=off").await;
+    volume.write(0, &pattern(7, 100 * MIB), false).unwrap();
+    host.backup("v", false).await;
+    policy("anomaly-policy=protect").await;
+    volume.write(0, &pattern(8, 100 * MIB), false).unwrap();
+    host.backup("v", false).await;
+    assert_eq!(host.anomalies(true).await, [], "random data replaced random data");
     host.stop().await;
 }

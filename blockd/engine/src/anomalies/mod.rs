@@ -12,14 +12,14 @@ use crate::{
     schedules::wake::Scheduler,
     volumes::registry::{Registry, VolumeEntry},
 };
-use blockd_anomaly::{BackupActivity, ContentProfile, Observation, detect};
+use blockd_anomaly::{Anomaly, BackupActivity, ContentProfile, Observation, detect};
 use blockd_api::{
     ErrorCode, List, VolumeName, VolumeRef,
     anomalies::{AcknowledgeAnomaly, AnomalyPolicy, BackupAnomaly, ListAnomalies, describe},
     events::{EventKind, Severity},
 };
 use blockd_catalog::{ActivityRow, AnomalyRow, Chain, Db, DbError, NewEvent};
-use blockd_cloud::{BackupType, Manifest};
+use blockd_cloud::{BackupSpec, BackupType, Manifest};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;
 use rusqlite::Transaction;
@@ -35,7 +35,6 @@ pub struct Anomalies {
 }
 
 /// Blocks of a backup as they were read.
-#[derive(Default)]
 pub(crate) struct ObservedBlocks {
     pub(crate) classes: Observation,
     /// Files of the frozen snapshot, if its filesystem is known.
@@ -51,9 +50,9 @@ pub(crate) struct ObservedBackup {
     pub(crate) manifest: Manifest,
     /// Backup before it to the same location.
     pub(crate) before: Option<Chain>,
-    pub(crate) blocks: ObservedBlocks,
-    pub(crate) dirty_bytes: u64,
-    pub(crate) zero: BlockSet,
+    /// `None` if the blocks were not observed.
+    pub(crate) blocks: Option<ObservedBlocks>,
+    pub(crate) spec: Arc<BackupSpec>,
     /// An anomaly holds the backups of the volume.
     pub(crate) protects: bool,
 }
@@ -96,7 +95,7 @@ impl Anomalies {
             AnomalyRow::acknowledge(tx, id, now)?;
             if request.usual {
                 let of = ActivityRow { volume: row.volume, credential: row.credential };
-                of.add(tx, &row.activity)?;
+                of.add(tx, &BackupActivity { usual_at_any_time: true, ..row.activity })?;
             }
             AnomalyRow::find(tx, id)
         });
@@ -123,33 +122,70 @@ impl ObservedBackup {
 
     fn try_record(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         let of = ActivityRow { volume: self.manifest.volume, credential: self.credential };
+        let known = of.profile(tx)?;
+        let Some(blocks) = &self.blocks else {
+            // Their classes are unknown now.
+            let Some(mut profile) = known else { return Ok(()) };
+            profile.forget(self.spec.data.extents().chain(self.spec.zero.extents()));
+            return of.put_profile(tx, &profile);
+        };
         let history = of.history(tx)?;
-        let profile = of.profile(tx)?;
-        let activity = self.activity(&profile);
+        let is_older = |last: &BackupActivity| last.point_in_time >= self.manifest.description.created;
         // A backup of an older local snapshot says nothing about the present.
-        if history.last().is_some_and(|last| last.point_in_time >= activity.point_in_time) {
+        if history.last().is_some_and(is_older) {
             return Ok(());
         }
-        let mut next = if activity.is_full() { ContentProfile::default() } else { profile };
-        next.apply(&self.blocks.classes, self.zero.extents());
-        next.files = self.blocks.files;
-        of.put_profile(tx, &next)?;
-        let findings = detect(&history, &activity);
-        if findings.is_empty() {
-            return of.add(tx, &activity);
+        let mut profile = known.unwrap_or_default();
+        profile.restrict(blocks.classes.sample());
+        let activity = self.activity(blocks, &profile);
+        let is_replaced = std::mem::take(&mut profile.is_replaced);
+        // A full backup that was read as a whole shows what was discarded.
+        let is_whole = blocks.classes.observed_bytes() / 3 >= self.spec.data.len_bytes() / 4;
+        if activity.is_full() && is_whole {
+            profile.compressible = BlockSet::new();
         }
-        // During an attack, the backup before the first anomaly is the last normal one.
-        let is_of_chain = |row: &AnomalyRow| (row.volume, row.credential) == (of.volume, of.credential);
-        let earlier = AnomalyRow::all(tx, false)?.into_iter().find(is_of_chain);
-        let before = || self.before.as_ref().map(|chain| chain.cloudsnap);
+        profile.apply(&blocks.classes, self.spec.zero.extents());
+        profile.files = blocks.files;
+        of.put_profile(tx, &profile)?;
+        if is_replaced {
+            return Ok(());
+        }
+        let findings = detect(&history, &activity);
+        match findings.is_empty() {
+            true => of.add(tx, &activity),
+            false => self.report(tx, findings, activity),
+        }
+    }
+
+    /// Stores an anomaly and its event, or adds to the open anomaly of the volume at the location: during an
+    /// attack, the backup before the first anomaly is the last normal one.
+    fn report(
+        &self,
+        tx: &Transaction<'_>,
+        findings: Vec<Anomaly>,
+        activity: BackupActivity,
+    ) -> Result<(), DbError> {
+        let is_of_chain =
+            |row: &AnomalyRow| (row.volume, row.credential) == (self.manifest.volume, self.credential);
+        if let Some(mut open) = AnomalyRow::all(tx, false)?.into_iter().find(is_of_chain) {
+            for finding in findings {
+                match open.findings.iter_mut().find(|one| one.kind == finding.kind) {
+                    Some(known) => known.observed = known.observed.max(finding.observed),
+                    None => open.findings.push(finding),
+                }
+            }
+            open.activity = open.activity.merged_with(activity);
+            open.protects |= self.protects;
+            return open.put_figures(tx);
+        }
         let row = AnomalyRow {
             id: Uuid::new_v4(),
-            volume: of.volume,
+            volume: self.manifest.volume,
             volume_name: self.volume_name.clone(),
-            credential: of.credential,
+            credential: self.credential,
             credential_name: self.credential_name.clone(),
             cloudsnap: self.manifest.id(),
-            last_normal: earlier.map_or_else(before, |earlier| earlier.last_normal),
+            last_normal: self.before.as_ref().map(|chain| chain.cloudsnap),
             detected: Timestamp::now(),
             findings,
             activity,
@@ -160,19 +196,22 @@ impl ObservedBackup {
         event_of(&row, self.task).insert(tx)
     }
 
-    fn activity(&self, profile: &ContentProfile) -> BackupActivity {
+    fn activity(&self, blocks: &ObservedBlocks, profile: &ContentProfile) -> BackupActivity {
         let created = self.manifest.description.created;
         let base = self.before.as_ref().filter(|_| self.manifest.backup_type == BackupType::Incremental);
         let since = base.map(|base| created.duration_since(base.point_in_time).as_secs());
+        let sample = blocks.classes.sample();
         BackupActivity {
             point_in_time: created,
             interval_s: since.map_or(0, |since| u64::try_from(since).unwrap_or(0).max(1)),
-            dirty_bytes: self.dirty_bytes,
-            incompressible_bytes: self.blocks.classes.incompressible_bytes(),
-            turned_incompressible_bytes: self.blocks.classes.turned_incompressible_bytes(profile),
-            compressible_bytes: profile.compressible_bytes(),
+            // A resumed backup does not read what was uploaded before.
+            dirty_bytes: self.spec.data.len_bytes().min(blocks.classes.observed_bytes().saturating_mul(2)),
+            incompressible_bytes: blocks.classes.incompressible_bytes(),
+            turned_incompressible_bytes: blocks.classes.turned_incompressible_bytes(profile),
+            compressible_bytes: profile.compressible_bytes(sample),
             files_before: profile.files,
-            files: self.blocks.files,
+            files: blocks.files,
+            usual_at_any_time: false,
         }
     }
 }

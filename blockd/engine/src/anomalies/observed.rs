@@ -2,7 +2,7 @@
 
 use super::ObservedBlocks;
 use crate::backup::shared_reader::SharedReader;
-use blockd_anomaly::{BlockClass, Observation, is_sampled};
+use blockd_anomaly::{BlockClass, Observation, Sample};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSource, Extent};
 use parking_lot::Mutex;
 use std::{io, sync::Arc};
@@ -10,17 +10,19 @@ use std::{io, sync::Arc};
 /// Source whose extents are observed as they are read.
 pub(crate) struct ObservedSource {
     reader: Arc<SharedReader>,
+    sample: Sample,
     observation: Mutex<Observation>,
 }
 
 impl ObservedSource {
     pub(crate) fn new(reader: Arc<SharedReader>) -> Self {
-        Self { reader, observation: Mutex::default() }
+        let sample = Sample::of_volume(reader.size_bytes());
+        Self { reader, sample, observation: Mutex::new(Observation::new(sample)) }
     }
 
     /// Returns the observation of all blocks that were read, and counts the files.
     pub(crate) fn finish(&self) -> ObservedBlocks {
-        let classes = std::mem::take(&mut *self.observation.lock());
+        let classes = std::mem::replace(&mut *self.observation.lock(), Observation::new(self.sample));
         let image = Arc::clone(&self.reader) as Arc<dyn BlockSource>;
         // The rest of a lazy volume is in a store.
         let files =
@@ -47,7 +49,7 @@ impl BlockSource for ObservedSource {
         let blocks = extents.iter().flat_map(|extent| extent.start.0..extent.end().0).map(BlockIndex);
         let sampled: Vec<_> = blocks
             .zip(buf.chunks_exact(BLOCK_SIZE_BYTES as usize))
-            .filter(|(block, _)| is_sampled(*block))
+            .filter(|(block, _)| self.sample.contains(*block))
             .map(|(block, bytes)| (block, BlockClass::of(bytes)))
             .collect();
         let mut observation = self.observation.lock();

@@ -349,7 +349,7 @@ async fn commit(
         expires: asked.options.expires_at,
     };
     let measured = measured_write_speed(live);
-    let observed = blocks.map(|blocks| ObservedBackup {
+    let observed = Arc::new(ObservedBackup {
         task: live.id,
         volume_name: entry.name.clone(),
         credential,
@@ -357,15 +357,13 @@ async fn commit(
         manifest: manifest.clone(),
         before,
         blocks,
-        dirty_bytes: spec.data.len_bytes(),
-        zero: spec.zero.clone(),
+        spec,
         protects: work.anomalies.policy(entry) == AnomalyPolicy::Protect,
     });
-    let observed = observed.map(Arc::new);
     let (snapshot, task, is_existing) = (snapshot.id, live.id, asked.existing);
     work.tasks
         .until_stored("the committed backup", || {
-            let (chain, manifest, observed) = (chain.clone(), manifest.clone(), observed.clone());
+            let (chain, manifest, observed) = (chain.clone(), manifest.clone(), Arc::clone(&observed));
             work.tasks.finish(live, move |tx| {
                 let incrementals = incrementals(tx, chain.volume, credential, &manifest)?;
                 let chain = Chain { incrementals, ..chain };
@@ -380,9 +378,7 @@ async fn commit(
                     CredentialRow::set_write_speed(tx, credential, bytes_per_s)?;
                 }
                 // In this transaction, so that no retention pass comes between.
-                if let Some(observed) = observed {
-                    observed.record(tx);
-                }
+                observed.record(tx);
                 release_snapshot(tx, task, snapshot)
             })
         })

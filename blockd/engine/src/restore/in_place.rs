@@ -232,7 +232,7 @@ async fn run_fenced(
     set_labels(work, &entry, &asked.labels).await?;
     let volume = entry.id;
     // The change of the content is no anomaly.
-    let done = work.tasks.finish(live, move |tx| ActivityRow::forget_profiles(tx, volume)).await?;
+    let done = work.tasks.finish(live, move |tx| ActivityRow::mark_replaced(tx, volume)).await?;
     release(work, &done);
     drop_previous(work, &asked).await;
     work.merger.wake();

@@ -148,8 +148,8 @@ impl Snapshots {
         };
         // The change of the content is no anomaly.
         let volume = entry.id;
-        if let Err(error) = self.db.run(move |tx| ActivityRow::forget_profiles(tx, volume)).await {
-            tracing::warn!(%volume, %error, "removing the content profiles of the volume failed");
+        if let Err(error) = self.db.run(move |tx| ActivityRow::mark_replaced(tx, volume)).await {
+            tracing::warn!(%volume, %error, "marking the content profiles of the volume failed");
         }
         let admission = self.admission.lock().await;
         if let Err(error) = entry.change_tags(&self.db, &admission, Tags::without_origin).await {

@@ -36,7 +36,7 @@ Examples:
 
 const ACKNOWLEDGE_HELP: &str = "\
 The backups of the volume expire again afterwards. After an attack, restore from the last normal backup first, or pin \
-it: `blockctl cloudsnap pin`. With --usual, later changes of this size at this time of the week raise no anomaly.
+it: `blockctl cloudsnap pin`. With --usual, later changes of this size raise no anomaly for eight weeks.
 
 Examples:
   blockctl anomaly acknowledge 3f4f0a67
