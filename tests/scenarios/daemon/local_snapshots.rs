@@ -163,25 +163,7 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     host.call_at(CLONE_VOLUME, &"v".parse().unwrap(), &clone).await;
     then.assert_is(&host.volume("then"));
 
-    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
-    let locations: Vec<_> =
-        plan.items.iter().map(|one| one.credential_name.as_ref().map(CredentialName::as_str)).collect();
-    let (nas, offsite) = (Some("nas"), Some("offsite"));
-    assert_eq!(locations, [None, None, None, nas, nas, offsite, offsite, offsite, offsite]);
-    let is_sorted = |pair: &[JudgedSnapshot]| {
-        pair[0].credential_id != pair[1].credential_id || pair[0].created_at > pair[1].created_at
-    };
-    assert!(plan.items.windows(2).all(is_sorted), "{plan:?}");
-    for one in &plan.items {
-        assert_eq!(one.volume_id, schedule.selector.volume_id);
-        assert_eq!((one.local, !one.local), (one.snapshot_id.is_some(), one.cloud_snapshot_id.is_some()));
-    }
-    let last = &plan.items[0];
-    assert_eq!(last.verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
-    assert_eq!(
-        (last.snapshot_id, last.snapshot_name.as_ref()),
-        (Some(newest.snapshot_id), Some(&newest.name))
-    );
+    host.assert_sorted_plan(&schedule, newest).await;
     host.restart().await;
     let schedule = host.call(LIST_SCHEDULES, &()).await.list.items.remove(0);
     let copies: Vec<_> = schedule
@@ -200,6 +182,29 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
 }
 
 impl Host {
+    /// Asserts that the plan has the snapshots by location and time, the local ones first.
+    async fn assert_sorted_plan(&self, schedule: &Schedule, newest: &Snapshot) {
+        let plan = self.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
+        let locations: Vec<_> =
+            plan.items.iter().map(|one| one.credential_name.as_ref().map(CredentialName::as_str)).collect();
+        let (nas, offsite) = (Some("nas"), Some("offsite"));
+        assert_eq!(locations, [None, None, None, nas, nas, offsite, offsite, offsite, offsite]);
+        let is_sorted = |pair: &[JudgedSnapshot]| {
+            pair[0].credential_id != pair[1].credential_id || pair[0].created_at > pair[1].created_at
+        };
+        assert!(plan.items.windows(2).all(is_sorted), "{plan:?}");
+        for one in &plan.items {
+            assert_eq!(one.volume_id, schedule.selector.volume_id);
+            assert_eq!((one.local, !one.local), (one.snapshot_id.is_some(), one.cloud_snapshot_id.is_some()));
+        }
+        let last = &plan.items[0];
+        assert_eq!(last.verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
+        assert_eq!(
+            (last.snapshot_id, last.snapshot_name.as_ref()),
+            (Some(newest.snapshot_id), Some(&newest.name))
+        );
+    }
+
     /// Deletes a schedule; asserts that its backups and snapshots stay, with a reason in the plan.
     async fn assert_kept_without_schedule(&self, schedule: &Schedule) {
         let plan = self.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;

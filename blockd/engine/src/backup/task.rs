@@ -353,7 +353,7 @@ async fn commit(
         task: live.id,
         volume_name: entry.name.clone(),
         credential,
-        credential_name: live.view().detail.credential_name.clone(),
+        credential_name: live.view().detail.credential_name,
         manifest: manifest.clone(),
         before,
         blocks,

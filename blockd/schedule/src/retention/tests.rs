@@ -137,7 +137,7 @@ fn dates_and_pins() {
     snapshots[1].expires = Some(now());
     snapshots[2].expires = Timestamp::from_second(NOW_S + 1).ok();
     snapshots[3].pinned = true;
-    let held: Vec<_> = snapshots.iter().cloned().map(|one| Snapshot { held: true, ..one }).collect();
+    let held: Vec<_> = snapshots.iter().map(|one| Snapshot { held: true, ..*one }).collect();
     assert_eq!(deleted(&held, &Retention::max(1).unwrap()), [0; 0]);
     let verdicts = decide(&snapshots, &Retention::default(), now());
     assert_eq!(verdicts[1].1, Verdict::Delete(DeleteReason::Expired));
