@@ -339,14 +339,15 @@ fn is_of(event: &Event, id: Option<VolumeId>, name: Option<&VolumeName>) -> bool
     }
 }
 
-/// Returns true if a problem of the daemon, a damaged cloud snapshot, a volume or the last reload reports the
-/// state behind an event; it ends with that state.
+/// Returns true if a problem of the daemon, an anomaly, a damaged cloud snapshot, a volume or the last reload
+/// reports the state behind an event; it ends with that state.
 fn is_state(known: &Known, event: &Event) -> bool {
     match event.kind.as_str() {
         "volume-degraded" => known.volumes.iter().any(|volume| {
             volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
         }),
-        "damage-found"
+        "anomaly-found"
+        | "damage-found"
         | "volume-damaged"
         | "data-directory-full"
         | "key-slot-damaged"

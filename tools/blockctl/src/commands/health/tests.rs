@@ -21,6 +21,7 @@ fn known(parts: &Value) -> Known {
         reload_failure: parts.get("reloadFailure").map(|one| serde_json::from_value(one.clone()).unwrap()),
         problems: part(parts, "problems"),
         damaged: part(parts, "damaged"),
+        anomalies: part(parts, "anomalies"),
         ..Known::default()
     }
 }
@@ -183,6 +184,22 @@ fn damaged_cloud_snapshots_are_listed_up_to_a_limit() {
     assert_eq!(lines(&json!({ "events": events, "damaged": damaged(1) })), [cause]);
     let all = lines(&json!({ "damaged": damaged(MAX_DAMAGED + 2) }));
     assert_eq!((all.len(), all.last().unwrap().as_str()), (21, "damaged beside these: 2 cloud snapshots"));
+}
+
+#[test]
+fn acknowledged_anomaly_is_no_problem() {
+    let events = json!([event(1, NOW, "anomaly-found")]);
+    let anomaly = json!({
+        "anomalyId": "7f3c2a10-5a0e-4a6c-9d35-0d2f5f0b7a11", "volumeId": "7", "volumeName": "db",
+        "credentialId": "00000000-0000-0000-0000-000000000002", "credentialName": "nas",
+        "cloudSnapshotId": "2e4d4b67-95d7-481e-aec5-14223ac55170/59-62",
+        "lastNormalCloudSnapshotId": "591d4b67-95d7-481e-aec5-14223ac55170/1819154262174038911-4745512035340000001-incr",
+        "detectedAt": NOW, "findings": [], "protecting": true
+    });
+    let open = problems(&known(&json!({ "events": events, "anomalies": [anomaly] })), NOW.parse().unwrap());
+    let kinds: Vec<_> = open.iter().map(|one| one.kind.as_str()).collect();
+    assert_eq!(kinds, ["anomaly"]);
+    assert!(lines(&json!({ "events": events })).is_empty());
 }
 
 #[test]
