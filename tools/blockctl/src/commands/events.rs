@@ -252,13 +252,26 @@ fn table(events: &[Event]) -> Table {
 
 /// Returns the messages of events with short ids of cloud snapshots: a complete one is as long as a line.
 fn messages(events: &[Event]) -> Vec<String> {
-    let id = |event: &Event| event.cloud_snapshot_id.as_ref()?.parse::<CloudSnapshotId>().ok();
-    let short = ShortIds::new(events.iter().filter_map(id));
-    let message = |event: &Event| match id(event) {
-        Some(id) => event.message.replace(&id.to_string(), &short.of(&id)),
-        None => event.message.clone(),
+    let own = |event: &Event| event.cloud_snapshot_id.as_ref()?.parse::<CloudSnapshotId>().ok();
+    let named = events.iter().flat_map(|event| event.message.split(' ').filter_map(named_id));
+    let ids: Vec<_> = events.iter().filter_map(own).chain(named.map(|(_, id)| id)).collect();
+    let short = ShortIds::new(ids.iter().copied());
+    let shortened = |word: &str| match named_id(word) {
+        Some((text, id)) => word.replace(text, &short.of(&id)),
+        None => word.to_owned(),
+    };
+    let message = |event: &Event| {
+        let message = event.message.split(' ').map(shortened).collect::<Vec<_>>().join(" ");
+        // That of an object has its id, too.
+        own(event).map_or_else(|| message.clone(), |id| message.replace(&id.to_string(), &short.of(&id)))
     };
     events.iter().map(message).collect()
+}
+
+/// Returns the id of a cloud snapshot in a word of a message.
+fn named_id(word: &str) -> Option<(&str, CloudSnapshotId)> {
+    let text = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    Some((text, text.parse().ok()?))
 }
 
 /// Formats a row of a list that grows: columns cannot follow the widest cell. On a terminal, long names are
@@ -402,7 +415,14 @@ mod tests {
             "credentialName": "nas", "taskId": null, "cloudSnapshotId": id, "message": format!("backup of {id} done")
         }))
         .unwrap();
-        assert_eq!(messages(&[event]), ["backup of 95132581 done"]);
+        assert_eq!(messages(std::slice::from_ref(&event)), ["backup of 95132581 done"]);
+        let before = "2e4d4b67-95d7-481e-aec5-14223ac55170/590114184663672482-951325819047337000-incr";
+        let event = Event { message: format!("the last before {id} is ({before});"), ..event };
+        assert_eq!(
+            messages(&[event]),
+            ["the last before 95132581904733706 is (95132581904733700);"],
+            "ids of others as well"
+        );
     }
 
     #[test]

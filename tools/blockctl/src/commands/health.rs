@@ -3,6 +3,7 @@
 use crate::{
     failure::Failure,
     output::Context,
+    short_ids::ShortIds,
     table::{counted, short_uuid},
 };
 use blockd_api::{
@@ -189,7 +190,9 @@ fn damaged(known: &Known) -> impl Iterator<Item = HealthProblem> {
 
 /// Returns the anomalies without an acknowledgement.
 fn anomalies(known: &Known) -> impl Iterator<Item = HealthProblem> {
-    known.anomalies.iter().map(|one| {
+    // A complete id is longer than a line.
+    let short = ShortIds::new(known.anomalies.iter().filter_map(|one| one.last_normal_cloud_snapshot_id));
+    known.anomalies.iter().map(move |one| {
         let changes: Vec<_> = one.findings.iter().map(describe).collect();
         let cause = format!(
             "unusual changes of volume {} at {}: {}",
@@ -197,7 +200,8 @@ fn anomalies(known: &Known) -> impl Iterator<Item = HealthProblem> {
             format_time(one.detected_at),
             changes.join("; ")
         );
-        let last = one.last_normal_cloud_snapshot_id.map(|id| format!("the last normal backup is {id}; "));
+        let last = one.last_normal_cloud_snapshot_id.map(|id| short.of(&id));
+        let last = last.map(|id| format!("the last normal backup is {id}; "));
         let action = format!(
             "check the volume; {}then blockctl anomaly acknowledge {}",
             last.unwrap_or_default(),

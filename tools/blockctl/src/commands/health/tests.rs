@@ -199,6 +199,10 @@ fn acknowledged_anomaly_is_no_problem() {
     let open = problems(&known(&json!({ "events": events, "anomalies": [anomaly] })), NOW.parse().unwrap());
     let kinds: Vec<_> = open.iter().map(|one| one.kind.as_str()).collect();
     assert_eq!(kinds, ["anomaly"]);
+    assert_eq!(
+        open[0].action,
+        "check the volume; the last normal backup is 47455120; then blockctl anomaly acknowledge 7f3c2a10"
+    );
     assert!(lines(&json!({ "events": events })).is_empty());
 }
 
