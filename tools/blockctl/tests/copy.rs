@@ -190,4 +190,14 @@ fn listing_goes_on_past_damaged_directories() {
     let ran = run(answers, &format!("cloudsnap diff {from} {to} --path /d"));
     assert_eq!((ran.status, ran.stdout.as_str()), (1, "- /d/torn/a\n+ /d/torn/b\n"), "{ran:?}");
     assert!(ran.stderr.contains("pack 7 is damaged"), "{ran:?}");
+    let same = || ok(list("/d", "directory", &[entry("/d/sub", "directory")]));
+    let sub = || (files, ok(list("/d/sub", "directory", &[])));
+    let ran = run(
+        vec![(files, same()), (files, same()), sub(), (files, torn())],
+        &format!("cloudsnap diff {from} {to} --path /d"),
+    );
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
+    for words in ["no changes in the files that can be read\n", "1 file or directory cannot be read"] {
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    }
 }

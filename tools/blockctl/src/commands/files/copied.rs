@@ -3,7 +3,7 @@
 use super::{
     dir_handle::Original,
     source::check_count,
-    unreadable::{Unreadable, is_of_file},
+    unreadable::{Unreadable, files_or_directories, is_of_file},
 };
 use crate::{failure::Failure, table::counted};
 use blockd_api::browse::{FilePath, SnapshotXattr};
@@ -94,22 +94,14 @@ impl Copied {
         let mut notes: Vec<String> = named
             .map(|one| format!("{}: {} cannot be set there: {}", one.path, one.name, one.reason))
             .collect();
-        let of = |count: u64| counted(count, "file");
-        if self.xattrs_refused > 0 {
-            let what = of(self.xattrs_refused);
-            notes.push(format!(
-                "extended attributes of {what} or directories could not be set where they went"
-            ));
-        }
-        if self.xattrs_damaged > 0 {
-            let what = of(self.xattrs_damaged);
-            notes.push(format!("extended attributes of {what} or directories are damaged in the snapshot"));
-        }
-        if self.xattrs_left_out > 0 {
-            let what = of(self.xattrs_left_out);
-            notes.push(format!(
-                "{what} or directories have extended attributes that are not copied: only user.* and access lists are"
-            ));
+        for (count, problem) in [
+            (self.xattrs_refused, "could not be set where they went"),
+            (self.xattrs_damaged, "are damaged in the snapshot"),
+            (self.xattrs_left_out, "are not copied: only user.* and access lists are"),
+        ] {
+            if count > 0 {
+                notes.push(format!("extended attributes of {} {problem}", files_or_directories(count)));
+            }
         }
         notes
     }

@@ -297,7 +297,10 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
         return Ok(status);
     }
     if changes.is_empty() {
-        output.note("no changes");
+        output.note(match unreadable.count {
+            0 => "no changes",
+            _ => "no changes in the files that can be read",
+        });
     }
     for change in &changes {
         let (sign, what) = match change.change {

@@ -3,7 +3,6 @@
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     output::Output,
-    table::counted,
 };
 use blockd_api::{ClientError, ErrorCode, browse::FilePath};
 use schemars::JsonSchema;
@@ -61,14 +60,21 @@ impl Unreadable {
     pub fn report(&self, output: &Output) {
         self.files.iter().for_each(|file| output.note(format!("not listed: {}", file.reason)));
         if self.count > 0 {
-            let what = counted(self.count, "file");
-            output.note(format!("{what} or directories cannot be read in the snapshot"));
+            output.note(format!("{} cannot be read in the snapshot", files_or_directories(self.count)));
         }
     }
 
     /// Returns the exit status: a failure if files were left out.
     pub fn exit_status(&self) -> u8 {
         if self.count == 0 { EXIT_DONE } else { EXIT_FAILED }
+    }
+}
+
+/// Returns a number of files or directories in words.
+pub fn files_or_directories(count: u64) -> String {
+    match count {
+        1 => "1 file or directory".to_owned(),
+        _ => format!("{count} files or directories"),
     }
 }
 
