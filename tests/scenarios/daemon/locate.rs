@@ -106,6 +106,9 @@ async fn credentials_of_one_location_have_one_copy() {
         locations.push(list.list.items[0].location_id.unwrap());
     }
     assert!(locations[0] == locations[1] && locations[0] != locations[2], "{locations:?}");
+    let all = host.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await;
+    let listed: BTreeSet<_> = all.list.items.iter().map(|one| one.location_id.unwrap()).collect();
+    assert_eq!((all.total, listed), (2, locations.into_iter().collect()));
     host.refused(ErrorCode::CredentialRequired, START_DELETE, &delete_of(&id)).await;
     let copy = StartDelete { credential: Some("copy".parse().unwrap()), ..delete_of(&id) };
     host.delete_cloudsnap(&copy).await;

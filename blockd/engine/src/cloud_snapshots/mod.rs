@@ -186,9 +186,9 @@ impl CloudSnapshots {
         if let Some(id) = &query.cloud_snapshot_id {
             found.damaged.retain(|damaged| damaged.cloud_snapshot_id == id.to_string());
         }
-        // Two credentials may reach the same repository.
+        // Two credentials may reach the same location; copies at others are listed, too.
         let mut seen = BTreeSet::new();
-        found.entries.retain(|entry| seen.insert(entry.cloud_snapshot_id));
+        found.entries.retain(|entry| seen.insert((entry.cloud_snapshot_id, entry.location())));
         found.entries.sort_by_key(|entry| (entry.created_at, entry.cloud_snapshot_id));
         list.total = found.entries.len() as u64;
         if let Some(max) = query.max {

@@ -75,8 +75,8 @@ async fn former_volume(
     }
 }
 
-/// Lists the cloud snapshots that this host made of a volume at one location, or separately at each: a
-/// listing of all shows a copied cloud snapshot once.
+/// Lists the cloud snapshots that this host made of a volume at one location, or separately at each, where
+/// one that cannot be listed is an error.
 async fn list_each(
     context: &Context<'_>,
     args: &DeleteArgs,

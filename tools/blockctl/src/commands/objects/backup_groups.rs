@@ -35,7 +35,10 @@ impl<'a> BackupGroup<'a> {
     /// Returns the backups of all hosts, those of this one first.
     pub fn all(resources: &'a ResourceSet) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
-        for one in resources.cloudsnaps.iter().flatten() {
+        // Two credentials may reach the same location.
+        let mut seen = BTreeSet::new();
+        let mut is_new = |one: &&Cloudsnap| seen.insert((one.cloud_snapshot_id, one.location()));
+        for one in resources.cloudsnaps.iter().flatten().filter(|one| is_new(one)) {
             let (name, location) = (backup_name(one), Some(one.credential_name.as_str()));
             let cluster = Some(one.cloud_snapshot_id.cluster);
             Self::entry(&mut groups, name, location, cluster, Some(one)).stored.push(one);

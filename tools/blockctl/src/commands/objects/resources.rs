@@ -191,8 +191,8 @@ impl ResourceSet {
             if scope.locations.as_ref().is_some_and(|wanted| !wanted.contains(&one.name)) {
                 continue;
             }
-            // Separate requests for each credential: a listing of all shows a cloud snapshot once, even if
-            // two credentials have it.
+            // Separate requests for each credential: a listing of all shows a cloud snapshot of a location
+            // once, even if two credentials have it.
             let query = ListCloudsnaps {
                 credential: Some(CredentialRef::Id(one.credential_id)),
                 cloud_snapshot_id: scope.id,
