@@ -1,13 +1,15 @@
 //! Anomalies of backups.
 
 use super::{
-    fixtures::{delete_of, new_snapshot, new_volume, pattern, snap_id},
+    fixtures::{delete_of, mark_of, new_snapshot, new_volume, pattern, snap_id},
     *,
 };
 use blockd_api::{
     anomalies::{AcknowledgeAnomaly, AnomalyKind, BackupAnomaly, ListAnomalies},
-    cloudsnaps::PinOrigin,
-    operations::{ACKNOWLEDGE_ANOMALY, LIST_ANOMALIES, PLAN_RETENTION, RESTORE_SNAPSHOT, UPDATE_VOLUME},
+    cloudsnaps::{MarkCloudsnap, PinOrigin},
+    operations::{
+        ACKNOWLEDGE_ANOMALY, LIST_ANOMALIES, MARK_CLOUDSNAP, PLAN_RETENTION, RESTORE_SNAPSHOT, UPDATE_VOLUME,
+    },
     snapshots::RestoreSnapshot,
     volumes::UpdateVolume,
 };
@@ -68,6 +70,10 @@ async fn encryption_in_place_holds_backups_until_acknowledged() {
     let pins: Vec<_> = list.iter().map(|entry| entry.pinned_by).collect();
     assert_eq!(pins.iter().filter(|pin| **pin == Some(PinOrigin::Anomaly)).count(), 1, "{pins:?}");
     host.refused(ErrorCode::CloudsnapPinned, START_DELETE, &delete_of(&snaps[1])).await;
+    let unpin = MarkCloudsnap { pinned: Some(false), ..mark_of(&snaps[1]) };
+    let error = api_error(host.client.call(MARK_CLOUDSNAP, &unpin).await);
+    assert_eq!(error.code, ErrorCode::CloudsnapPinned);
+    assert!(error.hint.is_some_and(|hint| hint.starts_with("blockctl anomaly acknowledge ")));
 
     host.restart().await;
     let acknowledged = AcknowledgeAnomaly { usual: false };

@@ -249,7 +249,8 @@ operations! {
         .errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse, CloudsnapPinned, CloudsnapOfOtherHost]]);
     "Pin, unpin or expire a cloud snapshot; unpinning and expiry need an admin"
     MARK_CLOUDSNAP: ((), MarkCloudsnap) -> CloudsnapMark = post(Operator, "/v1/cloudsnaps/mark")
-        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse, CloudsnapOfOtherHost]]);
+        .timeout(STORE_CALL)
+        .errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse, CloudsnapPinned, CloudsnapOfOtherHost]]);
     "Verify a cloud snapshot"
     START_VERIFY: ((), StartVerify) -> TaskStarted = post(Operator, "/v1/cloudsnaps/verify")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);

@@ -37,8 +37,8 @@ impl Deletions {
     /// Sets or removes the pin and expiry date of a cloud snapshot.
     ///
     /// # Errors
-    /// There is no such cloud snapshot, it is being deleted, or the date is past. Without `force`, also a
-    /// date of one that another host made.
+    /// There is no such cloud snapshot, it is being deleted, an anomaly pins it, or the date is past. Without
+    /// `force`, also a date of one that another host made.
     pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ServiceError> {
         let invalid = |message: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         if request.expires_at.is_some() && request.never_expires {
@@ -62,6 +62,9 @@ impl Deletions {
         // A running deletion may have ended since.
         self.repositories.preflight_manifest(credential.uuid, &id).await?;
         check_cancelled()?;
+        if request.pinned == Some(false) {
+            self.checks.refuse_if_pinned_by_anomaly(&id).await?;
+        }
         let request = request.clone();
         let stored = self.db.run(move |tx| -> Result<_, DbError> {
             let new = RetentionOverride {

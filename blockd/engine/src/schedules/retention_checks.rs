@@ -10,10 +10,10 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode,
+    ApiError, CredentialRef, ErrorCode,
     events::{EventKind, Severity},
 };
-use blockd_catalog::{Db, DbManifestCache, NewEvent, RetentionOverride, RunRow};
+use blockd_catalog::{AnomalyRow, Db, DbManifestCache, NewEvent, RetentionOverride, RunRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyOptions, check_clock, verify,
@@ -311,6 +311,19 @@ fn stopped_key(credential: Uuid, like: &CloudSnapshotId) -> String {
 }
 
 impl RetentionChecks {
+    /// Refuses to unpin the last cloud snapshot before an anomaly.
+    pub async fn refuse_if_pinned_by_anomaly(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
+        let open = self.db.run(|tx| AnomalyRow::all(tx, false)).await?;
+        let is_it = |last: &CloudSnapshotId| {
+            (last.cluster, last.volume, last.snapshot) == (id.cluster, id.volume, id.snapshot)
+        };
+        let holds = |row: &&AnomalyRow| row.protects && row.last_normal.as_ref().is_some_and(is_it);
+        let Some(anomaly) = open.iter().find(holds) else { return Ok(()) };
+        let message = format!("cloud snapshot {id} is pinned as the last one before an anomaly");
+        let error = ApiError::new(ErrorCode::CloudsnapPinned, message);
+        Err(ServiceError::Refused(error.with_hint(format!("blockctl anomaly acknowledge {}", anomaly.id))))
+    }
+
     /// Refuses to delete a pinned cloud snapshot. Requires the admission lock.
     pub async fn refuse_if_pinned(&self, id: &CloudSnapshotId, credential: Uuid) -> Result<(), ServiceError> {
         let marks = self.db.run(RetentionOverride::all).await?;
