@@ -1,6 +1,6 @@
 //! Anomalies: unusual changes of volumes, found by their backups.
 
-use crate::{ByteSize, Labels, VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId};
+use crate::{ApiError, ByteSize, ErrorCode, Labels, VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId};
 pub use blockd_anomaly::{Anomaly, AnomalyKind};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
@@ -34,6 +34,17 @@ impl AnomalyPolicy {
     #[must_use]
     pub fn of(labels: &Labels, default: Self) -> Self {
         labels.as_map().get(ANOMALY_POLICY).and_then(|text| text.parse().ok()).unwrap_or(default)
+    }
+
+    /// Checks new labels of a volume.
+    ///
+    /// # Errors
+    /// The label of the policy has an unknown value.
+    pub fn check(labels: &Labels) -> Result<(), ApiError> {
+        let Some(text) = labels.as_map().get(ANOMALY_POLICY) else { return Ok(()) };
+        let invalid =
+            |error| ApiError::new(ErrorCode::InvalidRequest, format!("label {ANOMALY_POLICY}: {error}"));
+        text.parse::<Self>().map(drop).map_err(invalid)
     }
 }
 
@@ -131,6 +142,10 @@ mod tests {
         let of = |label: &str| AnomalyPolicy::of(&label.parse().unwrap(), AnomalyPolicy::Protect);
         assert_eq!(of("anomaly-policy=off"), AnomalyPolicy::Off);
         assert_eq!(of("anomaly-policy=perhaps"), AnomalyPolicy::Protect);
+        let check = |label: &str| AnomalyPolicy::check(&label.parse().unwrap());
+        assert!(check("anomaly-policy=observe").is_ok() && check("app=db").is_ok());
+        let error = check("anomaly-policy=perhaps").unwrap_err();
+        assert!(error.message.contains("off, observe or protect"), "{error}");
         assert_eq!(of("app=db"), AnomalyPolicy::Protect);
     }
 }

@@ -1,12 +1,14 @@
 //! Anomalies of backups.
 
 use super::{
-    fixtures::{delete_of, mark_of, new_snapshot, new_volume, pattern, snap_id},
+    fixtures::{delete_of, in_place_restore, mark_of, new_snapshot, new_volume, pattern, restore_of, snap_id},
     *,
 };
 use blockd_api::{
+    Labels,
     anomalies::{AcknowledgeAnomaly, AnomalyKind, BackupAnomaly, ListAnomalies},
     cloudsnaps::{MarkCloudsnap, PinOrigin},
+    lazy::StartInPlace,
     operations::{
         ACKNOWLEDGE_ANOMALY, LIST_ANOMALIES, MARK_CLOUDSNAP, PLAN_RETENTION, RESTORE_SNAPSHOT, UPDATE_VOLUME,
     },
@@ -101,6 +103,25 @@ async fn policy_of_a_volume_decides_about_anomalies() {
         assert!(host.list().await.iter().all(|entry| !entry.pinned), "{label}");
         host.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_policy_of_a_volume_is_refused() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    let snap = host.backup("v", false).await.cloud_snapshot_id.unwrap();
+    let unknown: Labels = "anomaly-policy=perhaps".parse().unwrap();
+    let volume: VolumeRef = "v".parse().unwrap();
+    let refused = ErrorCode::InvalidRequest;
+    let create = CreateVolume { labels: unknown.clone(), ..new_volume("w") };
+    host.refused(refused, CREATE_VOLUME, &create).await;
+    let update = UpdateVolume { labels: Some(unknown.clone()), ..UpdateVolume::default() };
+    host.refused_at(refused, UPDATE_VOLUME, &volume, &update).await;
+    let restore = StartRestore { labels: Some(unknown.clone()), ..restore_of(&snap) };
+    host.refused(refused, START_RESTORE, &restore).await;
+    let restore = StartInPlace { labels: unknown, ..in_place_restore(&snap, "v") };
+    host.refused(refused, START_IN_PLACE, &restore).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,8 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
-    ErrorCode, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace, tasks::ways_to_end,
+    ErrorCode, SnapshotName, anomalies::AnomalyPolicy, cloudsnaps::RestoreStarted, lazy::StartInPlace,
+    tasks::ways_to_end,
 };
 use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
 use blockd_extent::SnapshotId;
@@ -28,6 +29,7 @@ impl Restores {
         request: &StartInPlace,
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
+        AnomalyPolicy::check(&request.labels)?;
         let id = request.cloud_snapshot_id;
         let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
         let entry = self.registry.find(&request.volume)?;

@@ -29,7 +29,9 @@ use crate::{
     },
 };
 use blockd_api::{
-    ByteSize, ErrorCode, GroupName, Labels, List, RuleName, VolumeRef, check_volume_size, cloudsnaps,
+    ByteSize, ErrorCode, GroupName, Labels, List, RuleName, VolumeRef,
+    anomalies::{ANOMALY_POLICY, AnomalyPolicy},
+    check_volume_size, cloudsnaps,
     lazy::InPlaceProgress,
     tasks::{TaskKind, TaskStage, ways_to_end},
     volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
@@ -71,9 +73,10 @@ impl Volumes {
     /// Creates a volume; it is durable and served on return.
     ///
     /// # Errors
-    /// The name is taken, the size is invalid, or the files cannot be created.
+    /// The name is taken, the size or a label is invalid, or the files cannot be created.
     pub async fn create_volume(&self, request: CreateVolume) -> Result<api::Volume, ServiceError> {
         check_volume_size(request.size_bytes).map_err(blockd_api::ApiError::from)?;
+        AnomalyPolicy::check(&request.labels)?;
         let id = VolumeId::from_u64(random_id()?);
         let row = VolumeRow {
             labels: request.labels,
@@ -89,12 +92,14 @@ impl Volumes {
     /// Creates a clone of a snapshot; it is durable and served on return.
     ///
     /// # Errors
-    /// The name is taken, there is no such snapshot, or the files cannot be shared or created.
+    /// The name is taken, a label is invalid, there is no such snapshot, or the files cannot be shared or
+    /// created.
     pub async fn clone_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
         request: CloneVolume,
     ) -> Result<api::Volume, ServiceError> {
+        AnomalyPolicy::check(&request.labels)?;
         let parent = self.registry.find(wanted)?;
         let snapshot = self.snapshots.snapshot_of(&parent, &request.snapshot).await?.id;
         let volume = parent.volume()?;
@@ -302,8 +307,8 @@ impl Volumes {
     /// Applies the requested changes, name and size first: a growth is durable on return.
     ///
     /// # Errors
-    /// There is nothing to change, the volume is unusable or cannot be renamed, the size is smaller than the
-    /// current one, or the disk fails.
+    /// There is nothing to change, a label is invalid, the volume is unusable or cannot be renamed, the size
+    /// is smaller than the current one, or the disk fails.
     pub async fn update_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
@@ -312,6 +317,13 @@ impl Volumes {
         if request == UpdateVolume::default() {
             let message = "no change requested: give name, sizeBytes, readOnly, labels, group or acknowledgeDiscardedWrites";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        if let Some(labels) = &request.labels {
+            let present = self.registry.find(wanted)?.tags().labels;
+            // A restored volume may keep an invalid one.
+            if labels.as_map().get(ANOMALY_POLICY) != present.as_map().get(ANOMALY_POLICY) {
+                AnomalyPolicy::check(labels)?;
+            }
         }
         let entry = match request.name {
             Some(name) => self.rename_volume(wanted, name).await?,

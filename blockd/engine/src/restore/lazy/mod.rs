@@ -23,6 +23,7 @@ use crate::{
 };
 use blockd_api::{
     ErrorCode, Labels, VolumeName,
+    anomalies::AnomalyPolicy,
     events::{EventKind, Severity},
     lazy::Hydration,
     schedules::ScheduleSummary,
@@ -257,6 +258,8 @@ impl LazyVolumes {
         own_labels: Option<&Labels>,
         state: VolumeState,
     ) -> Result<VolumeRow, ServiceError> {
+        // Labels of the backup may be older than the check.
+        own_labels.map_or(Ok(()), AnomalyPolicy::check)?;
         let id = VolumeId::from_u64(random_id()?);
         let name = name.map_or_else(|| self.free_name(manifest), |name| Ok(name.clone()))?;
         Ok(VolumeRow {

@@ -5,7 +5,7 @@
 use super::{
     args::CreateArgs,
     image::Image,
-    labels::{merged, with_policy},
+    labels::{merged, refuse_second_policy, with_policy},
 };
 use crate::{
     failure::{Exit, Failure},
@@ -36,7 +36,9 @@ pub(super) async fn run(context: &Context<'_>, args: CreateArgs) -> Exit {
     };
     let size = args.size.or_else(|| image.as_ref()?.1.size());
     let size = size.ok_or_else(|| Failure::usage("the size of stdin is unknown: give --size"))?;
-    let labels = with_policy(merged(&args.label)?, args.anomaly_policy)?;
+    let labels = merged(&args.label)?;
+    refuse_second_policy(labels.as_map().keys().map(String::as_str), args.anomaly_policy)?;
+    let labels = with_policy(labels, args.anomaly_policy)?;
     let request = CreateVolume { name: args.name, size_bytes: size.as_bytes(), labels, group: args.group };
     let Some((from, image)) = image else {
         let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;

@@ -16,6 +16,22 @@ pub fn merged(options: &[Labels]) -> Result<Labels, Failure> {
     Labels::try_from(all).map_err(|error| Failure::usage(error.to_string()))
 }
 
+/// Refuses an anomaly policy beside a label that sets or removes it.
+///
+/// # Errors
+/// Both are given.
+pub fn refuse_second_policy<'a>(
+    mut keys: impl Iterator<Item = &'a str>,
+    policy: Option<AnomalyPolicy>,
+) -> Result<(), Failure> {
+    match policy.is_some() && keys.any(|key| key == ANOMALY_POLICY) {
+        true => {
+            Err(Failure::usage(format!("--anomaly-policy and --label {ANOMALY_POLICY} exclude each other")))
+        }
+        false => Ok(()),
+    }
+}
+
 /// Returns the labels with that of an anomaly policy.
 ///
 /// # Errors
@@ -32,6 +48,11 @@ pub fn with_policy(labels: Labels, policy: Option<AnomalyPolicy>) -> Result<Labe
 pub struct LabelChanges(Vec<(String, Option<String>)>);
 
 impl LabelChanges {
+    /// Returns the keys of the changed labels.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(key, _)| key.as_str())
+    }
+
     /// Returns labels with these changes.
     pub fn applied_to(&self, labels: &Labels) -> Result<Labels, blockd_api::PairsError> {
         let mut map = labels.as_map().clone();
@@ -65,6 +86,14 @@ impl std::str::FromStr for LabelChanges {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn anomaly_policy_is_given_once() {
+        let changes: LabelChanges = "tier=web,-anomaly-policy".parse().unwrap();
+        assert!(refuse_second_policy(changes.keys(), Some(AnomalyPolicy::Off)).is_err());
+        assert!(refuse_second_policy(changes.keys(), None).is_ok());
+        assert!(refuse_second_policy(["tier"].into_iter(), Some(AnomalyPolicy::Off)).is_ok());
+    }
 
     #[test]
     fn label_changes_keep_other_labels() {

@@ -30,7 +30,7 @@ use blockd_api::{
         UpdateVolume, Volume,
     },
 };
-use labels::{merged, with_policy};
+use labels::{LabelChanges, merged, refuse_second_policy, with_policy};
 use schemars::JsonSchema;
 use serde::Serialize;
 use state::{hydration_line, status};
@@ -262,6 +262,7 @@ async fn rename(context: &Context<'_>, args: RenameArgs) -> Exit {
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let changes = args.changes;
+    refuse_second_policy(changes.label.iter().flat_map(LabelChanges::keys), changes.anomaly_policy)?;
     let group = if changes.no_group { Some(None) } else { changes.group.map(Some) };
     let labels = match changes.no_labels || !changes.label.is_empty() || changes.anomaly_policy.is_some() {
         true => {
