@@ -236,6 +236,16 @@ async fn refused_proof_is_published_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn repeated_deep_verification_compares_as_many_bytes() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    for verification in ["first", "second"] {
+        let task = host.verify_snapshot(&snap, VerifyDepth::Deep).await;
+        assert_eq!(task.findings.unwrap().compared_bytes, 256 * 4096, "{verification}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn altered_local_blocks_leave_the_proof_of_the_store() {
     let host = Host::new().await;
     let snap = host.backed_up().await;

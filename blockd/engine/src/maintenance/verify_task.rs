@@ -164,7 +164,8 @@ async fn record(
     let recorded = compare_with_recorded(&mut report, &known);
     let proofs = proofs(&report, &known, row.credential, depth, Timestamp::now());
     let mut found = findings::of_report(&report);
-    found.compared_bytes = compared_blocks * BLOCK_SIZE_BYTES + recorded;
+    // Blocks of the volume are compared with content that the digest covers, too.
+    found.compared_bytes = recorded.max(compared_blocks * BLOCK_SIZE_BYTES);
     live.detail(|detail| detail.findings = Some(found.clone()));
     let is_sound = found.damaged_snapshots.is_empty() && report.slots.is_empty();
     // A failed verification is an event of its own.
