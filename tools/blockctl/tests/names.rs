@@ -164,7 +164,8 @@ fn points_of_a_reused_name_are_of_the_present_volume() {
         assert!(early.stderr.contains(words), "{early:?}");
     }
     assert!(early.stderr.contains("hint: its oldest is of 2026-11-21T21:00Z"), "{early:?}");
-    let listed = fake(&entries).run("cs list --src db");
+    let listed = fake(&entries).run("cs list db");
+    assert_eq!(fake(&entries).run("cs list --src db").stderr, listed.stderr);
     assert!(listed.stderr.contains("2 volumes have or had the name db"), "{listed:?}");
     // The present volume has no backup.
     assert_eq!(restored(&fake(&entries[..1]), "cs restore db --latest"), Ok(old));
@@ -434,6 +435,11 @@ fn words_before_select_the_candidates() {
         ("get vr a", &["again"]),
         ("get vc a", &[]),
         ("get all go", &["gold"]),
+        ("anomaly acknowledge 7", &["7f3c2a10"]),
+        ("anomaly acknowledge d", &["db"]),
+        ("volume update db --anomaly-policy o", &["observe", "off"]),
+        ("volume update db --read-only o", &["off", "on"]),
+        ("cloudsnap list w", &["web"]),
     ] {
         let words: Vec<&str> = std::iter::once("blockctl").chain(line.split(' ')).collect();
         assert_eq!(completed(&fake, &words), wanted, "{line}");

@@ -15,6 +15,7 @@ use crate::{
 };
 use blockd_api::{
     CLONED_BY, Client, RESTORED_BY,
+    anomalies::{BackupAnomaly, ListAnomalies},
     cloudsnaps::{Cloudsnap, ListCloudsnaps},
     operations,
     snapshots::{ListSnapshots, Snapshot},
@@ -71,6 +72,8 @@ enum Source {
     Schedules,
     Policies,
     Rules,
+    /// Anomalies without an acknowledgement, and their volumes.
+    Anomalies,
     Tasks,
     /// Tasks that can be stopped; with `--discard`, also those that can be resumed.
     StoppableTasks,
@@ -101,6 +104,7 @@ impl Source {
             "SCHEDULE" => Self::Schedules,
             "POLICY" => Self::Policies,
             "RULE" => Self::Rules,
+            "ANOMALY|VOLUME" => Self::Anomalies,
             "TASK" => match command.get_name() {
                 "stop" | "limit" => Self::StoppableTasks,
                 "resume" => Self::ResumableTasks,
@@ -222,6 +226,11 @@ impl Source {
                 let list = client.call(operations::LIST_RULES, &()).await.ok()?;
                 list.items.iter().map(|one| one.name.to_string()).collect()
             }
+            Self::Anomalies => {
+                let list = client.call(operations::LIST_ANOMALIES, &ListAnomalies::default()).await.ok()?;
+                let names = |one: &BackupAnomaly| [short_uuid(one.anomaly_id), one.volume_name.to_string()];
+                list.items.iter().flat_map(names).collect()
+            }
             Self::Tasks | Self::StoppableTasks | Self::ResumableTasks => {
                 let discards = line.iter().any(|word| word == "--discard");
                 let offered = |one: &&Task| match self {
@@ -329,15 +338,28 @@ fn selected_by(words: &[OsString]) -> Global {
     }
 }
 
+/// Returns the words that the value name of an argument lists, such as `on|off`.
+fn listed_words(arg: &Arg) -> Option<Vec<String>> {
+    let name = arg.get_value_names()?.first()?;
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    let is_list = name.contains('|') && name.split('|').all(is_word);
+    is_list.then(|| name.split('|').map(str::to_owned).collect())
+}
+
 /// Adds sources of names to the arguments of a command and its subcommands.
 pub fn with_names(command: Command) -> Command {
     let sources: BTreeMap<Id, Source> = command
         .get_arguments()
         .filter_map(|arg| Some((arg.get_id().clone(), Source::of(arg, &command)?)))
         .collect();
-    let command = command.mut_args(|arg| match sources.get(arg.get_id()).copied() {
-        Some(source) => arg.add(ArgValueCompleter::new(move |word: &OsStr| source.complete(word))),
-        None => arg,
+    let command = command.mut_args(|arg| match (sources.get(arg.get_id()).copied(), listed_words(&arg)) {
+        (Some(source), _) => arg.add(ArgValueCompleter::new(move |word: &OsStr| source.complete(word))),
+        (None, Some(words)) => arg.add(ArgValueCompleter::new(move |typed: &OsStr| {
+            let typed = typed.to_string_lossy();
+            let begun = words.iter().filter(|word| word.starts_with(&*typed));
+            begun.map(CompletionCandidate::new).collect()
+        })),
+        (None, None) => arg,
     });
     command.mut_subcommands(with_names)
 }

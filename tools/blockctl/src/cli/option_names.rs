@@ -239,8 +239,10 @@ mod tests {
         let mut without = Vec::new();
         with_options(crate::cli::command()).debug_assert();
         walk(&crate::cli::command(), "", &mut without);
-        // `cat` and `cp` take an id and paths, `schema` and `secrets` words of other commands.
+        // The option of `list` is --src. `cat` and `cp` take an id and paths, `schema` and `secrets` words of
+        // other commands.
         let expected = [
+            "cloudsnap list volume",
             "cloudsnap cat paths",
             "cloudsnap cp paths",
             "secrets store",

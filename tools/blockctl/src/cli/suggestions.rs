@@ -49,7 +49,9 @@ const MEANINGS: [(&str, &str); 17] = [
 ];
 
 /// Words without a group, and the commands with this meaning.
-const WITHOUT_GROUP: [(&str, &str); 16] = [
+const WITHOUT_GROUP: [(&str, &str); 18] = [
+    ("ack", "anomaly acknowledge"),
+    ("acknowledge", "anomaly acknowledge"),
     ("attach", "volume attach"),
     ("backup", "cloudsnap backup"),
     ("backups", "cloudsnap list"),

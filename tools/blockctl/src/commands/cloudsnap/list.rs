@@ -55,6 +55,9 @@ pub struct ListArgs {
     /// List snapshots of all clusters (default)
     #[arg(short, long, conflicts_with = "cluster")]
     pub all: bool,
+    /// Same as --src
+    #[arg(value_name = "VOLUME", conflicts_with = "src")]
+    pub volume: Option<VolumeRef>,
     /// Only snapshots of this volume, by its id, or by its name now or at backup time
     #[arg(short, long, visible_alias = "volume", value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
@@ -186,7 +189,8 @@ async fn cluster(context: &Context<'_>, args: &ListArgs) -> Result<Option<Uuid>,
     }
 }
 
-pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
+pub async fn list(context: &Context<'_>, mut args: ListArgs) -> Exit {
+    args.src = args.src.or(args.volume.take());
     if args.migration {
         context.output.note("There are no migrations: any host with the bucket and the passphrase lists and restores the cloud snapshots of others.");
         return context.output.list(&CloudsnapList::default(), "migrations", || Table::new([]));
