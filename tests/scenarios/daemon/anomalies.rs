@@ -1,7 +1,9 @@
 //! Anomalies of backups.
 
 use super::{
-    fixtures::{delete_of, in_place_restore, mark_of, new_snapshot, new_volume, pattern, restore_of, snap_id},
+    fixtures::{
+        delete_of, in_place_restore, mark_of, new_snapshot, new_volume, pattern, restore_of, snap_id,
+    },
     *,
 };
 use blockd_api::{

@@ -1,6 +1,6 @@
 //! Objects that commands find by a name or a prefix of an id.
 
-use crate::support::{CLUSTER, Fake, TASK, cloudsnap, defaults, list, ok, snap, task, volume};
+use crate::support::{CLUSTER, Fake, TASK, cloudsnap, defaults, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 
 const OTHER_TASK: &str = "7f4f0a67-e12a-4d35-81ad-985657757352";
@@ -207,4 +207,17 @@ fn argument_names_a_volume_or_a_group() {
     }
     assert_eq!(selected("--volume shop"), json!({ "volume": "shop" }));
     assert_eq!(selected("--group shop"), json!({ "group": "shop" }));
+}
+
+#[test]
+fn time_zone_of_a_schedule_by_policy_is_refused() {
+    let mut schedules = reply("GET /v1/schedules");
+    let nightly = &mut schedules["items"][0];
+    (nightly["policyName"], nightly["rules"], nightly["retain"]) = (json!("gold"), json!([]), json!({}));
+    let fake = Fake::with_defaults(vec![("GET /v1/schedules", ok(schedules))]);
+    let refused = fake.run("cs sched update nightly --time-zone Europe/Paris");
+    assert!(refused.status == 2 && refused.stderr.contains("the times of policy gold"), "{refused:?}");
+    // The days of a retention are those of the time zone.
+    let changed = fake.run("cs sched update nightly --time-zone Europe/Paris --keep-daily 7");
+    assert_eq!(changed.status, 0, "{changed:?}");
 }

@@ -5,7 +5,7 @@ use super::{
     source::check_count,
     unreadable::{Unreadable, files_or_directories, is_of_file},
 };
-use crate::{failure::Failure, table::counted};
+use crate::failure::Failure;
 use blockd_api::browse::{FilePath, SnapshotXattr};
 use rustix::{
     fs::{XattrFlags, fsetxattr},
