@@ -175,6 +175,11 @@ impl TaskSpec {
         self.is_hydration() || self.is_in_place()
     }
 
+    /// Returns true for a scrub that no user requested.
+    pub fn is_background_scrub(&self) -> bool {
+        matches!(self, Self::Scrub(ScrubTask { background: true, .. }))
+    }
+
     /// Returns true for the hydration of a lazy volume.
     pub fn is_hydration(&self) -> bool {
         matches!(self, Self::Restore(RestoreTask::LazyVolume))

@@ -159,3 +159,21 @@ async fn background_scrub_repairs_and_rests() {
     model.assert_is(&host.volume("data"));
     assert_eq!(host.events_of("volume-repaired").await.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn background_scrub_does_not_hinder_a_deletion() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    volume.write(0, &pattern(7, 32 << 20), false).unwrap();
+    host.take_snapshot("data", &new_snapshot("monday")).await;
+    drop(volume);
+    host.stop().await;
+    let config = Config { scrub_bytes_per_day: 100 << 20, ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(config, false).await.unwrap());
+    host.engine().scrubs.continue_in_background().await.unwrap();
+    let task = host.engine().tasks.running().remove(0);
+    assert!(task.spec.is_background_scrub(), "{task:?}");
+    host.delete_volume("data").await;
+    assert_eq!(host.wait(task.id).await.state.to_string(), "Scrub-Stopped");
+    host.stop().await;
+}

@@ -31,6 +31,7 @@ impl Restores {
         check_limits(request.limits)?;
         AnomalyPolicy::check(&request.labels)?;
         let id = request.cloud_snapshot_id;
+        self.tasks.stop_background_scrub(self.registry.find(&request.volume)?.id).await;
         let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
         let entry = self.registry.find(&request.volume)?;
         self.refuse_other_work(&entry).await?;

@@ -329,6 +329,23 @@ impl Tasks {
         Ok(self.db.run(TaskRow::resumable).await?)
     }
 
+    /// Stops the background scrub of a volume and waits for its end, at most a step; the next one continues
+    /// there. It must not hinder requests of users.
+    pub(crate) async fn stop_background_scrub(&self, volume: VolumeId) {
+        let live: Vec<_> = self.live.lock().values().cloned().collect();
+        for task in live {
+            let row = task.view();
+            if row.volume != Some(volume) || !row.spec.is_background_scrub() {
+                continue;
+            }
+            task.stop();
+            tokio::select! {
+                () = task.ended() => {}
+                () = self.host.stopping.cancelled() => {}
+            }
+        }
+    }
+
     /// Refuses a change of a volume while a task that matters works on it.
     pub(crate) async fn refuse_if_working(
         &self,

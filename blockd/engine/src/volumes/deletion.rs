@@ -24,6 +24,7 @@ impl Volumes {
         wanted: &VolumeRef,
         force: bool,
     ) -> Result<Deleted, ServiceError> {
+        self.tasks.stop_background_scrub(self.registry.find(wanted)?.id).await;
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
         // A hydration ends with its volume.
