@@ -1,23 +1,13 @@
 //! Scrubs find damage on the disk, fail reads of the damaged blocks only, and repairs end that.
 
+use crate::altered::{BLOCKS, ID, create, flip, snapshot, write};
 use crate::sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
 use crate::support::{
-    content, memory_dir, merge_all, open, open_after_power_loss, paths_in, snapshot_content, volume_dir,
+    content, memory_dir, merge_all, open, open_after_power_loss, snapshot_content, volume_dir,
 };
-use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
 use blockd_volume::{LayerDamage, Repaired, ScrubPosition, Volume, VolumeError, VolumeErrorKind};
-use std::{collections::BTreeMap, os::unix::fs::FileExt, path::Path, sync::Arc};
-
-const ID: VolumeId = VolumeId::from_u64(7);
-const BLOCKS: u64 = 64;
-
-fn snapshot(number: u64) -> SnapshotId {
-    SnapshotId::from_u64(number)
-}
-
-fn write(volume: &Volume, block: u64, byte: u8) {
-    volume.write(block * 4096, &[byte; 4096], false).unwrap();
-}
+use std::collections::BTreeMap;
 
 fn read(volume: &Volume, block: u64) -> Result<u8, VolumeError> {
     let mut found = [0; 4096];
@@ -26,20 +16,6 @@ fn read(volume: &Volume, block: u64) -> Result<u8, VolumeError> {
 
 fn set_of(blocks: impl IntoIterator<Item = u64>) -> BlockSet {
     blocks.into_iter().map(|block| Extent::new(BlockIndex(block), 1)).collect()
-}
-
-/// Flips a bit of a block in each data file that has one of these bytes there; returns the number of files.
-fn flip(dir: &Path, block: u64, byte: u8) -> usize {
-    let is_data = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "data");
-    let files = paths_in(dir).into_iter().filter(is_data);
-    files
-        .filter(|path| {
-            let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-            let mut found = [0];
-            let is_there = file.read_at(&mut found, block * 4096 + 99).unwrap() == 1 && found == [byte];
-            is_there && file.write_at(&[byte ^ 8], block * 4096 + 99).unwrap() == 1
-        })
-        .count()
 }
 
 /// Scrubs the whole volume; returns the damage that was not listed before, and the read bytes.
@@ -64,18 +40,6 @@ fn found_blocks(found: &[LayerDamage]) -> Vec<(u64, BlockSet)> {
 fn repair(volume: &Volume, at: u64, block: u64, byte: u8) -> Repaired {
     let file = volume.damage()[0].file;
     volume.repair(file, Epoch(at), &[(BlockIndex(block), &[byte; 4096])]).unwrap()
-}
-
-/// A volume with snapshots 1 to 3, each with blocks of its own and some of the one below.
-fn create(dir: &Path) -> Arc<Volume> {
-    let volume = Volume::create(dir, ID, BLOCKS * 4096).unwrap();
-    for number in 1..4u8 {
-        for block in u64::from(number) * 4..u64::from(number) * 4 + 8 {
-            write(&volume, block, number * 16);
-        }
-        volume.freeze(snapshot(number.into())).unwrap();
-    }
-    volume
 }
 
 #[test]

@@ -1,42 +1,14 @@
 //! Damage of data on the disk is found by the checksums of a layer's blocks.
 
+use crate::altered::{BLOCKS, ID, create, flip, snapshot, write};
 use crate::support::{merge_all, open, paths_in, volume_dir};
-use blockd_extent::{BlockIndex, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BlockIndex, Extent, VolumeId};
 use blockd_volume::{SnapshotView, Volume, VolumeError, VolumeErrorKind};
-use std::{
-    os::unix::fs::FileExt,
-    path::Path,
-    sync::atomic::{AtomicU64, Ordering},
-};
-
-const ID: VolumeId = VolumeId::from_u64(7);
-const BLOCKS: u64 = 64;
-
-fn snapshot(number: u64) -> SnapshotId {
-    SnapshotId::from_u64(number)
-}
-
-fn write(volume: &Volume, block: u64, byte: u8) {
-    volume.write(block * 4096, &[byte; 4096], false).unwrap();
-}
+use std::sync::atomic::{AtomicU64, Ordering};
 
 fn read(view: &SnapshotView) -> Result<Vec<u8>, VolumeError> {
     let mut content = vec![0; view.size_bytes() as usize];
     view.read_extents(&[Extent::whole(view.size_bytes())], &mut content).map(|()| content)
-}
-
-/// Flips a bit of a block in each data file that has one of these bytes there; returns the number of files.
-fn damage(dir: &Path, block: u64, byte: u8) -> usize {
-    let is_data = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "data");
-    let files = paths_in(dir).into_iter().filter(is_data);
-    files
-        .filter(|path| {
-            let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-            let mut found = [0];
-            let is_there = file.read_at(&mut found, block * 4096 + 99).unwrap() == 1 && found == [byte];
-            is_there && file.write_at(&[byte ^ 8], block * 4096 + 99).unwrap() == 1
-        })
-        .count()
 }
 
 fn damaged_block(result: Result<Vec<u8>, VolumeError>) -> Option<(u64, u64)> {
@@ -56,24 +28,12 @@ fn damaged_block(result: Result<Vec<u8>, VolumeError>) -> Option<(u64, u64)> {
     }
 }
 
-/// A volume with snapshots 1 to 3, each with blocks of its own and some of the one below.
-fn create(dir: &Path) -> std::sync::Arc<Volume> {
-    let volume = Volume::create(dir, ID, BLOCKS * 4096).unwrap();
-    for number in 1..4u8 {
-        for block in u64::from(number) * 4..u64::from(number) * 4 + 8 {
-            write(&volume, block, number * 16);
-        }
-        volume.freeze(snapshot(number.into())).unwrap();
-    }
-    volume
-}
-
 #[test]
 fn flipped_bit_fails_reads_of_its_block_only() {
     let (_root, dir) = volume_dir();
     let volume = create(&dir);
     let before = read(&volume.view(snapshot(3)).unwrap()).unwrap();
-    assert_eq!(damage(&dir, 13, 3 * 16), 1);
+    assert_eq!(flip(&dir, 13, 3 * 16), 1);
     let view = volume.view(snapshot(3)).unwrap();
     assert_eq!(damaged_block(read(&view)), Some((13, 1)));
     let mut rest = vec![0; 13 * 4096];
@@ -110,9 +70,9 @@ fn merged_layer_keeps_its_checksums() {
         merge_all(&volume);
         let is_sums = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "sums");
         assert_eq!(paths_in(&dir).into_iter().filter(is_sums).count(), 1, "{:?}", paths_in(&dir));
-        assert_eq!((damage(&dir, 1, 16), damage(&dir, 9, 32)), (1, 1));
+        assert_eq!((flip(&dir, 1, 16), flip(&dir, 9, 32)), (1, 1));
         assert_eq!(damaged_block(read(&volume.view(snapshot(2)).unwrap())), Some((1, 2)), "{extra}");
-        assert_eq!((damage(&dir, 1, 16 ^ 8), damage(&dir, 9, 32 ^ 8)), (1, 1));
+        assert_eq!((flip(&dir, 1, 16 ^ 8), flip(&dir, 9, 32 ^ 8)), (1, 1));
         assert_eq!(read(&volume.view(snapshot(2)).unwrap()).unwrap(), before);
     }
 }
@@ -147,7 +107,7 @@ fn merge_stopped_at_any_step_keeps_its_checksums() {
                 for (block, byte) in [(at, 32), (at + 2, 16)] {
                     let extent = Extent::new(BlockIndex(block), 1);
                     view.read_extents(&[extent], &mut [0; 4096]).unwrap();
-                    assert_eq!(damage(&dir, block, byte), 1);
+                    assert_eq!(flip(&dir, block, byte), 1);
                     let read = view.read_extents(&[extent], &mut [0; 4096]);
                     assert_eq!(read.unwrap_err().kind(), VolumeErrorKind::Damaged, "{stops} {block}");
                 }
@@ -169,7 +129,7 @@ fn rolled_back_block_keeps_its_checksum() {
     for block in 4..8 {
         write(&volume, block, 99);
     }
-    assert_eq!(damage(&dir, 5, 16), 1);
+    assert_eq!(flip(&dir, 5, 16), 1);
     volume.roll_back(snapshot(1), &|| true).unwrap();
     volume.freeze(snapshot(9)).unwrap();
     assert_eq!(damaged_block(read(&volume.view(snapshot(9)).unwrap())), Some((5, 1)));
@@ -185,7 +145,7 @@ fn clone_has_checksums_of_its_own() {
     clone.freeze(snapshot(1)).unwrap();
     read(&clone.view(snapshot(1)).unwrap()).unwrap();
     // The clone has its own block 13.
-    assert_eq!(damage(&dir, 13, 3 * 16), 1);
+    assert_eq!(flip(&dir, 13, 3 * 16), 1);
     read(&clone.view(snapshot(1)).unwrap()).unwrap();
     assert_eq!(damaged_block(read(&volume.view(snapshot(3)).unwrap())), Some((13, 1)));
 }
