@@ -2,6 +2,7 @@
 //! MODULE::` runs one module with the programs of this tree.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+mod anomalies;
 mod block_status;
 mod browse;
 mod browse_handed;

@@ -16,7 +16,7 @@ use std::{
 /// Programs of the guest from the host.
 const TOOLS: [&str; 5] = ["bash", "fio", "perl", "mke2fs", "e2fsck"];
 /// Size of the guest's disk; the file is sparse.
-const DISK_BYTES: u64 = 6 << 30;
+const DISK_BYTES: u64 = 24 << 30;
 /// Exit status of `tools/test-vm-image` on hosts that cannot run the machine.
 const UNSUPPORTED: i32 = 3;
 
@@ -124,6 +124,8 @@ impl Parts {
             ("after.sh", include_str!("guest/after.sh")),
             ("freeze.sh", include_str!("guest/freeze.sh")),
             ("lazy.sh", include_str!("guest/lazy.sh")),
+            ("anomalies.sh", include_str!("../../../../benches/anomalies/guest.sh")),
+            ("work.pl", include_str!("../../../../benches/anomalies/work.pl")),
         ] {
             std::fs::write(stage.join(name), script).expect("a script of the guest");
         }
