@@ -69,8 +69,6 @@ pub struct BackupActivity {
     pub interval_s: u64,
     /// Bytes of data blocks in the backup.
     pub dirty_bytes: u64,
-    /// Bytes of data that look random.
-    pub incompressible_bytes: u64,
     /// Bytes that were compressible at the last backup and now look random.
     pub turned_incompressible_bytes: u64,
     /// Compressible bytes of the volume at the last backup.
@@ -109,7 +107,6 @@ impl BackupActivity {
             point_in_time: later.point_in_time,
             interval_s: self.interval_s.max(later.interval_s),
             dirty_bytes: self.dirty_bytes.max(later.dirty_bytes),
-            incompressible_bytes: self.incompressible_bytes.max(later.incompressible_bytes),
             turned_incompressible_bytes: self
                 .turned_incompressible_bytes
                 .max(later.turned_incompressible_bytes),
@@ -146,11 +143,6 @@ impl Observation {
     /// run uploaded the others.
     pub fn observed_bytes(&self) -> u64 {
         self.sample.estimated_bytes(self.compressible.len_blocks() + self.incompressible.len_blocks())
-    }
-
-    /// Returns the estimated bytes of data that look random.
-    pub fn incompressible_bytes(&self) -> u64 {
-        self.sample.estimated_bytes(self.incompressible.len_blocks())
     }
 
     /// Returns the estimated bytes that were compressible in `profile` and now look random.

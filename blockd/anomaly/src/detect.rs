@@ -161,7 +161,6 @@ mod tests {
             point_in_time: Timestamp::from_second(at_s).unwrap(),
             interval_s,
             dirty_bytes: turned_mib << 20,
-            incompressible_bytes: turned_mib << 20,
             turned_incompressible_bytes: turned_mib << 20,
             compressible_bytes: 10 << 30,
             files_before: None,

@@ -224,7 +224,6 @@ impl Model {
             point_in_time: self.now,
             interval_s: if full { 0 } else { INTERVAL_S },
             dirty_bytes: dirty,
-            incompressible_bytes: observation.incompressible_bytes(),
             turned_incompressible_bytes: observation.turned_incompressible_bytes(&self.profile),
             compressible_bytes: self.profile.compressible_bytes(sample),
             files_before: self.profile.files,

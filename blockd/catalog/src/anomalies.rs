@@ -204,7 +204,6 @@ mod tests {
                 point_in_time: Timestamp::UNIX_EPOCH,
                 interval_s: 60,
                 dirty_bytes: 9,
-                incompressible_bytes: 0,
                 turned_incompressible_bytes: 0,
                 compressible_bytes: 1,
                 files_before: None,

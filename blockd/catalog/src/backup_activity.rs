@@ -32,6 +32,13 @@ impl ActivityRow {
         rows(tx, sql, [self.volume.to_string(), self.credential.to_string()], |row| json(row, 0))
     }
 
+    fn last(&self, tx: &Transaction<'_>) -> Result<Option<BackupActivity>, DbError> {
+        let sql = "SELECT activity FROM backup_activity WHERE volume = ?1 AND credential = ?2
+            ORDER BY point_in_time DESC LIMIT 1";
+        let key = [self.volume.to_string(), self.credential.to_string()];
+        Ok(tx.query_row(sql, key, |row| json(row, 0)).optional()?)
+    }
+
     /// Adds an activity and deletes the oldest ones; does nothing if the volume or credential is gone. Those
     /// of one hour are merged, so that frequent backups do not push out the older ones.
     ///
@@ -40,7 +47,7 @@ impl ActivityRow {
     pub fn add(&self, tx: &Transaction<'_>, activity: &BackupActivity) -> Result<(), DbError> {
         let (volume, credential) = (self.volume.to_string(), self.credential.to_string());
         let mut activity = *activity;
-        if let Some(last) = self.history(tx)?.last().filter(|last| hour(last) == hour(&activity)) {
+        if let Some(last) = self.last(tx)?.filter(|last| hour(last) == hour(&activity)) {
             activity = last.merged_with(activity);
             tx.execute(
                 "DELETE FROM backup_activity WHERE volume = ?1 AND credential = ?2 AND point_in_time = ?3",
@@ -137,7 +144,6 @@ mod tests {
             point_in_time: Timestamp::from_second(second).unwrap(),
             interval_s: 60,
             dirty_bytes: second.unsigned_abs(),
-            incompressible_bytes: 0,
             turned_incompressible_bytes: 0,
             compressible_bytes: 0,
             files_before: None,

@@ -206,7 +206,6 @@ impl ObservedBackup {
             interval_s: since.map_or(0, |since| u64::try_from(since).unwrap_or(0).max(1)),
             // A resumed backup does not read what was uploaded before.
             dirty_bytes: self.spec.data.len_bytes().min(blocks.classes.observed_bytes().saturating_mul(2)),
-            incompressible_bytes: blocks.classes.incompressible_bytes(),
             turned_incompressible_bytes: blocks.classes.turned_incompressible_bytes(profile),
             compressible_bytes: profile.compressible_bytes(sample),
             files_before: profile.files,

@@ -162,7 +162,7 @@ struct Pace {
     attempts: Attempts,
     turn: Turn,
     /// Time at which the budget allows the next verification.
-    next: Option<Timestamp>,
+    next: Option<Instant>,
     /// Time for reading everything, and when it was computed.
     period: Option<(SignedDuration, Timestamp)>,
 }
@@ -181,10 +181,10 @@ async fn verify_next(maintenance: &Arc<Maintenance>, pace: &mut Pace) -> Result<
     let Some(budget) = maintenance.verify_budget() else { return Ok(()) };
     let is_verifying =
         maintenance.tasks.unfinished_tasks().await?.iter().any(|task| task.kind() == TaskKind::Verify);
-    if is_verifying || pace.next.is_some_and(|next| now < next) {
+    if is_verifying || pace.next.is_some_and(|next| Instant::now() < next) {
         return Ok(());
     }
-    pace.attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT);
+    pace.attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT && *at <= now);
     let due = Due { turn: pace.turn, before: now - VERIFY_AGAIN_AFTER, overdue: now - period };
     for credential in rotated(maintenance.repositories.credential_rows().await?) {
         if let Some((chain, turn)) = maintenance.next_to_verify(&credential, &due, &pace.attempts).await? {
@@ -192,7 +192,8 @@ async fn verify_next(maintenance: &Arc<Maintenance>, pace: &mut Pace) -> Result<
             let what = VerifyTask { depth: VerifyDepth::Full, all: false, background: true };
             maintenance.begin_verify(&credential, Some(chain.newest), what).await?;
             pace.turn = turn;
-            pace.next = now.checked_add(budget.time_for(0, chain.costs.requests)).ok();
+            let pause = Duration::try_from(budget.time_for(0, chain.costs.requests)).unwrap_or_default();
+            pace.next = Instant::now().checked_add(pause);
             return Ok(());
         }
     }
