@@ -1,9 +1,9 @@
 //! Background verification: its order, its budget, and its plan.
 
 use super::*;
-use blockd_api::status::VerificationPlan;
+use blockd_api::{status::VerificationPlan, tasks::TaskKind};
 use blockd_catalog::{CredentialRow, VerifyTask};
-use blockd_engine::maintenance::{Attempts, Due};
+use blockd_engine::maintenance::{Attempts, Due, Pace};
 use blockd_schedule::Turn;
 use jiff::Timestamp;
 
@@ -68,4 +68,29 @@ async fn plan_states_the_time_for_all_packs_and_its_budget() {
     let stored: u64 = host.call(GET_STATUS, &()).await.locations.iter().map(|one| one.stored_bytes).sum();
     assert_eq!((plan.read_bytes, plan.period_days, plan.needed_bytes_per_day), (stored, 1, None));
     drop(volume);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn background_verification_keeps_its_request_budget() {
+    let mut host = Host::new().await;
+    let (_, volume, _) = host.one_backup().await;
+    drop(volume);
+    host.backup("data", true).await;
+    let verifications = async |host: &Host| {
+        let tasks = host.engine().tasks.unfinished_tasks().await.unwrap();
+        for task in tasks.iter().filter(|task| task.kind() == TaskKind::Verify) {
+            host.done(task.id).await;
+        }
+        host.list().await.iter().filter(|one| one.last_proof.is_some()).count()
+    };
+    for (requests_per_day, expected) in [(1, 1), (1 << 40, 2)] {
+        host.restart_with_budget(1 << 44, requests_per_day).await;
+        let mut pace = Pace::default();
+        let mut proven = 0;
+        for _ in 0..2 {
+            host.engine().maintenance.verify_next(&mut pace).await.unwrap();
+            proven = verifications(&host).await;
+        }
+        assert_eq!(proven, expected, "{requests_per_day} requests per day");
+    }
 }

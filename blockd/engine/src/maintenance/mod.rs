@@ -109,7 +109,7 @@ pub async fn run(maintenance: Arc<Maintenance>) {
             collect_at = Instant::now() + gc_interval(&maintenance);
             collect(&maintenance).await;
         }
-        if let Err(error) = verify_next(&maintenance, &mut pace).await {
+        if let Err(error) = maintenance.verify_next(&mut pace).await {
             tracing::warn!(%error, "starting a background verification failed");
         }
         maintenance.scrubs.report_damage();
@@ -158,7 +158,7 @@ fn is_endless(error: &ServiceError) -> bool {
 
 /// Progress of the background verification.
 #[derive(Default)]
-struct Pace {
+pub struct Pace {
     attempts: Attempts,
     turn: Turn,
     /// Time at which the budget allows the next verification.
@@ -167,37 +167,42 @@ struct Pace {
     period: Option<(SignedDuration, Timestamp)>,
 }
 
-/// Starts the next verification that the plan and its budget allow, unless one is running.
-async fn verify_next(maintenance: &Arc<Maintenance>, pace: &mut Pace) -> Result<(), ServiceError> {
-    let now = Timestamp::now();
-    let period = match pace.period {
-        Some((period, at)) if now - PLAN_LIFETIME < at && at <= now => period,
-        _ => {
-            let period = maintenance.update_plan().await?;
-            pace.period = Some((period, now));
-            period
-        }
-    };
-    let Some(budget) = maintenance.verify_budget() else { return Ok(()) };
-    let is_verifying =
-        maintenance.tasks.unfinished_tasks().await?.iter().any(|task| task.kind() == TaskKind::Verify);
-    if is_verifying || pace.next.is_some_and(|next| Instant::now() < next) {
-        return Ok(());
-    }
-    pace.attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT && *at <= now);
-    let due = Due { turn: pace.turn, before: now - VERIFY_AGAIN_AFTER, overdue: now - period };
-    for credential in rotated(maintenance.repositories.credential_rows().await?) {
-        if let Some((chain, turn)) = maintenance.next_to_verify(&credential, &due, &pace.attempts).await? {
-            pace.attempts.insert((credential.uuid, chain.newest), now);
-            let what = VerifyTask { depth: VerifyDepth::Full, all: false, background: true };
-            maintenance.begin_verify(&credential, Some(chain.newest), what).await?;
-            pace.turn = turn;
-            let pause = Duration::try_from(budget.time_for(0, chain.costs.requests)).unwrap_or_default();
-            pace.next = Instant::now().checked_add(pause);
+impl Maintenance {
+    /// Starts the next verification that the plan and its budget allow, unless one is running.
+    ///
+    /// # Errors
+    /// The database or a store fails.
+    pub async fn verify_next(self: &Arc<Self>, pace: &mut Pace) -> Result<(), ServiceError> {
+        let now = Timestamp::now();
+        let period = match pace.period {
+            Some((period, at)) if now - PLAN_LIFETIME < at && at <= now => period,
+            _ => {
+                let period = self.update_plan().await?;
+                pace.period = Some((period, now));
+                period
+            }
+        };
+        let Some(budget) = self.verify_budget() else { return Ok(()) };
+        let is_verifying =
+            self.tasks.unfinished_tasks().await?.iter().any(|task| task.kind() == TaskKind::Verify);
+        if is_verifying || pace.next.is_some_and(|next| Instant::now() < next) {
             return Ok(());
         }
+        pace.attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT && *at <= now);
+        let due = Due { turn: pace.turn, before: now - VERIFY_AGAIN_AFTER, overdue: now - period };
+        for credential in rotated(self.repositories.credential_rows().await?) {
+            if let Some((chain, turn)) = self.next_to_verify(&credential, &due, &pace.attempts).await? {
+                pace.attempts.insert((credential.uuid, chain.newest), now);
+                let what = VerifyTask { depth: VerifyDepth::Full, all: false, background: true };
+                self.begin_verify(&credential, Some(chain.newest), what).await?;
+                pace.turn = turn;
+                let pause = Duration::try_from(budget.time_for(0, chain.costs.requests)).unwrap_or_default();
+                pace.next = Instant::now().checked_add(pause);
+                return Ok(());
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Rotates the credentials, so that one with many cloud snapshots does not starve the others.
