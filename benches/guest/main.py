@@ -1,4 +1,4 @@
-"""tools/bench guest: latency of guest writes during backups of the volume."""
+"""tools/bench guest: latency of guest writes during backups and scrubs of the volume, and during restore drills."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ import bench as shared
 import subject
 from bench import MIB
 
-GOAL = 1.5
+# Ratio of p99 beside a load and alone.
+GOALS = {"backup": 1.5, "scrub": 1.2, "drill": 1.2}
 PERCENTILES = ("50.000000", "99.000000", "99.900000")
 # Timeout of merges after a backup.
 MERGE_TIMEOUT_S = 120
@@ -28,14 +29,17 @@ full, encrypted backups of the volume to a directory. Both alternate for ROUNDS,
 the first backup reads; between two backups is only the time to request the next. Before each pass, merges and deletions of the previous pass are
 completed and dirty pages written back, and a snapshot is taken and deleted, so that all passes write to blocks that were not written since.
 
+With --load scrub, consecutive scrubs of the volume run beside the writes instead, with --load drill restore drills of another volume, an ext4 filesystem
+with files of half of SIZE.
+
   alone, beside  p50, p99 and p99.9 of the writes, in microseconds; medians over the rounds
   ratio          p99 beside / p99 alone of each round: the median, and the worst and the best round
-  backup         MiB/s of blocks processed by the backups
+  backup         MiB/s of blocks processed by the backups; scrubs and drills are counted
 
 With --iops 0 fio writes at the maximum rate. The store is a directory on the same disk unless --store names another one. With --cold (as root)
 the page cache is dropped before each pass, so that backups read from the disk.
 
-Goal: the median of the ratios is at most 1.5.
+Goal: the median of the ratios is at most 1.5 during backups, and 1.2 during scrubs and drills.
 """
 
 
@@ -57,7 +61,8 @@ def number(least):
 
 
 def arguments():
-    parser = shared.arguments("guest", "Measures 4k random writes of a guest, alone and during full backups of its volume.", EPILOG)
+    parser = shared.arguments("guest", "Measures 4k random writes of a guest, alone and during a load of the daemon.", EPILOG)
+    parser.add_argument("--load", choices=sorted(GOALS), default="backup", help="load beside the writes [backup]")
     parser.add_argument("--data", type=size, default=2 << 30, help="size of the volume, completely filled with data [2G]")
     parser.add_argument("--seconds", type=number(1), default=10, help="duration of each pass [10]")
     parser.add_argument("--rounds", type=number(1), default=5, help="passes of each kind [5]")
@@ -144,6 +149,46 @@ class Backups:
             raise self.failed
 
 
+class Repeated:
+    """Consecutive runs of a command while the context is active."""
+
+    def __init__(self, blockd, *command):
+        self.blockd, self.command = blockd, command
+        self.is_over, self.failed, self.count = threading.Event(), None, 0
+
+    def run(self):
+        try:
+            while not self.is_over.is_set():
+                self.blockd.ctl(*self.command, "--wait")
+                self.count += 1
+        except Exception as error:
+            self.failed = error
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.is_over.set()
+        self.thread.join()
+        if self.failed:
+            raise self.failed
+
+
+def make_filesystem(path, size_bytes):
+    """Creates an ext4 image with files of half of its size, a quarter of them incompressible."""
+    tree = path.with_suffix(".tree")
+    source = random.Random(8)
+    for nth in range(size_bytes // (2 * MIB)):
+        file = tree / str(nth % 16) / str(nth)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(source.randbytes(MIB) if nth % 4 == 0 else source.randbytes(64) * (MIB // 64))
+    tool = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    subprocess.run([tool, "-q", "-t", "ext4", "-d", tree, path, f"{size_bytes // MIB}M"], check=True)
+    shutil.rmtree(tree)
+
+
 class Bench:
     def __init__(self, given, blockd, directory, store):
         self.given, self.directory = given, directory
@@ -157,6 +202,11 @@ class Bench:
             image.unlink()
             options = ["--provider", "local", "--path", store, "--encryption-passphrase", "bench"]
             self.blockd.ctl("credentials", "create", "nas", *options)
+            if given.load == "drill":
+                make_filesystem(image, given.data)
+                self.blockd.make_volume("drilled", given.data, image)
+                image.unlink()
+                self.blockd.ctl("cloudsnap", "backup", "drilled", "--wait")
         except BaseException:
             self.blockd.stop()
             raise
@@ -169,7 +219,7 @@ class Bench:
 
     def settle(self):
         """Completes merges and deletions, so that the next write to each block is the first one since a freeze."""
-        for snap in self.blockd.ctl("cloudsnap", "list")["items"]:
+        for snap in self.blockd.ctl("cloudsnap", "list", "--src", "vm")["items"]:
             self.blockd.ctl("cloudsnap", "delete", "--snap", snap["cloudSnapshotId"], "--wait")
         self.blockd.ctl("snapshot", "create", "vm", "--name", "settle")
         self.blockd.ctl("snapshot", "delete", "vm@settle")
@@ -206,11 +256,16 @@ class Bench:
 
     def beside(self, seed):
         self.settle()
+        if self.given.load != "backup":
+            command = {"scrub": ("volume", "scrub", "vm"), "drill": ("cloudsnap", "drill", "run", "drilled@latest")}
+            with Repeated(self.blockd, *command[self.given.load]) as load:
+                found = self.write(seed)
+            return {**found, "count": load.count}
         with Backups(self.blockd, "vm", "nas") as backups:
             began = time.monotonic()
             found = self.write(seed)
             took = time.monotonic() - began
-        return {**found, "backups": backups.count, "backup_mib_per_s": backups.done_bytes / MIB / took}
+        return {**found, "count": backups.count, "backup_mib_per_s": backups.done_bytes / MIB / took}
 
     def round(self, nth):
         # The same offsets in both passes, other ones in each round.
@@ -219,17 +274,19 @@ class Bench:
         found["ratio"] = found["beside"]["p99"] / found["alone"]["p99"]
         alone, beside = found["alone"], found["beside"]
         say(f"round {nth + 1}: p99 alone {alone['p99']:.0f} us, beside {beside['p99']:.0f} us, {found['ratio']:.2f} x; "
-            f"backup {beside['backup_mib_per_s']:.0f} MiB/s")
+            f"load {self.given.load}: {beside['count']}")
         return found
 
 
-def summary(rounds):
+def summary(given, rounds):
     names = ("p50", "p99", "p99.9", "mean", "iops")
     found = {kind: {name: statistics.median(one[kind][name] for one in rounds) for name in names} for kind in ("alone", "beside")}
     ratios = [one["ratio"] for one in rounds]
     found["ratio"] = {"median": statistics.median(ratios), "best": min(ratios), "worst": max(ratios)}
-    found["backup_mib_per_s"] = statistics.median(one["beside"]["backup_mib_per_s"] for one in rounds)
-    found["met"] = found["ratio"]["median"] <= GOAL
+    if given.load == "backup":
+        found["backup_mib_per_s"] = statistics.median(one["beside"]["backup_mib_per_s"] for one in rounds)
+    found["count"] = sum(one["beside"]["count"] for one in rounds)
+    found["met"] = found["ratio"]["median"] <= GOALS[given.load]
     return found
 
 
@@ -241,9 +298,10 @@ def report(given, found):
         one = found[kind]
         print(f"{kind:8}{one['p50']:10.1f}{one['p99']:10.1f}{one['p99.9']:10.1f}{one['mean']:10.1f}{one['iops']:10.0f}")
     ratio = found["ratio"]
-    print(f"backups: {found['backup_mib_per_s']:.0f} MiB/s")
+    rate = f", {found['backup_mib_per_s']:.0f} MiB/s" if "backup_mib_per_s" in found else ""
+    print(f"load {given.load}: {found['count']}{rate}")
     print(f"p99 beside / alone: {ratio['median']:.2f} x (best {ratio['best']:.2f}, worst {ratio['worst']:.2f}; "
-          f"goal <= {GOAL:g}: {'met' if found['met'] else 'NOT MET'})")
+          f"goal <= {GOALS[given.load]:g}: {'met' if found['met'] else 'NOT MET'})")
 
 
 def interrupted(_signal, _frame):
@@ -275,7 +333,7 @@ def main():
         finally:
             if bench:
                 bench.stop()
-    found = summary(rounds)
+    found = summary(given, rounds)
     report(given, found)
     shared.write_figures(given, "guest", {"arguments": vars(given), "summary": found, "rounds": rounds})
 
