@@ -1,5 +1,9 @@
-//! Events of runs that made no backup.
+//! Runs that did not start, and the events of runs that made no backup.
 
+use crate::{
+    error::ServiceError,
+    schedules::{runner::ScheduleRunner, transactions},
+};
 use blockd_api::{
     events::{EventKind, Severity},
     schedules::RunState,
@@ -27,4 +31,40 @@ pub fn add_run_event(
     let message = format!("a run of schedule {schedule} {outcome}: {reason}");
     let event = NewEvent::new(now, severity, kind, message);
     NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)
+}
+
+impl ScheduleRunner {
+    /// Records why runs wait. They are retried in each pass, and the reason is reported once.
+    pub(super) async fn record_wait(&self, runs: Vec<RunRow>, reason: String) -> Result<(), ServiceError> {
+        if let Some(first) = runs.first().filter(|first| first.reason.as_ref() != Some(&reason)) {
+            tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "run waits");
+        }
+        let waits = move |tx: &rusqlite::Transaction<'_>| {
+            runs.iter().try_for_each(|run| transactions::waits(tx, run, reason.clone()))
+        };
+        Ok(self.db.run(waits).await?)
+    }
+
+    /// Ends runs that did not start.
+    pub(super) async fn end_runs(
+        &self,
+        runs: Vec<RunRow>,
+        reason: String,
+        now: Timestamp,
+    ) -> Result<(), ServiceError> {
+        for run in &runs {
+            tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
+        }
+        let ended = move |tx: &rusqlite::Transaction<'_>| {
+            runs.iter().try_for_each(|run| {
+                if !transactions::end_queued(tx, run, RunState::Failed, reason.clone(), now)? {
+                    return Ok(());
+                }
+                add_run_event(tx, run, RunState::Failed, &reason, now)
+            })
+        };
+        self.db.run(ended).await?;
+        self.events.wake();
+        Ok(())
+    }
 }

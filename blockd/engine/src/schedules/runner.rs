@@ -13,7 +13,6 @@ use crate::{
         judgement::{self, Judgement},
         requests::Schedules,
         retention_checks::{RetentionCheck, RetentionChecks},
-        run_events::add_run_event,
         transactions::{self, Batch, Ready},
         wake::Scheduler,
     },
@@ -21,10 +20,7 @@ use crate::{
     tasks::Tasks,
     volumes::registry::Registry,
 };
-use blockd_api::{
-    CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef, cloudsnaps::BackupOptions,
-    schedules::RunState,
-};
+use blockd_api::{CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef, cloudsnaps::BackupOptions};
 use blockd_catalog::{Db, DbError, LOCAL, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::VolumeId;
 use futures::FutureExt;
@@ -282,17 +278,6 @@ impl ScheduleRunner {
         Ok(next)
     }
 
-    /// Records why runs wait. They are retried in each pass, and the reason is reported once.
-    async fn record_wait(&self, runs: Vec<RunRow>, reason: String) -> Result<(), ServiceError> {
-        if let Some(first) = runs.first().filter(|first| first.reason.as_ref() != Some(&reason)) {
-            tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "run waits");
-        }
-        let waits = move |tx: &rusqlite::Transaction<'_>| {
-            runs.iter().try_for_each(|run| transactions::waits(tx, run, reason.clone()))
-        };
-        Ok(self.db.run(waits).await?)
-    }
-
     /// Starts the runs of a batch, or ends those that cannot start; returns true if they started.
     async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<bool, ServiceError> {
         let known: HashSet<Uuid> =
@@ -359,29 +344,6 @@ impl ScheduleRunner {
             // Runs without a store start separately.
             Err(error) => self.end_runs(stored, error.to_api().message, now).await.map(|()| false),
         }
-    }
-
-    /// Ends runs that did not start.
-    pub(super) async fn end_runs(
-        &self,
-        runs: Vec<RunRow>,
-        reason: String,
-        now: Timestamp,
-    ) -> Result<(), ServiceError> {
-        for run in &runs {
-            tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
-        }
-        let ended = move |tx: &rusqlite::Transaction<'_>| {
-            runs.iter().try_for_each(|run| {
-                if !transactions::end_queued(tx, run, RunState::Failed, reason.clone(), now)? {
-                    return Ok(());
-                }
-                add_run_event(tx, run, RunState::Failed, &reason, now)
-            })
-        };
-        self.db.run(ended).await?;
-        self.events.wake();
-        Ok(())
     }
 
     /// Returns the retention decisions for all backups at a time.
