@@ -1,6 +1,6 @@
 //! Restore drills: tests of a restore, with its measured cost.
 
-use crate::{CredentialRef, VolumeRef};
+use crate::{CredentialRef, GroupName, List, VolumeName, VolumeRef};
 use blockd_extent::CloudSnapshotId;
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -31,6 +31,57 @@ pub struct StartDrill {
     /// Seed of the sample; random by default.
     pub seed: Option<u32>,
     /// Timeout, in seconds; [`DEFAULT_DRILL_TIMEOUT_S`] by default.
+    pub timeout_seconds: Option<u32>,
+}
+
+/// Body of `POST /v1/group-drills`: drills of all volumes of a group, of their newest point in time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartGroupDrill {
+    /// Group.
+    pub group: GroupName,
+    /// Credential of the location; optional if there is one.
+    pub credential: Option<CredentialRef>,
+    /// Number of files of each sample: [`StartDrill::files`].
+    pub files: Option<u32>,
+    /// Seed of the samples: [`StartDrill::seed`].
+    pub seed: Option<u32>,
+    /// Timeout of each drill, in seconds: [`StartDrill::timeout_seconds`].
+    pub timeout_seconds: Option<u32>,
+}
+
+/// Reply to `POST /v1/group-drills`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupDrillStarted {
+    /// Id of the drills of the group.
+    pub group_id: Uuid,
+    /// Drills by the name of their volume.
+    #[serde(flatten)]
+    pub list: List<MemberDrill>,
+}
+
+/// Drill of one volume of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberDrill {
+    /// Name of the volume.
+    pub volume_name: VolumeName,
+    /// Cloud snapshot.
+    pub cloud_snapshot_id: CloudSnapshotId,
+    /// Task.
+    pub task_id: Uuid,
+}
+
+/// Options of drills that a schedule starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DrillOptions {
+    /// Number of files of the sample: [`StartDrill::files`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<u32>,
+    /// Timeout, in seconds: [`StartDrill::timeout_seconds`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u32>,
 }
 

@@ -1,4 +1,4 @@
-//! Backup schedules, schedule policies and runs.
+//! Schedules of backups and drills, schedule policies and runs.
 
 mod policies;
 
@@ -6,7 +6,7 @@ pub use policies::*;
 
 use crate::{
     CredentialName, CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, RuleName, SnapshotId,
-    SnapshotName, VolumeId, VolumeName, VolumeRef,
+    SnapshotName, VolumeId, VolumeName, VolumeRef, drills::DrillOptions,
 };
 use blockd_extent::CloudSnapshotId;
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
@@ -170,6 +170,9 @@ pub struct CreateSchedule {
     /// Labels of the backups: [`BackupOptions::labels`](crate::cloudsnaps::BackupOptions::labels).
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Drill the newest cloud snapshots instead of making backups; without retention and rules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillOptions>,
     /// Paused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -203,6 +206,9 @@ pub struct UpdateSchedule {
     /// Labels of future backups; they replace all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
+    /// New options of drills, for a schedule of drills.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillOptions>,
     /// Pause or resume; runs skipped while paused are not made up for.
     pub paused: Option<bool>,
 }
@@ -249,6 +255,9 @@ pub struct Schedule {
     /// Labels of the backups.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Options of a schedule of drills, which makes no backups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillOptions>,
     /// Paused.
     pub paused: bool,
     /// Creation time.
@@ -307,7 +316,7 @@ pub struct CopyState {
     pub last_state: Option<RunState>,
 }
 
-/// Reply to `GET /v1/schedules`.
+/// Reply to `GET /v1/schedules` and `GET /v1/drill-schedules`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScheduleList {
@@ -335,11 +344,11 @@ pub struct UnreadableSchedule {
 pub enum RunState {
     /// Waiting.
     Queued,
-    /// The backup is running.
+    /// The backup or drill is running.
     Active,
-    /// The backup is complete.
+    /// The backup or drill is complete.
     Done,
-    /// The backup failed.
+    /// The backup or drill failed.
     Failed,
     /// Skipped, with a reason.
     Skipped,

@@ -56,7 +56,7 @@ pub struct RunRow {
     pub state: RunState,
     /// Task.
     pub task: Option<Uuid>,
-    /// Cloud snapshot.
+    /// Cloud snapshot that it made.
     pub cloudsnap: Option<CloudSnapshotId>,
     /// End time.
     pub completed: Option<Timestamp>,
@@ -72,6 +72,8 @@ pub struct RunRow {
 
 /// Condition for a run with an existing local snapshot.
 const THERE: &str = "snapshot IN (SELECT id FROM snapshots WHERE state = 'ready' AND internal = 0)";
+/// Condition for a run that made a backup or a local snapshot.
+const MADE_BACKUP: &str = "(cloudsnap IS NOT NULL OR snapshot IS NOT NULL)";
 const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain, snapshot";
 
 fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<RunState> {
@@ -273,12 +275,13 @@ impl RunRow {
         Ok(found.into_iter().next())
     }
 
-    /// Returns the runs of a schedule whose backups exist.
+    /// Returns the runs of a schedule whose backups exist. Drills make none.
     ///
     /// # Errors
     /// The database fails.
     pub fn kept(tx: &Transaction<'_>, schedule: Uuid) -> Result<Vec<Self>, DbError> {
-        Self::select(tx, "WHERE state = 'done' AND schedule = ?1 ORDER BY id DESC", [schedule.to_string()])
+        let sql = format!("WHERE state = 'done' AND {MADE_BACKUP} AND schedule = ?1 ORDER BY id DESC");
+        Self::select(tx, &sql, [schedule.to_string()])
     }
 
     /// Excludes runs from retention whose local snapshots were deleted.
@@ -376,10 +379,12 @@ impl RunRow {
     /// The database fails.
     pub fn prune(tx: &Transaction<'_>, keep: u32) -> Result<(), DbError> {
         tx.execute(
-            "WITH ended AS (SELECT id FROM schedule_runs WHERE state IN ('failed', 'skipped', 'expired')
-                OR (state = 'done' AND schedule NOT IN (SELECT uuid FROM schedules)))
-             DELETE FROM schedule_runs WHERE id IN (SELECT id FROM ended)
-             AND id <= (SELECT id FROM ended ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+            &format!(
+                "WITH ended AS (SELECT id FROM schedule_runs WHERE state IN ('failed', 'skipped', 'expired')
+                    OR (state = 'done' AND (schedule NOT IN (SELECT uuid FROM schedules) OR NOT {MADE_BACKUP})))
+                 DELETE FROM schedule_runs WHERE id IN (SELECT id FROM ended)
+                 AND id <= (SELECT id FROM ended ORDER BY id DESC LIMIT 1 OFFSET ?1)"
+            ),
             [keep],
         )?;
         Ok(())

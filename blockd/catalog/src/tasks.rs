@@ -121,6 +121,8 @@ pub struct DrillTask {
     pub seed: u32,
     /// Timeout, in seconds.
     pub timeout_s: u32,
+    /// Drill of a group, which has one for each volume.
+    pub group: Option<Uuid>,
 }
 
 /// Request of a scrub of the row's volume, or of all. Its row has no credential and no cloud snapshot.

@@ -292,7 +292,6 @@ impl Engine {
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, drill_work, events, health,
             host, hydration_work, in_place_work, task_workers, registry, repositories, restore_work,
             scheduler, scrub_work, tasks, verify_work });
-        let drills = service!(Drills { admission, db, host, registry, repositories, runner });
         let scrubs = service!(Scrubs { db, host, registry, runner, scrub_work, tasks });
         let schedules = service!(Schedules { db, quiescer, registry, repositories, scheduler });
         let restores = service!(Restores { admission, attachments, db, in_place_work, lazy, registry,
@@ -302,11 +301,12 @@ impl Engine {
         let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner,
             snapshots, tasks });
         let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, proofs, registry, repositories });
+        let drills = service!(Drills { admission, cloud_snapshots, db, host, registry, repositories, runner, snapshots });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
             registry, repositories, runner, scheduler, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
             host, proofs, registry, repositories, runner, scrubs, tasks } plan);
-        let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, events, health,
+        let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, drills, events, health,
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,
             references, registry, repositories, runner, schedules, secrets, snapshots, tasks });

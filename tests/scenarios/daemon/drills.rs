@@ -1,7 +1,12 @@
 //! Restore drills: measured results, and planted faults, each noticed by the step that claims it.
 
 use super::*;
-use blockd_api::drills::{Drill, DrillOutcome, DrillStage, ListDrills, StartDrill};
+use blockd_api::{
+    drills::{Drill, DrillOptions, DrillOutcome, DrillStage, ListDrills, StartDrill, StartGroupDrill},
+    schedules::{CreateSchedule, Run, RunState},
+    tasks::TaskOwner,
+};
+use blockd_schedule::Retention;
 use std::process::{Command, Stdio};
 
 /// Number and length of the files in the filesystem.
@@ -310,4 +315,93 @@ async fn drill_runs_again_after_a_crash_at_any_step() {
         assert_eq!(host.drill_proofs(), 1, "{step}");
         host.assert_tidy();
     }
+}
+
+impl Host {
+    /// Runs a schedule of drills, and returns its runs when they have ended.
+    async fn run_drills(&self, request: &CreateSchedule) -> Vec<Run> {
+        let schedule = self.call(CREATE_SCHEDULE, request).await.schedule_id;
+        self.call_at(RUN_SCHEDULE, &schedule, &Default::default()).await;
+        self.settled().await.into_iter().filter(|run| run.schedule_id == schedule).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scheduled_drill_reads_the_newest_cloud_snapshot() {
+    let host = Host::new().await;
+    host.backed_up_files().await;
+    let newest = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let request = CreateSchedule {
+        selector: select_volume("data"),
+        rules: vec![rule(NEVER)],
+        drill: Some(DrillOptions { files: Some(3), timeout_seconds: None }),
+        ..CreateSchedule::default()
+    };
+    let runs = host.run_drills(&request).await;
+    let [run] = &runs[..] else { panic!("{runs:?}") };
+    assert_eq!((run.state, run.cloud_snapshot_id), (RunState::Done, None), "{run:?}");
+    let drill = host.drills().await.remove(0);
+    assert_eq!((Some(drill.drill_id), drill.cloud_snapshot_id.to_string()), (run.task_id, newest));
+    assert_eq!(drill.files, 3);
+    let owner = TaskOwner::Schedule { schedule_id: run.schedule_id };
+    assert_eq!(host.wait(drill.drill_id).await.owner, owner);
+    // It protects no volume, and has no retention.
+    assert_eq!(host.call(LIST_SCHEDULES, &()).await.list.items, []);
+    let schedules = host.call(LIST_DRILL_SCHEDULES, &()).await.list.items;
+    assert_eq!(schedules.iter().map(|one| &one.drill).collect::<Vec<_>>(), [&request.drill]);
+    assert_eq!(schedules[0].copies[0].kept, 0);
+    let kept = CreateSchedule { retain: Retention::max(3).unwrap(), ..request.clone() };
+    host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &kept).await;
+    assert!(!host.metrics_text().await.contains("blockd_backup_wanted_since_timestamp_seconds{"));
+    // Without a cloud snapshot, nothing can be restored.
+    host.create_volume("new").await;
+    let runs = host.run_drills(&CreateSchedule { selector: select_volume("new"), ..request }).await;
+    assert_eq!(runs[0].state, RunState::Failed);
+    assert_eq!(runs[0].reason.as_deref(), Some("there is no cloud snapshot of new at nas to drill"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drills_of_a_group_read_one_point_in_time() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    host.grouped_volumes().await;
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for point in [&mut first, &mut second] {
+        let tasks = host.all_done(&host.backup_group(&["nas"]).await).await;
+        point.extend(tasks.into_iter().map(|task| task.cloud_snapshot_id.unwrap()));
+    }
+    // A backup of one volume is no point of the group.
+    host.backup("a", false).await;
+    let request = StartGroupDrill {
+        group: "shop".parse().unwrap(),
+        credential: None,
+        files: None,
+        seed: Some(7),
+        timeout_seconds: None,
+    };
+    let started = host.call(START_GROUP_DRILL, &request).await;
+    let drilled: Vec<_> = started.list.items.iter().map(|one| one.cloud_snapshot_id.to_string()).collect();
+    assert_eq!(drilled, second);
+    for member in &started.list.items {
+        assert_eq!(host.done(member.task_id).await.group_id, Some(started.group_id));
+    }
+    let by_schedule = CreateSchedule {
+        selector: select_group("shop"),
+        rules: vec![rule(NEVER)],
+        drill: Some(DrillOptions::default()),
+        ..CreateSchedule::default()
+    };
+    let runs = host.run_drills(&by_schedule).await;
+    assert!(runs.len() == 3 && runs.iter().all(|run| run.state == RunState::Done), "{runs:?}");
+    let mut drilled: Vec<_> =
+        host.drills().await.iter().map(|one| one.cloud_snapshot_id.to_string()).collect();
+    drilled.truncate(3);
+    drilled.sort();
+    second.sort();
+    assert_eq!(drilled, second);
+    // A point that lacks a volume is refused, even if an older one is complete.
+    host.delete_cloudsnap(&delete_of(&second[0])).await;
+    let error = host.client.call(START_GROUP_DRILL, &request).await.unwrap_err();
+    assert!(error.to_string().contains(" lacks "), "{error}");
+    host.refused(ErrorCode::CloudsnapNotFound, START_GROUP_DRILL, &request).await;
 }

@@ -21,7 +21,7 @@ use crate::{
     },
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialRekeyed, RekeyCredential},
-    drills::{Drill, ListDrills, StartDrill},
+    drills::{Drill, GroupDrillStarted, ListDrills, StartDrill, StartGroupDrill},
     events::{Event, ListEvents},
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     roles::Role,
@@ -257,6 +257,9 @@ operations! {
     "Test a restore of a cloud snapshot"
     START_DRILL: ((), StartDrill) -> TaskStarted = post(Operator, "/v1/drills")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
+    "Test a restore of all volumes of a group at one point in time"
+    START_GROUP_DRILL: ((), StartGroupDrill) -> GroupDrillStarted = post(Operator, "/v1/group-drills")
+        .timeout(STORE_CALL).errors(&[A_VOLUME, A_STORE, A_CLOUDSNAP, &[VolumeInUse]]);
     "List restore drills"
     LIST_DRILLS: ((), ListDrills) -> List<Drill> = get(ReadOnly, "/v1/drills");
     "Scrub the local data of volumes"
@@ -281,8 +284,10 @@ operations! {
     "Unmount snapshots"
     UNMOUNT: ((), UnmountBrowse) -> Unmounted = post(Admin, "/v1/browse/unmount")
         .errors(&[&[MountNotFound, DeviceInUse, NotPermitted]]);
-    "List schedules"
+    "List schedules of backups"
     LIST_SCHEDULES: ((), ()) -> ScheduleList = get(ReadOnly, "/v1/schedules");
+    "List schedules of drills"
+    LIST_DRILL_SCHEDULES: ((), ()) -> ScheduleList = get(ReadOnly, "/v1/drill-schedules");
     "Create a schedule"
     CREATE_SCHEDULE: ((), CreateSchedule) -> Schedule = post(Admin, "/v1/schedules")
         .errors(&[A_VOLUME, A_POLICY, A_RULE, A_CREDENTIAL, &[CredentialRequired, ScheduleExists]]);

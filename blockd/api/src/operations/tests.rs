@@ -19,6 +19,7 @@ fn operations_of_operators_are_reviewed_for_deletions() {
         START_LAZY_RESTORE.info.path,
         START_VERIFY.info.path,
         START_DRILL.info.path,
+        START_GROUP_DRILL.info.path,
         START_SCRUB.info.path,
         CREATE_GROUP_SNAPSHOT.info.path,
         CREATE_VOLUME.info.path,

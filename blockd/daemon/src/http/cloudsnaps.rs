@@ -45,6 +45,9 @@ pub(super) fn routes() -> Routes {
             call.engine.maintenance.start_verify(&call.input).await
         })
         .detached(operations::START_DRILL, async |call| call.engine.drills.start(&call.input).await)
+        .detached(operations::START_GROUP_DRILL, async |call| {
+            call.engine.drills.start_group(&call.input).await
+        })
         .on(operations::LIST_DRILLS, async |call| call.engine.drills.list(&call.input).await.map(List::from))
         .detached(operations::COLLECT_GARBAGE, async |call| {
             call.engine.maintenance.collect_garbage(&call.input).await

@@ -5,7 +5,8 @@ use blockd_api::operations;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
-        .on(operations::LIST_SCHEDULES, async |call| call.engine.schedules.list_schedules().await)
+        .on(operations::LIST_SCHEDULES, async |call| call.engine.schedules.list_schedules(false).await)
+        .on(operations::LIST_DRILL_SCHEDULES, async |call| call.engine.schedules.list_schedules(true).await)
         .detached(operations::CREATE_SCHEDULE, async |call| {
             call.engine.schedules.create_schedule(call.input).await
         })

@@ -265,19 +265,8 @@ impl Backups {
             started.push(StartedBackup { volume: entry.id, credentials, snapshot: member.snapshot });
         }
         self.abandon_older(&started, asked.owner()).await?;
-        let Some((first, others)) = rows.split_first() else {
-            return Err(ServiceError::Internal("backup without a location".into()));
-        };
-        let (stored, all) = (others.to_vec(), rows.clone());
-        let with = move |tx: &rusqlite::Transaction<'_>| {
-            and(tx, &all)?;
-            stored.iter().try_for_each(|row| row.put(tx))
-        };
-        self.runner.store_and_launch(first.clone(), with).await?;
-        for row in others {
-            tracing::info!(task = %row.id, kind = %row.kind(), cloudsnap = %row.cloudsnap, "task accepted");
-            self.runner.launch(row.clone());
-        }
+        let all = rows.clone();
+        self.runner.store_and_launch_all(rows.clone(), move |tx| and(tx, &all)).await?;
         Ok(rows)
     }
 

@@ -5,13 +5,15 @@
 //! lazy reads, in memory of its own, and at the lowest priority; drills of a host run one at a time.
 
 mod image;
+mod newest;
 mod sample;
 mod steps;
 pub(crate) mod task;
 
 use crate::{
-    error::ServiceError, host::Host, ids::random_id, repositories::Repositories,
-    repositories::locate::Purpose, tasks::runner::Runner, volumes::registry::Registry,
+    cloud_snapshots::CloudSnapshots, error::ServiceError, host::Host, ids::random_id,
+    repositories::Repositories, repositories::locate::Purpose, snapshots::Snapshots, tasks::runner::Runner,
+    volumes::registry::Registry,
 };
 use blockd_api::{
     ErrorCode, VolumeRef,
@@ -19,20 +21,22 @@ use blockd_api::{
         self as api, DEFAULT_DRILL_FILES, DEFAULT_DRILL_TIMEOUT_S, ListDrills, MAX_DRILL_FILES, MAX_DRILLS,
         StartDrill,
     },
-    tasks::TaskStarted,
+    tasks::{TaskOwner, TaskStarted},
 };
-use blockd_catalog::{Db, DrillRow, DrillTask, TaskRow, TaskSpec};
-use blockd_cloud::{DrillOutcome, DrillStage};
+use blockd_catalog::{CredentialRow, Db, DrillRow, DrillTask, TaskRow, TaskSpec};
+use blockd_cloud::{CloudSnapshotId, DrillOutcome, DrillStage};
 use std::sync::Arc;
 
 /// Requests for restore drills.
 pub struct Drills {
     pub(crate) admission: Arc<crate::host::Admission>,
+    pub(crate) cloud_snapshots: Arc<CloudSnapshots>,
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
+    pub(crate) snapshots: Arc<Snapshots>,
 }
 
 impl Drills {
@@ -42,29 +46,27 @@ impl Drills {
     /// There is no such cloud snapshot or credential, or a limit is out of range.
     pub async fn start(self: &Arc<Self>, request: &StartDrill) -> Result<TaskStarted, ServiceError> {
         let id = request.cloud_snapshot_id;
-        let files = request.files.unwrap_or(DEFAULT_DRILL_FILES);
-        let timeout_s = request.timeout_seconds.unwrap_or(DEFAULT_DRILL_TIMEOUT_S);
-        if files > MAX_DRILL_FILES || timeout_s == 0 {
-            let message = format!(
-                "drill refused on {id}: the sample has at most {MAX_DRILL_FILES} files, and the timeout is at least 1 second"
-            );
-            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-        }
+        let task = drill_task(request.files, request.seed, request.timeout_seconds, &id.to_string())?;
         let credential =
             self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
         self.repositories.preflight_manifest(credential.uuid, &id).await?;
-        let seed = match request.seed {
-            Some(seed) => seed,
-            // Any 32 of its bits are random.
-            None => (random_id()? & u64::from(u32::MAX)) as u32,
-        };
         let _admission = self.admission.lock().await;
         crate::repositories::preflight::check_cancelled()?;
-        let spec = TaskSpec::Drill(DrillTask { files, seed, timeout_s });
-        let mut row = TaskRow::new(spec, credential.uuid, id, crate::owner::current());
-        row.detail.volume_name = self.registry.source_name(&id, self.host.cluster);
-        row.detail.credential_name = credential.name.to_string();
+        let row = self.row(&id, &credential, task, crate::owner::current());
         self.runner.store_and_launch(row, |_| Ok(())).await
+    }
+
+    fn row(
+        &self,
+        id: &CloudSnapshotId,
+        credential: &CredentialRow,
+        task: DrillTask,
+        owner: TaskOwner,
+    ) -> TaskRow {
+        let mut row = TaskRow::new(TaskSpec::Drill(task), credential.uuid, *id, owner);
+        row.detail.volume_name = self.registry.source_name(id, self.host.cluster);
+        row.detail.credential_name = credential.name.to_string();
+        row
     }
 
     /// Returns drills, newest first.
@@ -93,6 +95,32 @@ impl Drills {
         let max = query.max.unwrap_or(MAX_DRILLS).min(MAX_DRILLS) as usize;
         Ok(wanted.take(max).map(|row| shown(row, &self.host)).collect())
     }
+}
+
+/// Returns the task of a drill of an object, with defaults.
+///
+/// # Errors
+/// A limit is out of range.
+pub(crate) fn drill_task(
+    files: Option<u32>,
+    seed: Option<u32>,
+    timeout_s: Option<u32>,
+    object: &str,
+) -> Result<DrillTask, ServiceError> {
+    let files = files.unwrap_or(DEFAULT_DRILL_FILES);
+    let timeout_s = timeout_s.unwrap_or(DEFAULT_DRILL_TIMEOUT_S);
+    if files > MAX_DRILL_FILES || timeout_s == 0 {
+        let message = format!(
+            "drill refused on {object}: the sample has at most {MAX_DRILL_FILES} files, and the timeout is at least 1 second"
+        );
+        return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+    }
+    let seed = match seed {
+        Some(seed) => seed,
+        // Any 32 of its bits are random.
+        None => (random_id()? & u64::from(u32::MAX)) as u32,
+    };
+    Ok(DrillTask { files, seed, timeout_s, group: None })
 }
 
 /// Converts a drill to the API.

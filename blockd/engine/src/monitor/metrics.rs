@@ -305,7 +305,8 @@ impl Monitor {
     /// Returns since when each volume is scheduled for backup to each credential, by the names of both.
     fn wanted_since(&self, rows: &Rows, volumes: &[Candidate]) -> BTreeMap<(String, String), Timestamp> {
         let mut wanted: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
-        for schedule in rows.schedules.iter().filter(|schedule| !schedule.paused) {
+        let active = |schedule: &&ScheduleRow| !schedule.paused && schedule.spec.drill.is_none();
+        for schedule in rows.schedules.iter().filter(active) {
             let meant =
                 volumes.iter().filter(|volume| selection::is_selected(&schedule.spec.selector, volume));
             for volume in meant {

@@ -1,5 +1,6 @@
 //! Schedules: requests, and the task that runs them.
 
+mod drills;
 pub mod judgement;
 pub mod known_health;
 mod local;

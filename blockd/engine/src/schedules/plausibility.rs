@@ -1,6 +1,7 @@
 //! Plausibility of schedules: runs occur, and jitter does not delay them until the next one.
 
 use crate::{
+    drills::drill_task,
     error::ServiceError,
     schedules::selection::{self, Candidate},
 };
@@ -8,6 +9,7 @@ use blockd_api::{
     EXCLUDED, ErrorCode,
     schedules::{MAX_RULES, Rule, Selector},
 };
+use blockd_catalog::ScheduleSpec;
 use blockd_schedule::{Jitter, Recurrence};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -32,6 +34,18 @@ pub(super) fn check_rules(rules: &[Rule]) -> Result<(), ServiceError> {
         }
     }
     Ok(())
+}
+
+/// Refuses options of backups for a schedule of drills, and options of drills that are out of range.
+pub(super) fn check_drills(spec: &ScheduleSpec) -> Result<(), ServiceError> {
+    let Some(options) = &spec.drill else { return Ok(()) };
+    let is_of_backups = spec.full || spec.local.is_some() || spec.rule.is_some();
+    if is_of_backups || !spec.retain.keeps_all() || !spec.retain_at.is_empty() {
+        return Err(invalid(
+            "a schedule of drills makes no backups: omit retention, local snapshots, full backups and rule",
+        ));
+    }
+    drill_task(options.files, None, options.timeout_seconds, "a schedule").map(drop)
 }
 
 /// Refuses a rule without future runs.

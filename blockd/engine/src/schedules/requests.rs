@@ -95,6 +95,7 @@ fn to_api(
         priority: spec.priority,
         rule_name: spec.rule.clone(),
         labels: spec.labels.clone(),
+        drill: spec.drill.clone(),
         paused: row.paused,
         created_at: row.created,
         next_run_at: transactions::next_run(tx, row, now)?,
@@ -154,6 +155,7 @@ fn put(
         return Err(no_policy(policy));
     }
     refuse_unknown(tx, row.spec.rule.as_ref())?;
+    plausibility::check_drills(&row.spec)?;
     row.put(tx)?;
     let rules = row.rules(tx)?;
     if rules.is_empty() {
@@ -199,11 +201,16 @@ impl Schedules {
                 let selector = &row.spec.selector;
                 selection::is_selected(selector, &gone) && selection::protects_nothing(selector, &volumes)
             };
-            Ok(rows.filter(was_for).map(|row| row.summary()).collect::<Vec<_>>())
+            Ok(rows.filter(was_for).collect::<Vec<_>>())
         });
-        let warnings = idle.await?.into_iter().map(|schedule| {
+        let warnings = idle.await?.into_iter().map(|row| {
+            let (of, effect) = match row.spec.drill {
+                Some(_) => ("drill schedules", "drills"),
+                None => ("schedules", "protects"),
+            };
+            let schedule = row.summary();
             format!(
-                "schedule {schedule} protects nothing any more: delete it with blockctl cloudsnap schedules delete {schedule} if it is not needed"
+                "schedule {schedule} {effect} nothing any more: delete it with blockctl cloudsnap {of} delete {schedule} if it is not needed"
             )
         });
         Ok(warnings.collect())
@@ -277,6 +284,7 @@ impl Schedules {
                 retain_at,
                 rule: request.rule_name,
                 labels: request.labels,
+                drill: request.drill,
             },
         };
         let volumes = self.candidates();
@@ -293,17 +301,19 @@ impl Schedules {
         Ok(schedule)
     }
 
-    /// Returns all schedules.
+    /// Returns all schedules of backups, or of drills. Those that this host cannot read count as the former.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn list_schedules(&self) -> Result<ScheduleList, ServiceError> {
+    pub async fn list_schedules(&self, of_drills: bool) -> Result<ScheduleList, ServiceError> {
         let (now, volumes) = (Timestamp::now(), self.candidates());
         let list = self.db.run(move |tx| -> Result<_, DbError> {
             let mut list = ScheduleList::default();
             for (uuid, row) in ScheduleRow::each(tx)? {
                 match row {
+                    Ok(row) if row.spec.drill.is_some() != of_drills => {}
                     Ok(row) => list.list.items.push(to_api(tx, &row, &volumes, now)?),
+                    Err(_) if of_drills => {}
                     Err(error) => {
                         let cause = error.to_string();
                         list.unreadable.push(UnreadableSchedule { schedule_id: uuid, cause });

@@ -5,6 +5,7 @@ use crate::{
     schedules::{runner::ScheduleRunner, transactions},
 };
 use blockd_api::{
+    ErrorCode,
     events::{EventKind, Severity},
     schedules::RunState,
 };
@@ -33,6 +34,11 @@ pub fn add_run_event(
     NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)
 }
 
+/// Returns true if a run waits, for example for a manual backup.
+pub(super) fn is_passing(error: &ServiceError) -> bool {
+    error.to_api().code == ErrorCode::VolumeInUse || error.is_retryable()
+}
+
 impl ScheduleRunner {
     /// Records why runs wait. They are retried in each pass, and the reason is reported once.
     pub(super) async fn record_wait(&self, runs: Vec<RunRow>, reason: String) -> Result<(), ServiceError> {
@@ -43,6 +49,25 @@ impl ScheduleRunner {
             runs.iter().try_for_each(|run| transactions::waits(tx, run, reason.clone()))
         };
         Ok(self.db.run(waits).await?)
+    }
+
+    /// Records that runs did not start: they wait, or end.
+    pub(super) async fn not_started(
+        &self,
+        runs: Vec<RunRow>,
+        error: ServiceError,
+        now: Timestamp,
+    ) -> Result<(), ServiceError> {
+        match error {
+            ServiceError::Stopping => Err(ServiceError::Stopping),
+            // The schedule was deleted concurrently.
+            ServiceError::Db(DbError::NotQueued(run)) => {
+                tracing::info!(run, "run not started: it is no longer queued");
+                Ok(())
+            }
+            error if is_passing(&error) => self.record_wait(runs, error.to_api().message).await,
+            error => self.end_runs(runs, error.to_api().message, now).await,
+        }
     }
 
     /// Ends runs that did not start.

@@ -3,6 +3,7 @@
 use crate::{
     backup::{BackupRequest, Backups, Member},
     cloud_snapshots::delete_requests::Deletions,
+    drills::Drills,
     error::ServiceError,
     events::EventLog,
     health::{ComponentHealth, SCHEDULES},
@@ -13,6 +14,7 @@ use crate::{
         judgement::{self, Judgement},
         requests::Schedules,
         retention_checks::{RetentionCheck, RetentionChecks},
+        run_events::is_passing,
         transactions::{self, Batch, Ready},
         wake::Scheduler,
     },
@@ -62,6 +64,7 @@ pub struct ScheduleRunner {
     pub(crate) checks: Arc<RetentionChecks>,
     pub(crate) db: Arc<Db>,
     pub(crate) deletions: Arc<Deletions>,
+    pub(crate) drills: Arc<Drills>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
@@ -254,13 +257,13 @@ impl ScheduleRunner {
         let mut failing = None;
         for batch in batches {
             // Without a free slot, which uploads to an unreachable store may hold for days, local snapshots
-            // continue.
-            let batch = if free_slots == 0 { batch.only_local() } else { Some(batch) };
+            // and drills continue.
+            let batch = if free_slots == 0 { batch.without_upload() } else { Some(batch) };
             let Some(batch) = batch else { continue };
-            let is_local = batch.is_local();
+            let needs_upload = batch.needs_upload();
             let first = batch.runs.first().map(|run| (run.schedule, run.id));
             match self.begin_batch(batch, now).await {
-                Ok(true) if !is_local => free_slots -= 1,
+                Ok(true) if needs_upload => free_slots -= 1,
                 Ok(_) => {}
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 // The others must continue; these are retried in the next pass.
@@ -297,9 +300,12 @@ impl ScheduleRunner {
             }
             found => found?,
         };
+        if let Some(options) = schedule.as_ref().and_then(|row| row.spec.drill.as_ref()) {
+            return self.begin_drills(Batch { runs, ..batch }, options, now).await;
+        }
         let (local, stored): (Vec<_>, Vec<_>) = runs.iter().cloned().partition(RunRow::is_local);
         if stored.is_empty() {
-            let batch = Batch { runs: local, is_group: batch.is_group };
+            let batch = Batch { runs: local, ..batch };
             return self.begin_local(batch, schedule, now).await.map(|()| true);
         }
         let members = members_of(&stored);
@@ -331,18 +337,9 @@ impl ScheduleRunner {
                 tracing::info!(schedule = %first.schedule, run = first.id, tasks = tasks.len(), "run started");
                 Ok(true)
             }
-            Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
-            // The schedule was deleted concurrently.
-            Err(ServiceError::Db(DbError::NotQueued(run))) => {
-                tracing::info!(schedule = %first.schedule, run, "run not started: it is no longer queued");
-                Ok(false)
-            }
-            // The run waits, for example for a manual backup.
-            Err(error) if error.to_api().code == ErrorCode::VolumeInUse || error.is_retryable() => {
-                self.record_wait(runs, error.to_api().message).await.map(|()| false)
-            }
-            // Runs without a store start separately.
-            Err(error) => self.end_runs(stored, error.to_api().message, now).await.map(|()| false),
+            // Runs without a store start separately, unless all wait.
+            Err(error) if is_passing(&error) => self.not_started(runs, error, now).await.map(|()| false),
+            Err(error) => self.not_started(stored, error, now).await.map(|()| false),
         }
     }
 

@@ -2,11 +2,7 @@
 //! store, and a daemon that is killed between any two steps.
 
 use crate::{
-    schedules::{
-        judgement,
-        selection::Candidate,
-        transactions::{self, Batch},
-    },
+    schedules::{judgement, selection::Candidate, transactions},
     volumes::registry::Tags,
 };
 use blockd_api::{
@@ -126,6 +122,7 @@ impl World {
                 labels: Default::default(),
                 local: local.map(|keep| Retention::max(keep).unwrap()),
                 retain_at: Default::default(),
+                drill: None,
             },
         };
         self.tx(|tx| {
@@ -148,7 +145,8 @@ impl World {
             return;
         }
         let ready = self.tx(|tx| transactions::ready(tx, 2));
-        let (local, stored): (Vec<_>, Vec<_>) = ready.batches.into_iter().partition(Batch::is_local);
+        let (local, stored): (Vec<_>, Vec<_>) =
+            ready.batches.into_iter().partition(|batch| !batch.needs_upload());
         for run in local.into_iter().flat_map(|batch| batch.runs) {
             let snapshot = SnapshotId::from_u64(self.roll(1 << 40) + 1);
             self.freezing.insert(snapshot);

@@ -279,7 +279,7 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
         match task {
             Some(task) if task.state == TaskStage::Done => {
                 run.state = RunState::Done;
-                run.cloudsnap = Some(task.cloudsnap);
+                run.cloudsnap = task.spec.backup().map(|_| task.cloudsnap);
                 run.completed = task.detail.completed.or(Some(now));
                 run.reason = failures_of(task.detail.quiesce.as_ref());
                 any_done = true;
@@ -292,7 +292,10 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
             Some(task) if task.state == TaskStage::Stopped => {
                 run.state = RunState::Failed;
                 run.completed = Some(now);
-                run.reason = Some("its backup was stopped: resume it with `cloudsnap resume`".into());
+                run.reason = Some(match task.kind() {
+                    TaskKind::Drill => "its drill was stopped".into(),
+                    _ => "its backup was stopped: resume it with `cloudsnap resume`".into(),
+                });
             }
             Some(_) => continue,
             None => {
@@ -364,6 +367,8 @@ pub struct Batch {
     pub runs: Vec<RunRow>,
     /// The runs belong to a group of volumes.
     pub is_group: bool,
+    /// The runs are drills.
+    pub is_drill: bool,
 }
 
 impl Batch {
@@ -379,14 +384,15 @@ impl Batch {
         self.runs.iter().filter_map(|run| run.volume).collect()
     }
 
-    /// Returns true for local snapshots only, which need no upload.
-    pub fn is_local(&self) -> bool {
-        self.runs.iter().all(RunRow::is_local)
+    /// Returns false for local snapshots and drills only, which need no upload.
+    pub fn needs_upload(&self) -> bool {
+        !self.is_drill && !self.runs.iter().all(RunRow::is_local)
     }
 
-    /// Returns the local part, which waits for no upload.
-    pub fn only_local(self) -> Option<Self> {
-        let runs: Vec<RunRow> = self.runs.into_iter().filter(RunRow::is_local).collect();
+    /// Returns the part that waits for no upload.
+    pub fn without_upload(self) -> Option<Self> {
+        let needs_none = |run: &RunRow| self.is_drill || run.is_local();
+        let runs: Vec<RunRow> = self.runs.into_iter().filter(needs_none).collect();
         (!runs.is_empty()).then_some(Self { runs, ..self })
     }
 }
@@ -407,9 +413,11 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
     let schedules = ScheduleRow::all(tx)?;
     let groups: HashSet<_> = schedules.iter().filter(|row| is_group(row)).map(|row| row.uuid).collect();
     let paused: HashSet<_> = schedules.iter().filter(|row| row.paused).map(|row| row.uuid).collect();
+    let is_drill = |row: &&ScheduleRow| row.spec.drill.is_some();
+    let of_drills: HashSet<_> = schedules.iter().filter(is_drill).map(|row| row.uuid).collect();
     let active: HashSet<_> = RunRow::in_state(tx, RunState::Active)?
         .iter()
-        .filter(|run| !run.is_local())
+        .filter(|run| !run.is_local() && run.cloudsnap.is_some())
         .map(|run| (run.schedule, run.volume))
         .collect();
     let mut busy: HashSet<VolumeId> = TaskRow::unfinished(tx)?
@@ -426,7 +434,10 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
         let is_group = groups.contains(&run.schedule);
         match waiting.iter_mut().find(|batch| batch.accepts(&run, is_group)) {
             Some(batch) => batch.runs.push(run),
-            None => waiting.push(Batch { runs: vec![run], is_group }),
+            None => {
+                let is_drill = of_drills.contains(&run.schedule);
+                waiting.push(Batch { runs: vec![run], is_group, is_drill });
+            }
         }
     }
     let mut batches = Vec::new();
@@ -435,14 +446,14 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
         if volumes.is_empty() {
             continue;
         }
-        let is_local = batch.is_local();
-        if is_local || volumes.is_disjoint(&busy) {
+        let needs_upload = batch.needs_upload();
+        if !needs_upload || volumes.is_disjoint(&busy) {
             batches.push(batch);
         } else {
             // Local snapshots do not wait for another upload.
-            batches.extend(batch.only_local());
+            batches.extend(batch.without_upload());
         }
-        if !is_local {
+        if needs_upload {
             // Volumes of a waiting batch count as taken, so that it does not starve.
             busy.extend(volumes);
         }
@@ -452,7 +463,8 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
 
 /// Records the task of a run in the transaction that stores the task. Fails if the run is no longer queued.
 pub fn record_start(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
-    let (id, cloudsnap) = (Some(task.id), Some(task.cloudsnap));
+    // A drill makes no cloud snapshot.
+    let (id, cloudsnap) = (Some(task.id), task.spec.backup().map(|_| task.cloudsnap));
     let record_start = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
     if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
 }

@@ -4,16 +4,19 @@ use crate::schedules::judgement;
 use crate::{schedules::selection::Candidate, schedules::transactions, volumes::registry::Tags};
 use blockd_api::{
     schedules::{Priority, Rule, RunState, Selector},
-    tasks::TaskOwner,
+    tasks::{TaskOwner, TaskStage},
 };
 use blockd_catalog::{
-    BackupTask, Db, DbError, RestoreTask, RunRow, ScheduleRow, ScheduleSpec, TaskRow, TaskSpec,
+    BackupTask, Db, DbError, DrillTask, RestoreTask, RunRow, ScheduleRow, ScheduleSpec, TaskRow, TaskSpec,
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, KeepReason, Retention, Verdict};
 use jiff::Timestamp;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 const CREDENTIAL: Uuid = Uuid::from_u128(9);
@@ -67,6 +70,7 @@ impl EngineFixture {
             labels: Default::default(),
             local: None,
             retain_at: Default::default(),
+            drill: None,
         };
         let row = ScheduleRow { uuid: Uuid::new_v4(), created: at(0), paused: false, policy: None, spec };
         self.tx(|tx| {
@@ -302,4 +306,42 @@ fn unstarted_run_is_overdue_after_minutes() {
     assert_eq!(overdue(&schedule, 6), Some(due));
     let paused = ScheduleRow { paused: true, ..schedule };
     assert_eq!(overdue(&paused, 6), None);
+}
+
+#[test]
+fn drills_do_not_stack_and_take_no_slot_of_backups() {
+    let bench = EngineFixture::new();
+    let mut schedule = bench.schedule(vec![rule("periodic 60", Some(1))], 1);
+    (schedule.spec.retain, schedule.spec.drill) = (Retention::default(), Some(Default::default()));
+    let backup =
+        TaskRow { volume: Some(volume().id), ..task(TaskSpec::Backup(BackupTask::default()), snap(1)) };
+    bench.tx(|tx| schedule.put(tx).and_then(|()| backup.put(tx)));
+    bench.fire(4);
+    let run = bench.queued().remove(0);
+    assert_eq!((bench.queued().len(), run.missed), (1, 3), "one run replaces the missed ones");
+    // A running backup of the volume does not delay it.
+    let ready = bench.tx(|tx| transactions::ready(tx, 1));
+    assert!(ready.batches.len() == 1 && !ready.batches[0].needs_upload(), "{ready:?}");
+    let drill = DrillTask { files: 1, seed: 1, timeout_s: 1, group: None };
+    let mut drill = task(TaskSpec::Drill(drill), snap(1));
+    bench.tx(|tx| transactions::record_start(tx, &run, &drill).and_then(|()| drill.put(tx)));
+    assert_eq!(bench.tx(|tx| transactions::ready(tx, 1)).free_slots, 1);
+    bench.fire(5);
+    drill.state = TaskStage::Failed;
+    bench.tx(|tx| drill.put(tx));
+    let settle = || bench.tx(|tx| transactions::settle(tx, &HashSet::new(), at(5)).map(drop));
+    settle();
+    let states =
+        || bench.tx(|tx| RunRow::history(tx, None, None, 9)).iter().map(|run| run.state).collect::<Vec<_>>();
+    assert_eq!(states(), [RunState::Skipped, RunState::Failed]);
+    // A drill makes nothing that retention keeps or deletes.
+    bench.fire(6);
+    let run = bench.queued().remove(0);
+    let drill = TaskRow { id: Uuid::new_v4(), state: TaskStage::Done, ..drill };
+    bench.tx(|tx| transactions::record_start(tx, &run, &drill).and_then(|()| drill.put(tx)));
+    settle();
+    assert_eq!(states()[0], RunState::Done);
+    assert!(bench.tx(|tx| RunRow::kept(tx, schedule.uuid)).is_empty());
+    bench.tx(|tx| RunRow::prune(tx, 1));
+    assert_eq!(states(), [RunState::Done]);
 }

@@ -35,6 +35,7 @@ pub(super) fn updated(
         priority,
         rule_name,
         labels,
+        drill,
         paused,
     } = request;
     // A problem of the policy must not prevent a pause.
@@ -68,6 +69,10 @@ pub(super) fn updated(
     row.spec.retain_at = retain_at.unwrap_or(row.spec.retain_at);
     row.spec.rule = rule_name.unwrap_or(row.spec.rule);
     row.spec.labels = labels.unwrap_or(row.spec.labels);
+    if drill.is_some() && row.spec.drill.is_none() {
+        return Err(invalid("the schedule makes backups: create another one for drills"));
+    }
+    row.spec.drill = drill.or(row.spec.drill);
     if must_check {
         check_rules(&row.rules(tx)?)?;
     }

@@ -19,7 +19,7 @@ use blockd_api::{
     ErrorCode, List, MAX_WAIT_MILLIS, VolumeName,
     tasks::{self as api, ListTasks, Requests, TaskKind, TaskStage, WaitTask},
 };
-use blockd_catalog::{Db, DbError, NewEvent, TaskRow};
+use blockd_catalog::{Db, DbError, NewEvent, TaskRow, TaskSpec};
 use blockd_cloud::{CancelToken, CloudSnapshotId};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_secrets::References;
@@ -84,7 +84,10 @@ impl Ended {
 
 /// Returns the group snapshot of a group backup.
 fn group_of(row: &TaskRow) -> Option<Uuid> {
-    row.spec.backup()?.group_freeze.as_ref().map(|group| group.id)
+    match &row.spec {
+        TaskSpec::Drill(drill) => drill.group,
+        spec => spec.backup()?.group_freeze.as_ref().map(|group| group.id),
+    }
 }
 
 impl Tasks {

@@ -242,24 +242,35 @@ impl Runner {
 
     pub(crate) async fn store_and_launch(
         self: &Arc<Self>,
-        mut row: TaskRow,
+        row: TaskRow,
         with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
     ) -> Result<TaskStarted, ServiceError> {
+        let task_id = row.id;
+        self.store_and_launch_all(vec![row], with).await.map(|()| TaskStarted { task_id })
+    }
+
+    /// Stores tasks in one transaction with further changes, and starts them.
+    pub(crate) async fn store_and_launch_all(
+        self: &Arc<Self>,
+        mut rows: Vec<TaskRow>,
+        with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<(), ServiceError> {
         if self.host.stopping.is_cancelled() {
             return Err(ServiceError::Stopping);
         }
-        row.detail.run = Some(self.host.run);
-        let stored = row.clone();
+        rows.iter_mut().for_each(|row| row.detail.run = Some(self.host.run));
+        let stored = rows.clone();
         self.db
             .run(move |tx| {
                 with(tx)?;
-                stored.put(tx)
+                stored.iter().try_for_each(|row| row.put(tx))
             })
             .await?;
-        let task = row.id;
-        tracing::info!(task = %task, kind = %row.kind(), cloudsnap = row.object(), "task accepted");
-        self.launch(row);
-        Ok(TaskStarted { task_id: task })
+        for row in rows {
+            tracing::info!(task = %row.id, kind = %row.kind(), cloudsnap = row.object(), "task accepted");
+            self.launch(row);
+        }
+        Ok(())
     }
 }
 
