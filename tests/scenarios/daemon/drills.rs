@@ -4,10 +4,15 @@ use super::*;
 use blockd_api::{
     drills::{Drill, DrillOptions, DrillOutcome, DrillStage, ListDrills, StartDrill, StartGroupDrill},
     schedules::{CreateSchedule, Run, RunState},
-    tasks::TaskOwner,
+    tasks::{StopTask, TaskOwner},
 };
 use blockd_schedule::Retention;
-use std::process::{Command, Stdio};
+use std::{
+    future::Future,
+    process::{Command, Stdio},
+    task::{Context, Waker},
+    time::Duration,
+};
 
 /// Number and length of the files in the filesystem.
 const FILES: usize = 160;
@@ -315,6 +320,40 @@ async fn drill_runs_again_after_a_crash_at_any_step() {
         assert_eq!(host.drill_proofs(), 1, "{step}");
         host.assert_tidy();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drill_beyond_its_timeout_fails() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let timeout = Duration::from_secs(1);
+    host.act_at("drill check", move |_| std::thread::sleep(timeout));
+    let (code, drill) = host.failed_drill(&StartDrill { timeout_seconds: Some(1), ..drill_of(&snap) }).await;
+    let drill = drill.unwrap();
+    assert_eq!((code, failed_at(&drill)), (ErrorCode::DrillFailed, DrillStage::Check));
+    assert_eq!(drill.findings, ["the drill reached its timeout"]);
+    assert_eq!(host.damaged().await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_drill_has_no_result() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let (send, receive) = tokio::sync::oneshot::channel();
+    host.act_at("drill check", move |engine| {
+        let id = engine.tasks.running()[0].id;
+        let runner = Arc::clone(&engine.runner);
+        let mut stop = Box::pin(async move { runner.stop_task(id, StopTask::default()).await });
+        // The first poll requests the stop, which ends after this step.
+        assert!(stop.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(send.send(stop).is_ok());
+    });
+    let task = host.call(START_DRILL, &drill_of(&snap)).await.task_id;
+    receive.await.unwrap().await.unwrap();
+    assert_eq!(host.wait(task).await.state.to_string(), "Drill-Stopped");
+    assert_eq!((host.drills().await, host.drill_proofs()), (Vec::new(), 0));
+    assert_eq!(host.events_of("drill-failed").await.len(), 0);
+    host.assert_tidy();
 }
 
 impl Host {
