@@ -174,6 +174,31 @@ async fn concurrent_readers_fetch_a_frame_once() {
     assert!(full < 20, "{full} frames were fetched: those of the full backup came again");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn announced_ranges_are_read_without_requests() {
+    let bed = bed().await;
+    let options = CacheOptions { readahead_bytes: 0, ..CacheOptions::default() };
+    let cache = SnapshotCache::open(options).unwrap();
+    let (manifest, expected) = bed.snapshots.last().unwrap();
+    let snapshot = cache.snapshot(&bed.repo, manifest).await.unwrap();
+    let extents: Vec<_> = (0..40).map(|nth| Extent::new(BlockIndex(nth * 450), 2)).collect();
+    let ranges: Vec<_> =
+        extents.iter().map(|one| one.offset_bytes()..one.offset_bytes() + one.len_bytes()).collect();
+    snapshot.will_need(&ranges);
+    let until = Instant::now() + Duration::from_secs(120);
+    let is_missing = |one: &Extent| snapshot.fetch_missing(one.offset_bytes(), 2 * BLOCK).is_some();
+    while extents.iter().any(is_missing) {
+        assert!(Instant::now() < until, "the ranges are not fetched");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let before = cache.counters();
+    for extent in &extents {
+        let at = extent.offset_bytes() as usize;
+        assert!(read(&snapshot, *extent).await.unwrap() == expected[at..at + 2 * BLOCK]);
+    }
+    assert_eq!(cache.counters().frame_requests, before.frame_requests);
+}
+
 /// Runs `work` in a runtime that ends before this returns, with its background work: frames are written to
 /// disk after the reply to the reader.
 fn in_own_runtime<T>(work: impl Future<Output = T>) -> T {

@@ -7,7 +7,7 @@ use crate::{
 };
 use hashlink::LruCache;
 use parking_lot::Mutex;
-use std::{io, sync::Arc};
+use std::{io, ops::Range, sync::Arc};
 
 /// Size of the metadata cache, in bytes: directories, inodes and trees read the same blocks repeatedly.
 const CACHE_BYTES: usize = 2 << 20;
@@ -33,6 +33,12 @@ pub trait ReadAt: Send + Sync {
     /// # Errors
     /// The bytes cannot be read, temporarily or permanently.
     fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Announces reads of byte ranges inside the image, at most 8 MiB of adjacent ones or 64 others at a
+    /// time: a remote image can fetch them concurrently. A hint, ignored by default.
+    fn will_need(&self, ranges: &[Range<u64>]) {
+        let _ = ranges;
+    }
 }
 
 /// Reads from an image; a range beyond its end is an error.
@@ -92,6 +98,16 @@ impl Disk {
     /// Returns true if these blocks exist; block 0 holds no file data.
     pub fn contains(&self, block: u64, count: u64) -> bool {
         block > 0 && block.checked_add(count).is_some_and(|end| end <= self.blocks)
+    }
+
+    /// Announces reads of blocks: first block and number of each extent. Those outside are left out.
+    pub fn will_need(&self, extents: impl IntoIterator<Item = (u64, u64)>) {
+        let len = u64::from(self.block_len);
+        let inside = extents.into_iter().filter(|(first, count)| *count > 0 && self.contains(*first, *count));
+        let ranges: Vec<_> = inside.map(|(first, count)| first * len..(first + count) * len).collect();
+        if !ranges.is_empty() {
+            self.source.will_need(&ranges);
+        }
     }
 
     /// Returns a metadata block through the cache.

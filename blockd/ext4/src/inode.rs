@@ -234,6 +234,14 @@ impl Filesystem {
         Ok((block, within))
     }
 
+    /// Returns the block that holds an inode; `None` if its number or its group is invalid.
+    pub(crate) fn inode_block(&self, number: InodeNumber) -> Option<u64> {
+        let sb = self.superblock();
+        let index = number.0.checked_sub(1).filter(|index| *index < sb.inodes)?;
+        let within = u64::from(index % sb.inodes_per_group) * u64::from(sb.inode_len);
+        Some(self.inode_table(index / sb.inodes_per_group).ok()? + within / u64::from(sb.block_len))
+    }
+
     pub(crate) fn parse_inode(&self, number: InodeNumber, raw: &[u8]) -> Result<Inode, ExtError> {
         let sb = self.superblock();
         let invalid = |reason| damaged(Structure::Inode(number), reason);

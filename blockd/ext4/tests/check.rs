@@ -4,15 +4,20 @@ use crate::{
     features::{SETS, filled},
 };
 use blockd_ext4::{
-    ExtError, Filesystem, InodeNumber, Structure,
+    ExtError, Filesystem, InodeNumber, ReadAt, Structure,
     check::{Limits, MAX_FINDINGS, Problem, Report, Unchecked},
 };
 use std::{
+    collections::HashSet,
     fs::{self, File},
-    ops::ControlFlow,
+    io,
+    ops::{ControlFlow, Range},
     os::unix::fs::FileExt,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 fn check(fs: &Filesystem) -> Report {
@@ -240,4 +245,65 @@ fn findings_are_limited() {
     assert!(report.more_findings >= 70);
     let first = report.findings.iter().find(|finding| matches!(finding.structure, Structure::Inode(_)));
     assert_eq!(first.map(|finding| finding.structure), Some(Structure::Inode(InodeNumber(20))));
+}
+
+/// Image of a store that fetches blocks in round trips, 12 blocks at most in one.
+struct Remote {
+    image: Bytes,
+    fetched: Mutex<HashSet<u64>>,
+    trips: AtomicU64,
+    ignores_announcements: bool,
+}
+
+impl Remote {
+    /// Fetches the missing blocks of a range; returns their number.
+    fn fetch(&self, range: Range<u64>) -> u64 {
+        let mut fetched = self.fetched.lock().unwrap();
+        (range.start / 4096..range.end.div_ceil(4096)).filter(|block| fetched.insert(*block)).count() as u64
+    }
+}
+
+impl ReadAt for Remote {
+    fn size_bytes(&self) -> u64 {
+        self.image.size_bytes()
+    }
+
+    fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        // A read fetches its blocks concurrently.
+        let missing = self.fetch(offset_bytes..offset_bytes + buf.len() as u64);
+        self.trips.fetch_add(missing.min(1), Relaxed);
+        self.image.read_exact_at(offset_bytes, buf)
+    }
+
+    fn will_need(&self, ranges: &[Range<u64>]) {
+        if !self.ignores_announcements {
+            let missing: u64 = ranges.iter().map(|range| self.fetch(range.clone())).sum();
+            self.trips.fetch_add(missing.div_ceil(12), Relaxed);
+        }
+    }
+}
+
+#[test]
+fn check_of_a_remote_image_takes_few_round_trips() {
+    let (dir, source) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for number in 0..400 {
+        let directory = source.path().join(format!("{number}"));
+        fs::create_dir(&directory).unwrap();
+        // Extents that do not fit in the inode.
+        let sparse = File::create(directory.join("sparse")).unwrap();
+        (0..6).for_each(|hole| sparse.write_all_at(&[1; 4096], hole << 16).unwrap());
+    }
+    let image = make(dir.path(), "image", "-t ext4 -b 4096 -g 1024", Some(source.path()), 64 << 10);
+    let content = fs::read(&image).unwrap();
+    let [with, without] = [false, true].map(|ignores_announcements| {
+        let (image, fetched) = (Bytes(content.clone()), Mutex::default());
+        let remote = Arc::new(Remote { image, fetched, trips: AtomicU64::new(0), ignores_announcements });
+        let filesystem = Filesystem::open(Arc::clone(&remote) as _).unwrap();
+        let report = check(&filesystem);
+        assert!(report.is_sound() && report.directories > 400, "{}", text(&report));
+        let blocks = remote.fetched.lock().unwrap().len();
+        (remote.trips.load(Relaxed), blocks)
+    });
+    assert!(with.0 * 6 < without.0, "{with:?} of {without:?}");
+    assert!(with.1 <= without.1, "blocks that the check does not read: {with:?} of {without:?}");
 }

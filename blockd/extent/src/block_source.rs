@@ -5,7 +5,7 @@
 //! on this crate.
 
 use crate::Extent;
-use std::io;
+use std::{io, ops::Range};
 
 /// Byte range that is either data or known zeroes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +66,12 @@ pub trait BlockSource: Send + Sync {
             rest = behind;
         }
         Ok(())
+    }
+
+    /// Announces reads of byte ranges, which a remote source fetches concurrently into its cache. The caller
+    /// bounds what it announces, so that it stays there until it is read. A hint: nothing fails.
+    fn will_need(&self, ranges: &[Range<u64>]) {
+        let _ = ranges;
     }
 
     /// Returns true if a read may wait for more than local disks: it must not run on shared threads then.

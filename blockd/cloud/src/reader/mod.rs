@@ -8,6 +8,7 @@
 //!
 //! [`BlockSource`]: blockd_extent::BlockSource
 
+mod ahead;
 mod bulk;
 mod random;
 mod visible;

@@ -14,10 +14,10 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, DataRange, Extent};
 use blockd_store::StoreErrorKind;
 use futures::{StreamExt, TryStreamExt};
-use std::{io, sync::Arc};
+use std::{io, ops::Range, sync::Arc};
 
 /// Pages of all deltas for one extent of the volume, with at most one page per delta; newest first.
-struct FrameRun {
+pub(super) struct FrameRun {
     range: Extent,
     /// Index of the delta in the chain, number of the page, and the page.
     pages: Vec<(usize, usize, Arc<Page>)>,
@@ -27,7 +27,7 @@ struct FrameRun {
 type DataAround = (Extent, Arc<BlockSet>);
 
 /// Frames of one delta needed by a read.
-type Wanted = (usize, Vec<WantedFrame>);
+pub(super) type Wanted = (usize, Vec<WantedFrame>);
 
 /// Frames to fetch, with their obligations.
 type FramesToFetch = Vec<(WantedFrame, Obligation)>;
@@ -232,6 +232,14 @@ impl BlockSource for SnapshotReader {
         Ok(self.range_from(from, &around))
     }
 
+    fn will_need(&self, ranges: &[Range<u64>]) {
+        let whole = Extent::whole(self.inner.size_bytes);
+        let touched = ranges.iter().map(|range| Extent::touching(range.start, range.end - range.start));
+        let blocks: BlockSet = touched.map(|extent| extent.intersection(whole)).collect();
+        let inner = self.inner.clone();
+        self.inner.runtime.spawn(async move { inner.prefetch(&blocks).await });
+    }
+
     fn may_wait(&self) -> bool {
         true
     }
@@ -289,7 +297,7 @@ impl Inner {
         Extent::between(start, end)
     }
 
-    fn stretches(&self, extent: Extent) -> impl Iterator<Item = Extent> + '_ {
+    pub(super) fn stretches(&self, extent: Extent) -> impl Iterator<Item = Extent> + '_ {
         let (mut from, end) = (extent.start, extent.end());
         std::iter::from_fn(move || {
             let until = (from < end).then(|| self.frame_run_at(from).end().min(end))?;
@@ -310,7 +318,7 @@ impl Inner {
         })
     }
 
-    fn ready(&self, range: Extent) -> Option<FrameRun> {
+    pub(super) fn ready(&self, range: Extent) -> Option<FrameRun> {
         let mut pages = Vec::new();
         for (level, number) in self.pages_of(range) {
             if let Some(page) = self.cache.ready_page(&self.deltas[level], number)? {
@@ -321,7 +329,7 @@ impl Inner {
     }
 
     /// Loads the pages of an extent concurrently for all deltas: their relevance is known only afterwards.
-    async fn load(&self, range: Extent) -> Result<FrameRun, Arc<CloudError>> {
+    pub(super) async fn load(&self, range: Extent) -> Result<FrameRun, Arc<CloudError>> {
         let pages = futures::stream::iter(self.pages_of(range).collect::<Vec<_>>())
             .map(|(level, number)| async move {
                 let page = self.cache.page(&self.deltas[level], number).await?;
@@ -338,7 +346,7 @@ impl Inner {
         }
     }
 
-    fn add_to_plan(&self, stretch: &FrameRun, plan: &mut Vec<Wanted>) {
+    pub(super) fn add_to_plan(&self, stretch: &FrameRun, plan: &mut Vec<Wanted>) {
         stretch.visible(|level, number, page, visible| {
             plan.push((level, self.deltas[level].reader.frames_of(number, page, &visible)));
         });
@@ -395,7 +403,12 @@ impl Inner {
     }
 
     /// Fetches frames in the background, from disk or store.
-    fn fetch_frames(&self, delta: &Arc<SharedDelta>, mine: Vec<(WantedFrame, Obligation)>, ahead: bool) {
+    pub(super) fn fetch_frames(
+        &self,
+        delta: &Arc<SharedDelta>,
+        mine: Vec<(WantedFrame, Obligation)>,
+        ahead: bool,
+    ) {
         let (shared, delta, runtime) = (self.cache.clone(), delta.clone(), self.runtime.clone());
         self.runtime.spawn(async move {
             let missing = match &shared.disk {
@@ -405,32 +418,6 @@ impl Inner {
             let limit = if ahead { &shared.ahead } else { &shared.fetches };
             shared.fetch(&runtime, &delta, missing, limit);
         });
-    }
-
-    /// Records a read, and reads ahead for sequential readers, as far as pages are in memory: a missing page
-    /// is fetched by the read that needs it.
-    fn read_ahead(&self, read: Extent) {
-        let Some(next) = self.readahead.lock().record(&self.limits, read) else { return };
-        let next = next.intersection(Extent::whole(self.size_bytes));
-        let mut plan = Vec::new();
-        for range in self.stretches(next) {
-            let Some(stretch) = self.ready(range) else { break };
-            self.add_to_plan(&stretch, &mut plan);
-        }
-        for (level, frames) in plan {
-            let delta = &self.deltas[level];
-            let mine = frames.into_iter().filter_map(|frame| {
-                let key = (delta.number, frame.ordinal());
-                match self.cache.frames.claim(key) {
-                    Claim::Mine(flight, _) => Some((frame, flight)),
-                    _ => None,
-                }
-            });
-            let mine: Vec<_> = mine.collect();
-            if !mine.is_empty() {
-                self.fetch_frames(delta, mine, true);
-            }
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use blockd_cloud::{CancelToken, CloudError, SnapshotReader};
 use blockd_extent::{BlockSource, DataRange, Extent};
 use parking_lot::Mutex;
-use std::{io, sync::Arc, time::Instant};
+use std::{io, ops::Range, sync::Arc, time::Instant};
 
 /// Reason why the image cannot be read.
 #[derive(Clone, Debug)]
@@ -82,5 +82,11 @@ impl BlockSource for DrillImage {
     fn range_at(&self, offset_bytes: u64) -> io::Result<DataRange> {
         self.check()?;
         self.reader.range_at(offset_bytes).inspect_err(|error| self.note(offset_bytes, 1, error))
+    }
+
+    fn will_need(&self, ranges: &[Range<u64>]) {
+        if self.check().is_ok() {
+            self.reader.will_need(ranges);
+        }
     }
 }

@@ -4,10 +4,13 @@ use super::{
     finding::{Count, Problem},
     inode_states::DIRECTORY,
     limits::Stop,
-    state::{Check, Stage},
+    state::{BLOCKS_AHEAD, Check, Stage},
 };
 use crate::{InodeNumber, Structure, checksum::crc32c, group::Group};
 use std::ops::Range;
+
+/// Groups whose bitmaps are announced together.
+const GROUPS_AHEAD: u32 = BLOCKS_AHEAD as u32 / 2;
 
 /// Sets bits of a bitmap.
 fn set_bits(bitmap: &mut [u8], bits: Range<usize>) {
@@ -41,6 +44,12 @@ impl Check<'_> {
         let groups = self.fs.groups();
         for number in 0..groups {
             self.step(Stage::Bitmaps, number.into(), groups.into())?;
+            if number % GROUPS_AHEAD == 0 {
+                let next = (number..groups).take(GROUPS_AHEAD as usize);
+                let next = next.filter_map(|group| self.fs.group(group).ok());
+                let bitmaps = next.flat_map(|group| [(group.block_bitmap, 1), (group.inode_bitmap, 1)]);
+                self.fs.disk().will_need(bitmaps);
+            }
             // Damage of the descriptor is a finding already.
             if let Ok(group) = self.fs.group(number) {
                 self.check_block_bitmap(number, &group)?;

@@ -2,9 +2,9 @@
 
 use super::{
     finding::{Problem, Unchecked},
-    inode_states::{DIRECTORY, UNKNOWN},
+    inode_states::{DIRECTORY, Directory, UNKNOWN},
     limits::Stop,
-    state::{Check, Stage},
+    state::{BLOCKS_AHEAD, Check, Stage},
 };
 use crate::{
     Inode, InodeNumber, Structure,
@@ -22,6 +22,9 @@ use std::{
 const MAX_COMPARED: usize = 4 << 20;
 /// Memory of the names of a directory, in bytes.
 const NAMES_BYTES: u64 = MAX_COMPARED as u64 * 8;
+
+/// Maximum number of blocks of a directory that are announced; the others are read in order.
+const FIRST_BLOCKS: u64 = 32;
 
 /// Directory during its check.
 struct Current {
@@ -44,6 +47,9 @@ impl Check<'_> {
         let mut names = Vec::new();
         for index in 0..total {
             self.step(Stage::Directories, index as u64, total as u64)?;
+            if index % BLOCKS_AHEAD == 0 {
+                self.announce_directories(index);
+            }
             let directory = self.directories[index];
             // A block that several directories claim would be read for each of them.
             if directory.is_broken {
@@ -57,6 +63,20 @@ impl Check<'_> {
         }
         self.memory.give_back(NAMES_BYTES);
         Ok(())
+    }
+
+    /// Announces the inodes of the next directories, then their first blocks.
+    fn announce_directories(&self, index: usize) {
+        let next = self.directories.iter().skip(index).take(BLOCKS_AHEAD).filter(|one| !one.is_broken);
+        let disk = self.fs.disk();
+        disk.will_need(next.clone().filter_map(|one| Some((self.fs.inode_block(one.number)?, 1))));
+        let first = |one: &Directory| {
+            let inode = self.fs.inode(one.number).ok().filter(|inode| !inode.has(flag::INLINE_DATA))?;
+            let mapping = self.fs.mapping(&inode, 0).ok()?;
+            let blocks = (inode.size_bytes / disk.block_len() as u64).min(mapping.len).min(FIRST_BLOCKS);
+            Some((mapping.physical?, blocks))
+        };
+        disk.will_need(next.filter_map(first));
     }
 
     fn check_directory(&mut self, index: usize, inode: &Inode, names: Vec<u64>) -> Result<Vec<u64>, Stop> {

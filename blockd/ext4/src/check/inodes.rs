@@ -5,18 +5,25 @@ use super::{
     inode_states::{DIRECTORY, Directory, State, UNKNOWN, XattrUse},
     limits::Stop,
     mapping::Mapped,
-    state::{Check, Stage},
+    state::{BLOCKS_AHEAD, Check, Stage},
 };
 use crate::{
     FileKind, Inode, InodeNumber, Structure,
     bytes::{le16, le32},
+    extents::{ENTRY_LEN, child},
     features::bit,
+    indirect::INDIRECT_AT,
     inode::flag,
     xattr,
 };
 
 /// Length of the parts in which an inode table is read, in bytes.
 const PART_LEN: usize = 256 << 10;
+/// Groups whose inode tables are announced together, and their maximum length in bytes.
+const GROUPS_AHEAD: u32 = 16;
+const TABLES_AHEAD_BYTES: u64 = 8 << 20;
+/// Inodes whose blocks are announced together.
+const INODES_AHEAD: usize = 64;
 /// Memory of the entry of an extended attribute block, in bytes.
 const XATTR_BLOCK_BYTES: u64 = 48;
 /// Memory of a directory and of its mark in the search for circles, in bytes.
@@ -37,6 +44,22 @@ fn kind_in_entries(kind: FileKind) -> u8 {
     }
 }
 
+/// Returns the metadata blocks to which an inode refers directly; without a check of the inode.
+fn referred_blocks(raw: &[u8]) -> Vec<u64> {
+    let (mode, flags, map) = (le16(raw, 0), le32(raw, 0x20), raw.get(0x28..0x64).unwrap_or_default());
+    let mut blocks = vec![u64::from(le32(raw, 0x68))];
+    if !matches!(mode & 0xf000, 0x4000 | 0x8000) || flags & flag::INLINE_DATA != 0 {
+        return blocks;
+    }
+    if flags & flag::EXTENTS == 0 {
+        blocks.extend(INDIRECT_AT.map(|at| u64::from(le32(map, at))));
+    } else if le16(map, 6) > 0 {
+        let entries = map[ENTRY_LEN..].chunks_exact(ENTRY_LEN);
+        blocks.extend(entries.take(le16(map, 2).into()).map(child));
+    }
+    blocks
+}
+
 impl Check<'_> {
     pub fn check_inodes(&mut self) -> Result<(), Stop> {
         let (sb, groups) = (self.fs.superblock(), self.fs.groups());
@@ -44,6 +67,9 @@ impl Check<'_> {
         let mut part = Vec::new();
         for group in 0..groups {
             self.step(Stage::Inodes, group.into(), groups.into())?;
+            if group % GROUPS_AHEAD == 0 {
+                self.announce_tables(group);
+            }
             let Some(used) = self.groups.states(group).map(|states| states.len()) else { continue };
             let table = self.fs.inode_table(group);
             let Some(table) = self.found(table)? else { continue };
@@ -57,6 +83,9 @@ impl Check<'_> {
                     continue;
                 }
                 for (raw, index) in part.chunks_exact(inode_len).zip(from..) {
+                    if index % INODES_AHEAD == 0 {
+                        self.announce_trees(&part[(index - from) * inode_len..]);
+                    }
                     // Inode numbers have 32 bits, which the superblock ensures.
                     let number = group * sb.inodes_per_group + index as u32 + 1;
                     let state = self.check_inode(InodeNumber(number), raw)?;
@@ -68,6 +97,35 @@ impl Check<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Announces the used parts of the inode tables of the next groups.
+    fn announce_tables(&self, first: u32) {
+        let block_len = self.fs.disk().block_len() as u64;
+        let next = (first..self.fs.groups()).take(GROUPS_AHEAD as usize);
+        let tables = next.filter_map(|group| self.fs.group(group).ok());
+        let mut left = TABLES_AHEAD_BYTES / block_len;
+        self.fs.disk().will_need(tables.map(|group| {
+            let used = u64::from(group.used_inodes) * u64::from(self.fs.superblock().inode_len);
+            let blocks = used.div_ceil(block_len).min(left);
+            left -= blocks;
+            (group.inode_table, blocks)
+        }));
+    }
+
+    /// Announces the blocks to which the next inodes refer: of their block maps and extended attributes.
+    fn announce_trees(&self, inodes: &[u8]) {
+        let inode_len = usize::from(self.fs.superblock().inode_len);
+        let mut blocks = Vec::new();
+        for raw in inodes.chunks_exact(inode_len).take(INODES_AHEAD) {
+            if le16(raw, 0) != 0 && le16(raw, 0x1a) != 0 {
+                blocks.extend(referred_blocks(raw));
+            }
+        }
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks.truncate(BLOCKS_AHEAD);
+        self.fs.disk().will_need(blocks.into_iter().map(|block| (block, 1)));
     }
 
     fn check_inode(&mut self, number: InodeNumber, raw: &[u8]) -> Result<State, Stop> {

@@ -19,6 +19,9 @@ pub const MAX_FINDINGS: usize = 100;
 /// Blocks between two calls for progress.
 const BLOCKS_PER_CALL: u64 = 256;
 
+/// Maximum number of scattered blocks that are announced together.
+pub(super) const BLOCKS_AHEAD: usize = 64;
+
 /// Step of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]

@@ -7,6 +7,7 @@ use crate::{
     disk,
     error::damaged,
 };
+use std::ops::Range;
 
 pub(super) const MAGIC: u32 = 0xc03b_3998;
 const SUPERBLOCK_V1: u32 = 3;
@@ -239,6 +240,20 @@ impl<'a> Log<'a> {
             Some(extent) => Ok(extent.physical + u64::from(at - extent.first)),
             None => invalid("block number outside of its file"),
         }
+    }
+
+    /// Announces reads of `count` blocks of the ring.
+    pub fn will_need(&self, at: u32, count: u32) {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for index in 0..count {
+            let Ok(block) = self.physical(self.advance(at, index)) else { continue };
+            let start = block * self.block_len as u64;
+            match ranges.last_mut().filter(|last| last.end == start) {
+                Some(last) => last.end += self.block_len as u64,
+                None => ranges.push(start..start + self.block_len as u64),
+            }
+        }
+        self.source.will_need(&ranges);
     }
 
     /// Reads a block of the ring.

@@ -34,6 +34,9 @@ const MAX_ENTRIES: usize = 1 << 19;
 /// Maximum number of journal bytes read: each block may be a request if the image is remote.
 const MAX_READ_BYTES: u64 = 4 << 30;
 
+/// Blocks of the journal that are announced together.
+const BLOCKS_AHEAD: u32 = 512;
+
 /// Block that a transaction writes.
 struct Write {
     block: u64,
@@ -100,7 +103,13 @@ fn scan_limited(log: &Log<'_>, max_blocks: u64) -> Result<Scanned, ExtError> {
     let mut left = log.ring_len();
     let mut open = Transaction::new();
     let mut last_commit_seconds = 0;
+    let mut ahead = left;
     while left > 0 {
+        if left < ahead.saturating_add(BLOCKS_AHEAD / 2) && ahead > 0 {
+            let count = BLOCKS_AHEAD.min(ahead);
+            log.will_need(log.advance(at, left.saturating_sub(ahead)), count);
+            ahead -= count;
+        }
         blocks_left = count_reads(blocks_left, 1)?;
         let bytes = log.read(at)?;
         if be32(&bytes, 0) != MAGIC || be32(&bytes, 8) != sequence {
@@ -250,6 +259,7 @@ mod tests {
     use crate::ReadAt;
     use std::{
         io,
+        ops::Range,
         sync::atomic::{AtomicU64, Ordering::Relaxed},
     };
 
@@ -257,8 +267,9 @@ mod tests {
     /// Blocks of a transaction: descriptor, data, commit.
     const TRANSACTION: u64 = 128;
 
-    /// Fake journal of transactions that write the same blocks. Counts the reads.
-    struct Repeating(AtomicU64);
+    /// Fake journal of transactions that write the same blocks. Counts the reads, which must be announced.
+    #[derive(Default)]
+    struct Repeating(AtomicU64, AtomicU64);
 
     impl ReadAt for Repeating {
         fn size_bytes(&self) -> u64 {
@@ -267,6 +278,7 @@ mod tests {
 
         fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
             self.0.fetch_add(1, Relaxed);
+            assert!(offset_bytes < self.1.load(Relaxed), "{offset_bytes} is not announced");
             buf.fill(0);
             let at = offset_bytes / BLOCK_LEN as u64 - 1;
             let kind = match at % TRANSACTION {
@@ -282,13 +294,18 @@ mod tests {
             }
             Ok(())
         }
+
+        fn will_need(&self, ranges: &[Range<u64>]) {
+            let end = ranges.iter().map(|range| range.end).max().unwrap();
+            self.1.fetch_max(end, Relaxed);
+        }
     }
 
     #[test]
     fn data_blocks_of_checksummed_transaction_count_as_read() {
         // Blocks read per transaction.
         for (checksums, cost) in [(Checksums::None, 2), (Checksums::Transaction, TRANSACTION)] {
-            let source = Repeating(AtomicU64::new(0));
+            let source = Repeating::default();
             let of = |transactions: u64| {
                 let end = 1 + (transactions * TRANSACTION) as u32;
                 Log::contiguous(&source, BLOCK_LEN, end, checksums)

@@ -29,6 +29,10 @@ impl ReadAt for Source {
     fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         self.0.read_at(offset_bytes, buf)
     }
+
+    fn will_need(&self, ranges: &[Range<u64>]) {
+        self.0.will_need(ranges);
+    }
 }
 
 /// Returns true if the image holds an ext2, ext3 or ext4 filesystem, by its magic number.

@@ -194,6 +194,13 @@ impl BlockSource for PartitionImage {
         let end_bytes = (range.end_bytes - self.part.offset_bytes).min(self.part.len_bytes);
         Ok(DataRange { end_bytes, ..range })
     }
+
+    fn will_need(&self, ranges: &[Range<u64>]) {
+        let start = self.part.offset_bytes;
+        let inside = ranges.iter().filter(|range| range.end <= self.part.len_bytes);
+        let of_image: Vec<_> = inside.map(|range| start + range.start..start + range.end).collect();
+        self.image.will_need(&of_image);
+    }
 }
 
 /// Inspects the content of an image. A filesystem at the start of the image takes precedence over a partition
