@@ -48,6 +48,8 @@ const SHOWN: &[&str] = &[
     "cloudsnap drill list db",
     "cloudsnap drill list -o wide",
     "cloudsnap drill inspect 5e11",
+    "cloudsnap drill schedules list",
+    "cloudsnap drill schedules list -o wide",
     "cloudsnap gc --dry-run",
     "cloudsnap history --uuid 0785",
     "cloudsnap history --uuid nightly --status failed -o wide",
@@ -188,6 +190,7 @@ blockctl cs verify 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --quick
 blockctl cs verify -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --deep --cr nas
 blockctl cs drill run vol@latest --files 9 --seed 7 --timeout 10m
 blockctl cs drill run vol@latest 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas
+blockctl cs drill run --group shop --cr nas --files 9
 blockctl cs stop -n 3F4F0A67-e12a-4d35-81ad-985657757352 --discard
 blockctl cs resume 3f4f0a67-e12a-4d35-81ad-985657757352 --wait
 blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload 20MiB
@@ -242,6 +245,12 @@ blockctl cs sched resume -u 0785
 blockctl cs sched run-now 0785
 blockctl cs sched delete --uuid 0785
 blockctl cs sched delete --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1
+blockctl cs drill schedules create db --weekly sun@4:00 --files 9 --timeout 20m --jitter 60 -n weekly
+blockctl cs drill schedules create --group shop --policy gold --cr nas --paused
+blockctl cs drill schedules pause nightly
+blockctl cs drill schedules pause weekly
+blockctl cs drill schedules run-now weekly
+blockctl cs drill schedules delete weekly
 ";
 
 #[test]

@@ -215,7 +215,10 @@ impl Source {
                 list.items.iter().map(|one| one.name.to_string()).collect()
             }
             Self::Schedules => {
-                let list = client.call(operations::LIST_SCHEDULES, &()).await.ok()?.list;
+                let list = match line.iter().any(|word| word == "drill") {
+                    true => client.call(operations::LIST_DRILL_SCHEDULES, &()).await.ok()?.list,
+                    false => client.call(operations::LIST_SCHEDULES, &()).await.ok()?.list,
+                };
                 list.items.iter().map(called).collect()
             }
             Self::Policies => {

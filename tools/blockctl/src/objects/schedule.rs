@@ -193,6 +193,7 @@ impl ScheduleSpec {
             priority: self.priority,
             rule_name: backup.rule(),
             labels: backup.labels.clone(),
+            drill: None,
             paused: self.suspend,
         }
     }
@@ -268,6 +269,7 @@ pub fn update(current: &CreateSchedule, wanted: CreateSchedule) -> UpdateSchedul
         priority: changed(&current.priority, wanted.priority),
         rule_name: changed(&current.rule_name, wanted.rule_name),
         labels: changed(&current.labels, wanted.labels),
+        drill: changed(&current.drill, wanted.drill).flatten(),
         paused: changed(&current.paused, wanted.paused),
     }
 }

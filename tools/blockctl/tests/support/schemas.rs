@@ -11,7 +11,7 @@ use std::{
 /// Schemas by the words of a command line.
 static KNOWN: LazyLock<Mutex<HashMap<Vec<String>, Value>>> = LazyLock::new(Mutex::default);
 /// Maximum number of words of a command.
-const MAX_WORDS: usize = 3;
+const MAX_WORDS: usize = 4;
 
 /// Refuses fields that a schema does not name: documents of tests have none of a later version.
 fn close(schema: &mut Value, is_part: bool) {

@@ -5,16 +5,17 @@ use crate::{
     commands::{
         arguments::{CredentialArg, WaitArg, WideArg, parse_task},
         protection::span,
+        schedules::drills::{self, DrillSchedulesCommand},
     },
-    failure::{Exit, Failure},
+    failure::{EXIT_DONE, Exit, Failure},
     output::Context,
     table::{Facts, Table, Width, counted, or_dash, short_uuid},
     times::parse_seconds,
     wait::{report_group_start, report_start},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, List, VolumeRef,
-    drills::{Drill, DrillOutcome, ListDrills, StartDrill},
+    ApiError, ByteSize, ErrorCode, GroupName, List, VolumeRef,
+    drills::{Drill, DrillOutcome, ListDrills, StartDrill, StartGroupDrill},
     format_time, operations,
 };
 use clap::{Args, Subcommand};
@@ -29,6 +30,7 @@ except its proof. Times, bytes and requests are those of a real recovery.
 Examples:
   blockctl cloudsnap drill run db@latest
   blockctl cs drill run db@latest web@latest --wait
+  blockctl cs drill run --group shop --cred-id offsite --wait
   blockctl cs drill run ID --files 500 --seed 7 --timeout 10m";
 
 pub const LIST_HELP: &str = "\
@@ -62,14 +64,20 @@ pub enum DrillCommand {
     /// Show a drill and the trend of its volume
     #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
+    /// Manage schedules of drills
+    #[command(subcommand)]
+    Schedules(DrillSchedulesCommand),
 }
 
 /// `cloudsnap drill run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Cloud snapshots: id, id prefix, name, VOLUME@latest or VOLUME@TIME
-    #[arg(value_name = "ID", required = true)]
+    #[arg(value_name = "ID", required_unless_present = "group")]
     snaps: Vec<SnapRef>,
+    /// All volumes of this group, at its newest point in time at the location
+    #[arg(long, value_name = "GROUP", conflicts_with = "snaps")]
+    group: Option<GroupName>,
     /// Number of files to read in full [default: 32]
     #[arg(long, value_name = "N")]
     files: Option<u32>,
@@ -120,7 +128,8 @@ pub struct InspectedDrill {
     earlier: Vec<Drill>,
 }
 
-fn parse_timeout(text: &str) -> Result<u32, String> {
+/// Parses a timeout in seconds.
+pub fn parse_timeout(text: &str) -> Result<u32, String> {
     match parse_seconds(text)? {
         0 => Err("expected at least 1s".to_owned()),
         seconds => u32::try_from(seconds).map_err(|_| "expected at most 136 years".to_owned()),
@@ -132,10 +141,14 @@ pub async fn run(context: &Context<'_>, command: DrillCommand) -> Exit {
         DrillCommand::Run(args) => start(context, args).await,
         DrillCommand::List(args) => list(context, args).await,
         DrillCommand::Inspect(args) => inspect(context, args).await,
+        DrillCommand::Schedules(command) => drills::run(context, command).await,
     }
 }
 
 async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
+    if let Some(group) = args.group.clone() {
+        return start_group(context, group, args).await;
+    }
     let mut ids = Vec::new();
     for snap in &args.snaps {
         ids.push(snap.resolve(context, args.credential.cred_id.as_ref()).await?);
@@ -159,6 +172,33 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
         all.push(started);
     }
     report_group_start(context, tasks, &List::from(all), &lines, args.wait.report()).await
+}
+
+/// Starts the drills of a group, which fail together: any failure decides the exit status.
+async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> Exit {
+    let request = StartGroupDrill {
+        group: group.clone(),
+        credential: args.credential.cred_id,
+        files: args.files,
+        seed: args.seed,
+        timeout_seconds: args.timeout,
+    };
+    let started = context.client.call(operations::START_GROUP_DRILL, &request).await?;
+    let count = counted(started.list.items.len() as u64, "volume");
+    let mut lines = vec![format!(
+        "Restore drill of group {group} started successfully with groupID:{} ({count})",
+        started.group_id
+    )];
+    let members = &started.list.items;
+    lines.extend(members.iter().map(|one| format!("  {}: {}", one.volume_name, one.task_id)));
+    let tasks = members.iter().map(|one| one.task_id).collect();
+    let wait = args.wait.report();
+    let exit = report_group_start(context, tasks, &started, &lines, wait).await?;
+    if wait.is_some() && !context.output.is_json() {
+        let result = if exit == EXIT_DONE { "passed" } else { "failed" };
+        context.output.line(format!("Restore drill of group {group} {result} ({count})"))?;
+    }
+    Ok(exit)
 }
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Exit {

@@ -138,9 +138,9 @@ pub enum PolicyCommand {
     Delete(DeletePolicyArgs),
 }
 
-/// `schedules create`
+/// Volumes, locations and times of a new schedule.
 #[derive(Debug, Args)]
-pub struct CreateArgs {
+pub struct ScheduledArgs {
     /// Name or id of a volume, or the name of a group
     #[arg(value_name = "VOLUME|GROUP", required_unless_present_any = ["volume", "group", "label", "all"], conflicts_with_all = ["volume", "group", "label", "all"])]
     pub target: Option<VolumeRef>,
@@ -168,6 +168,14 @@ pub struct CreateArgs {
     /// Schedule policy whose rules apply too
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<PolicyName>,
+}
+
+/// `schedules create`
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Volumes, locations and times.
+    #[command(flatten)]
+    pub scheduled: ScheduledArgs,
     /// Retention.
     #[command(flatten)]
     pub retain: RetainArgs,

@@ -1,6 +1,7 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
 pub mod args;
+pub mod drills;
 mod listed;
 pub mod retention_args;
 mod tables;
@@ -14,13 +15,13 @@ use crate::{
 };
 use args::{
     CreateArgs, DeleteArgs, DeletePolicyArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs,
-    ScheduleArg, SchedulesCommand, UpdateArgs,
+    ScheduleArg, ScheduledArgs, SchedulesCommand, UpdateArgs,
 };
 use blockd_api::{
     ApiError, ErrorCode, Labels, VolumeRef, first_names, format_time, operations,
     schedules::{
         CreateSchedule, ListRuns, MAX_HISTORY, Policy, PolicyName, Rule, Run, RunSchedule, RunState,
-        Schedule, Selector, UpdatePolicy, UpdateSchedule,
+        Schedule, ScheduleList, Selector, UpdatePolicy, UpdateSchedule,
     },
 };
 use blockd_schedule::{Jitter, Retention, Zone};
@@ -37,24 +38,49 @@ const MAX_RUNS: u32 = 1_000;
 /// Poll interval of an awaited run.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
+/// Kind of the schedules that a command is about.
+#[derive(Clone, Copy, Debug)]
+enum Of {
+    Backups,
+    Drills,
+}
+
+impl Of {
+    async fn list(self, context: &Context<'_>) -> Result<ScheduleList, Failure> {
+        Ok(match self {
+            Self::Backups => context.client.call(operations::LIST_SCHEDULES, &()).await?,
+            Self::Drills => context.client.call(operations::LIST_DRILL_SCHEDULES, &()).await?,
+        })
+    }
+
+    /// Returns the name in results.
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Backups => "Cloudsnap schedule",
+            Self::Drills => "Drill schedule",
+        }
+    }
+}
+
 pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Exit {
     match command {
         SchedulesCommand::Create(args) => create(context, *args).await,
         SchedulesCommand::List(args) => tables::list(context, &args).await,
         SchedulesCommand::Update(args) => update(context, *args).await,
-        SchedulesCommand::Pause(args) => pause(context, &args, true).await,
-        SchedulesCommand::Resume(args) => pause(context, &args, false).await,
-        SchedulesCommand::RunNow(args) => run_now(context, &args).await,
+        SchedulesCommand::Pause(args) => pause(context, Of::Backups, &args, true).await,
+        SchedulesCommand::Resume(args) => pause(context, Of::Backups, &args, false).await,
+        SchedulesCommand::RunNow(args) => run_now(context, Of::Backups, &args).await,
         SchedulesCommand::Retention(args) => {
-            tables::retention(context, &find(context, &args.schedule).await?).await
+            tables::retention(context, &find(context, Of::Backups, &args.schedule).await?).await
         }
-        SchedulesCommand::Delete(args) => delete(context, &args).await,
+        SchedulesCommand::Delete(args) => delete(context, Of::Backups, &args).await,
     }
 }
 
 async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
-    let rules = args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))?;
-    let default = match (&args.policy, Retention::max(DEFAULT_MAX)) {
+    let scheduled = &args.scheduled;
+    let rules = rules_of(scheduled)?;
+    let default = match (&scheduled.policy, Retention::max(DEFAULT_MAX)) {
         // A policy has its own retention.
         (None, Ok(max)) => max,
         _ => Retention::default(),
@@ -66,26 +92,17 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
             "{flag} 0 keeps nothing: give a number from 1 on, or omit the option"
         )));
     }
-    let zone = args.times.zone();
+    let zone = scheduled.times.zone();
     let (local, retain) = (local.retention(&zone), args.retain.retention(&zone));
-    if args.times.time_zone.is_some() && rules.is_empty() {
-        refuse_unused_zone(args.policy.as_ref(), &[retain.as_ref(), local.as_ref()])?;
+    if scheduled.times.time_zone.is_some() && rules.is_empty() {
+        refuse_unused_zone(scheduled.policy.as_ref(), &[retain.as_ref(), local.as_ref()])?;
     }
-    if local.is_some() && args.cred_id.is_empty() && (retain.is_some() || args.full) {
+    if local.is_some() && scheduled.cred_id.is_empty() && (retain.is_some() || args.full) {
         return Err(Failure::usage(
             "--max, --keep-… and --full are about backups, and without --cred-id there are local snapshots only: name a location",
         ));
     }
-    let (volume, group) = match args.target {
-        Some(target) => volume_or_group(context, target).await?,
-        None => (args.volume, args.group),
-    };
     let request = CreateSchedule {
-        name: args.name.clone(),
-        selector: Selector { volume, group, label: args.label, all: args.all },
-        credentials: args.cred_id,
-        rules,
-        policy_name: args.policy,
         retain: retain.unwrap_or(default),
         local,
         retain_at: args.keep_at.into_iter().map(|keep| keep.0).collect(),
@@ -93,15 +110,39 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),
         rule_name: args.rule,
-        labels: Labels::default(),
         paused: args.paused,
+        ..scheduled_request(context, args.scheduled).await?
     };
-    let schedule = context.client.call(operations::CREATE_SCHEDULE, &request).await?;
+    created(context, Of::Backups, &request).await
+}
+
+fn rules_of(args: &ScheduledArgs) -> Result<Vec<Rule>, Failure> {
+    args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))
+}
+
+/// Returns the request of a schedule with its volumes, locations and times.
+async fn scheduled_request(context: &Context<'_>, args: ScheduledArgs) -> Result<CreateSchedule, Failure> {
+    let rules = rules_of(&args)?;
+    let (volume, group) = match args.target {
+        Some(target) => volume_or_group(context, target).await?,
+        None => (args.volume, args.group),
+    };
+    Ok(CreateSchedule {
+        name: args.name,
+        selector: Selector { volume, group, label: args.label, all: args.all },
+        credentials: args.cred_id,
+        rules,
+        policy_name: args.policy,
+        ..CreateSchedule::default()
+    })
+}
+
+async fn created(context: &Context<'_>, of: Of, request: &CreateSchedule) -> Exit {
+    let schedule = context.client.call(operations::CREATE_SCHEDULE, request).await?;
     context.output.warn(&schedule.warnings);
     let next = or_dash(schedule.next_run_at.map(format_time));
-    let line =
-        format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.schedule_id);
-    context.output.tell(&schedule, || line)
+    let (title, id) = (of.title(), schedule.schedule_id);
+    context.output.tell(&schedule, || format!("{title} created successfully, UUID:{id} (next run {next})"))
 }
 
 /// Refuses a time zone for a schedule that has only the times of a policy, if no retention uses it either.
@@ -123,10 +164,10 @@ fn refuse_unused_zone(policy: Option<&PolicyName>, retentions: &[Option<&Retenti
 }
 
 /// Resolves a schedule by its name, its UUID or a prefix of it.
-async fn find(context: &Context<'_>, wanted: &str) -> Result<Uuid, Failure> {
+async fn find(context: &Context<'_>, of: Of, wanted: &str) -> Result<Uuid, Failure> {
     match Uuid::parse_str(wanted) {
         Ok(uuid) => Ok(uuid),
-        Err(_) => find_in(&context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items, wanted),
+        Err(_) => find_in(&of.list(context).await?.list.items, wanted),
     }
 }
 
@@ -164,8 +205,8 @@ fn common_zone(rules: &[Rule]) -> Option<Zone> {
 }
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
-    let uuid = find(context, &args.target.schedule).await?;
-    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
+    let uuid = find(context, Of::Backups, &args.target.schedule).await?;
+    let list = Of::Backups.list(context).await?;
     let Some(now) = list.list.items.into_iter().find(|schedule| schedule.schedule_id == uuid) else {
         let message = format!("schedule {uuid} does not exist or is unreadable");
         let hint = "`blockctl cloudsnap schedules list` shows the schedules";
@@ -217,6 +258,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         priority: args.priority.map(Into::into),
         rule_name: if args.no_rule { Some(None) } else { args.rule.map(Some) },
         labels: None,
+        drill: None,
         paused: None,
     };
     if request == UpdateSchedule::default() {
@@ -231,16 +273,16 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     })
 }
 
-async fn pause(context: &Context<'_>, args: &ScheduleArg, paused: bool) -> Exit {
-    let uuid = find(context, &args.schedule).await?;
+async fn pause(context: &Context<'_>, of: Of, args: &ScheduleArg, paused: bool) -> Exit {
+    let uuid = find(context, of, &args.schedule).await?;
     let request = UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
     let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
     let done = if paused { "paused" } else { "resumed" };
-    context.output.tell(&schedule, || format!("Cloudsnap schedule {done} successfully"))
+    context.output.tell(&schedule, || format!("{} {done} successfully", of.title()))
 }
 
-async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
-    let uuid = find(context, &args.target.schedule).await?;
+async fn run_now(context: &Context<'_>, of: Of, args: &RunNowArgs) -> Exit {
+    let uuid = find(context, of, &args.target.schedule).await?;
     let mut list = context.client.call_at(operations::RUN_SCHEDULE, &uuid, &RunSchedule::default()).await?;
     let mut exit = EXIT_DONE;
     if args.wait.wait {
@@ -279,9 +321,9 @@ pub async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> 
     Ok(run)
 }
 
-async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
+async fn delete(context: &Context<'_>, of: Of, args: &DeleteArgs) -> Exit {
     let wanted = &args.target.schedule;
-    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
+    let list = of.list(context).await?.list.items;
     let uuid = Uuid::parse_str(wanted).or_else(|_| find_in(&list, wanted))?;
     let found = list.iter().find(|one| one.schedule_id == uuid);
     let is_name = found.is_some_and(|one| one.name.as_ref().is_some_and(|name| name.as_str() == wanted));
@@ -296,12 +338,14 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
         ))
         .with_hint(format!("schedule {schedule} has the UUID {uuid}")));
     }
-    let consequence = format!(
-        "Schedule {schedule} with the UUID {uuid} is deleted; its backups stay and are no longer expired."
-    );
+    let rest = match of {
+        Of::Backups => "its backups stay and are no longer expired",
+        Of::Drills => "the results of its drills stay",
+    };
+    let consequence = format!("Schedule {schedule} with the UUID {uuid} is deleted; {rest}.");
     args.yes.confirm(context.output, &consequence)?;
     let deleted = context.client.call_at(operations::DELETE_SCHEDULE, &uuid, &()).await?;
-    context.output.tell(&deleted, || format!("Cloudsnap schedule {schedule} deleted successfully"))
+    context.output.tell(&deleted, || format!("{} {schedule} deleted successfully", of.title()))
 }
 
 /// `cloudsnap history`
@@ -311,7 +355,10 @@ pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
     let schedule = match args.uuid.as_deref().map(|text| (text, names.schedule_named(text))) {
         Some((_, Some(named))) => Some(named),
         // The daemon knows the ids of deleted schedules.
-        Some((text, None)) if !is_prefix(text) => Some(find(context, text).await?),
+        Some((text, None)) if !is_prefix(text) => Some(match find(context, Of::Drills, text).await {
+            Ok(of_drills) => of_drills,
+            Err(_) => find(context, Of::Backups, text).await?,
+        }),
         _ => None,
     };
     // The name may have been that of a former volume.

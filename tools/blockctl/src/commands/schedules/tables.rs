@@ -39,7 +39,7 @@ impl Names {
         Self::of(context, context.client.call(operations::LIST_SCHEDULES, &()).await?).await
     }
 
-    async fn of(context: &Context<'_>, schedules: ScheduleList) -> Result<Self, Failure> {
+    pub(super) async fn of(context: &Context<'_>, schedules: ScheduleList) -> Result<Self, Failure> {
         let credentials = context.client.call(operations::LIST_CREDENTIALS, &()).await?.items;
         Ok(Self { schedules, credentials })
     }
@@ -52,7 +52,7 @@ impl Names {
     }
 
     /// Returns the locations of a schedule, separated by commas.
-    fn locations(&self, schedule: &Schedule) -> String {
+    pub(super) fn locations(&self, schedule: &Schedule) -> String {
         let local = schedule.local.is_some().then_some(None);
         let all = local.into_iter().chain(schedule.credential_ids.iter().copied().map(Some));
         let all: Vec<String> = all.map(|credential| self.location(credential)).collect();

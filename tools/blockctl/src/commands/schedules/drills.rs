@@ -1,0 +1,133 @@
+//! `blockctl cloudsnap drill schedules`
+
+use super::{
+    Of,
+    args::{DeleteArgs, ListArgs, RunNowArgs, ScheduleArg, ScheduledArgs},
+    created, delete, pause,
+    retention_args::PriorityArg,
+    run_now, scheduled_request,
+    tables::{Names, called, selected},
+};
+use crate::{
+    commands::{cloudsnap::drill::parse_timeout, filters::VolumeFilter},
+    failure::Exit,
+    output::Context,
+    table::{Table, or_dash},
+};
+use blockd_api::{
+    drills::DrillOptions,
+    schedules::{CreateSchedule, Schedule},
+};
+use blockd_schedule::Jitter;
+use clap::{Args, Subcommand};
+
+const CREATE_HELP: &str = "\
+Each run drills the newest cloud snapshot of each volume at each location; for a group, those of its \
+newest point in time. Times, policies and missed runs are those of backup schedules. A run whose predecessor \
+is active is skipped, with a note in `cloudsnap history`.
+
+Examples:
+  blockctl cloudsnap drill schedules create db --weekly sunday@04:00
+  blockctl cs drill schedules create --all --monthly 1@03:00 --time-zone Europe/Berlin --files 500
+  blockctl cs drill schedules create shop --name shop-drills --daily 05:00 --cred-id offsite --timeout 20m";
+
+/// Subcommands of `cloudsnap drill schedules`.
+#[derive(Debug, Subcommand)]
+pub enum DrillSchedulesCommand {
+    /// Create a schedule of drills
+    #[command(visible_alias = "c", after_help = CREATE_HELP)]
+    Create(Box<CreateDrillsArgs>),
+    /// List the schedules of drills
+    #[command(visible_alias = "l", after_help = "Examples:\n  blockctl cloudsnap drill schedules list")]
+    List(ListArgs),
+    /// Pause a schedule of drills
+    #[command(after_help = "Examples:\n  blockctl cloudsnap drill schedules pause shop-drills")]
+    Pause(ScheduleArg),
+    /// Resume a schedule; skipped runs are not made up for
+    #[command(after_help = "Examples:\n  blockctl cloudsnap drill schedules resume shop-drills")]
+    Resume(ScheduleArg),
+    /// Run a schedule of drills now
+    #[command(after_help = "Examples:\n  blockctl cloudsnap drill schedules run-now shop-drills --wait")]
+    RunNow(RunNowArgs),
+    /// Delete a schedule of drills; their results stay
+    #[command(
+        visible_alias = "d",
+        after_help = "Examples:\n  blockctl cloudsnap drill schedules delete shop-drills",
+        mut_arg("schedule", |schedule| schedule.help("Schedule: name or complete UUID"))
+    )]
+    Delete(DeleteArgs),
+}
+
+/// `drill schedules create`
+#[derive(Debug, Args)]
+pub struct CreateDrillsArgs {
+    /// Volumes, locations and times.
+    #[command(flatten)]
+    scheduled: ScheduledArgs,
+    /// Number of files of each drill to read in full [default: 32]
+    #[arg(long, value_name = "N")]
+    files: Option<u32>,
+    /// Time after which a drill fails [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    timeout: Option<u32>,
+    /// Maximum start delay in seconds, constant for a schedule, at most half of the interval
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    jitter: u32,
+    /// Priority of runs
+    #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
+    priority: PriorityArg,
+    /// Pause a schedule
+    #[arg(long)]
+    paused: bool,
+}
+
+pub async fn run(context: &Context<'_>, command: DrillSchedulesCommand) -> Exit {
+    match command {
+        DrillSchedulesCommand::Create(args) => create(context, *args).await,
+        DrillSchedulesCommand::List(args) => list(context, &args).await,
+        DrillSchedulesCommand::Pause(args) => pause(context, Of::Drills, &args, true).await,
+        DrillSchedulesCommand::Resume(args) => pause(context, Of::Drills, &args, false).await,
+        DrillSchedulesCommand::RunNow(args) => run_now(context, Of::Drills, &args).await,
+        DrillSchedulesCommand::Delete(args) => delete(context, Of::Drills, &args).await,
+    }
+}
+
+async fn create(context: &Context<'_>, args: CreateDrillsArgs) -> Exit {
+    let request = CreateSchedule {
+        jitter_seconds: Jitter { max_s: args.jitter },
+        priority: args.priority.into(),
+        paused: args.paused,
+        drill: Some(DrillOptions { files: args.files, timeout_seconds: args.timeout }),
+        ..scheduled_request(context, args.scheduled).await?
+    };
+    created(context, Of::Drills, &request).await
+}
+
+async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
+    let volume = VolumeFilter::load(context, args.volume.as_ref()).await?;
+    let is_wanted = |one: &Schedule| {
+        let (id, name) = (one.selector.volume_id, one.selector.volume_name.as_ref());
+        volume.as_ref().is_none_or(|volume| volume.includes(id, name))
+    };
+    let mut schedules = Of::Drills.list(context).await?;
+    schedules.list.items.retain(is_wanted);
+    args.filter.apply(context, &mut schedules.list.items, None).await?;
+    if context.output.is_json() {
+        return context.output.document(&schedules);
+    }
+    let (items, width) = (schedules.list.items.clone(), args.width.width());
+    let names = Names::of(context, schedules).await?;
+    context.output.list(&(), "schedules of drills", || {
+        Table::list(&items, width)
+            .both("NAME", called)
+            .both("VOLUMES", |schedule| selected(&schedule.selector))
+            .wide("UUID", |schedule| schedule.schedule_id)
+            .both("LOCATIONS", |schedule| names.locations(schedule))
+            .wide("POLICY", |schedule| or_dash(schedule.policy_name.as_ref()))
+            .both("NEXT-RUN", |schedule| or_dash(schedule.next_run_at.map(|at| width.time(at))))
+            .both("LAST-RUN", |schedule| or_dash(schedule.last_run_at.map(|at| width.time(at))))
+            .both("STATUS", |schedule| if schedule.paused { "paused" } else { "active" })
+            .both("SCHEDULE", |schedule| &schedule.schedule)
+            .fit_with_text("NAME|VOLUMES|LOCATIONS")
+    })
+}
