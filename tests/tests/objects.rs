@@ -67,6 +67,7 @@ impl Applied {
                 "VolumeBackup/before-upgrade started",
                 "VolumeBackupSchedule/shop created",
                 "VolumeBackupSchedule/pgdata-nights created",
+                "RestoreDrill/pgdata-drills created",
                 "VolumeRestore/pgdata-restored started",
                 "VolumeClone/pgdata-test created",
             ]
@@ -188,6 +189,7 @@ fn deleted_file_keeps_volumes() {
         [
             "VolumeClone/pgdata-test deleted, volumes kept",
             "VolumeRestore/pgdata-restored deleted, volumes kept",
+            "RestoreDrill/pgdata-drills deleted",
             "VolumeBackupSchedule/shop deleted",
             "VolumeBackupSchedule/pgdata-nights deleted",
             "VolumeBackup/before-upgrade not there",

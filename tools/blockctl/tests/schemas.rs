@@ -44,7 +44,7 @@ fn schemas_of_objects_have_fields_for_each_kind() {
     let get = schema("get");
     let object = &get["$defs"]["ObjectDocument"];
     let kinds = object["oneOf"].as_array().unwrap();
-    assert_eq!(kinds.len(), 8, "{object:#}");
+    assert_eq!(kinds.len(), 9, "{object:#}");
     for kind in kinds {
         let content =
             ["location", "policy", "spec"].into_iter().find(|name| kind["properties"].get(name).is_some());

@@ -70,6 +70,7 @@ enum Source {
     Groups,
     Credentials,
     Schedules,
+    DrillSchedules,
     Policies,
     Rules,
     /// Anomalies without an acknowledgement, and their volumes.
@@ -123,6 +124,7 @@ impl Source {
             Kind::VolumeSnapshot => Self::SnapshotNames,
             Kind::VolumeBackup => Self::Backups,
             Kind::VolumeBackupSchedule => Self::Schedules,
+            Kind::RestoreDrill => Self::DrillSchedules,
             Kind::VolumeRestore => Self::Makers(RESTORED_BY),
             Kind::VolumeClone => Self::Makers(CLONED_BY),
         }
@@ -214,13 +216,8 @@ impl Source {
                 let list = client.call(operations::LIST_CREDENTIALS, &()).await.ok()?;
                 list.items.iter().map(|one| one.name.to_string()).collect()
             }
-            Self::Schedules => {
-                let list = match line.iter().any(|word| word == "drill") {
-                    true => client.call(operations::LIST_DRILL_SCHEDULES, &()).await.ok()?.list,
-                    false => client.call(operations::LIST_SCHEDULES, &()).await.ok()?.list,
-                };
-                list.items.iter().map(called).collect()
-            }
+            Self::Schedules => schedules(client, line.iter().any(|word| word == "drill")).await?,
+            Self::DrillSchedules => schedules(client, true).await?,
             Self::Policies => {
                 let list = client.call(operations::LIST_POLICIES, &()).await.ok()?;
                 list.items.iter().map(|one| one.name.to_string()).collect()
@@ -365,6 +362,15 @@ pub fn with_names(command: Command) -> Command {
         (None, None) => arg,
     });
     command.mut_subcommands(with_names)
+}
+
+/// Returns the names of the schedules of backups or of drills.
+async fn schedules(client: &Client, of_drills: bool) -> Option<Vec<String>> {
+    let list = match of_drills {
+        true => client.call(operations::LIST_DRILL_SCHEDULES, &()).await.ok()?.list,
+        false => client.call(operations::LIST_SCHEDULES, &()).await.ok()?.list,
+    };
+    Some(list.items.iter().map(called).collect())
 }
 
 #[cfg(test)]

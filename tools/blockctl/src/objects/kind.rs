@@ -74,6 +74,10 @@ kinds! {
     VolumeBackupSchedule: "spec", ScheduleNotFound, "applicationbackupschedule volumesnapshotschedule schedule",
         ["OF=status.selected LOCATION=status.credentialNames NEXT-RUN=status.nextRunAt STATUS=status.state",
         "+SCHEDULE=status.schedule +LAST-RUN=status.lastRunAt +KEPT=status.kept"];
+    /// Schedule of restore drills.
+    RestoreDrill: "spec", ScheduleNotFound, "",
+        ["OF=status.selected LOCATION=status.credentialNames NEXT-RUN=status.nextRunAt STATUS=status.state",
+        "+SCHEDULE=status.schedule +LAST-RUN=status.lastRunAt"];
     /// Volumes restored from a backup, made once.
     VolumeRestore: "spec", VolumeNotFound, "applicationrestore restore", [OF_TASKS, "+INTO=spec.destinationVolume +CLOUD-SNAP-ID=status.volumes.cloudSnapshotId"];
     /// Volumes cloned from snapshots, made once.

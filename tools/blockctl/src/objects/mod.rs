@@ -4,6 +4,7 @@
 
 pub mod backup;
 mod document;
+pub mod drill;
 mod foreign;
 pub mod hook;
 mod kind;

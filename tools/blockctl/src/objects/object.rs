@@ -3,6 +3,7 @@
 use super::{
     backup::{Backup, RECLAIM_POLICY, ReclaimPolicy, SCHEDULE_RECLAIM_POLICY},
     document::{Document, Problem},
+    drill::DrillSpec,
     foreign::{EXISTING_POLICY, UPDATE},
     hook::Hook,
     kind::{API_VERSION, Kind},
@@ -31,6 +32,8 @@ pub enum Body {
     Snapshot(Box<Backup>),
     Backup(Box<Backup>),
     Schedule(Box<ScheduleSpec>),
+    /// Schedule of restore drills.
+    Drill(Box<DrillSpec>),
     Restore(Restore),
     Clone(VolumeClone),
 }
@@ -229,6 +232,7 @@ pub fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Pro
         Kind::VolumeSnapshot => Body::Snapshot(Box::new(document.spec(field, text)?)),
         Kind::VolumeBackup => Body::Backup(Box::new(document.spec(field, text)?)),
         Kind::VolumeBackupSchedule => Body::Schedule(Box::new(document.spec(field, text)?)),
+        Kind::RestoreDrill => Body::Drill(Box::new(document.spec(field, text)?)),
         Kind::VolumeRestore => Body::Restore(document.spec(field, text)?),
         Kind::VolumeClone => Body::Clone(document.spec(field, text)?),
     };
@@ -247,6 +251,7 @@ pub fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Pro
     match &mut body {
         Body::Backup(backup) => backup.labels = labels.clone(),
         Body::Schedule(schedule) => schedule.backup_mut().labels = labels.clone(),
+        Body::Drill(drill) => drill.labels = labels.clone(),
         _ => {}
     }
     rest.keys().for_each(|key| document.ignore(&format!("metadata.{key}")));

@@ -80,6 +80,13 @@ pub fn resolve(
                     choose_locations(&object.document, path, schedule.backup_mut(), &locations, kept)?;
                 }
             }
+            Body::Drill(drill) => {
+                let kept = existing(object.kind, object.name.as_str());
+                let mut selection = drill.selection();
+                let path = "spec.backupLocation";
+                choose_locations(&object.document, path, &mut selection, &locations, kept)?;
+                drill.backup_location = selection.backup_location;
+            }
             _ => {}
         }
     }

@@ -72,6 +72,7 @@ fn request(object: &Object) -> Value {
         Body::Rule(hook) => json!(hook.quiesce().unwrap()),
         Body::Backup(backup) => json!(backup.request(name)),
         Body::Schedule(schedule) => json!(schedule.request(name)),
+        Body::Drill(drill) => json!(drill.request(name)),
         Body::Snapshot(_) | Body::Restore(_) | Body::Clone(_) => Value::Null,
     }
 }

@@ -297,6 +297,17 @@ impl Apply<'_> {
                     client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
                 }
             }
+            (Body::Drill(drill), None) => {
+                client.call(operations::CREATE_SCHEDULE, &drill.request(name)).await?;
+            }
+            (Body::Drill(drill), Some(_)) => {
+                let found = resources.drill(name.as_str());
+                let found = found.and_then(|one| Some((one.schedule_id, resources.drill_spec(one)?)));
+                if let Some((uuid, current)) = found {
+                    let request = schedule::update(&current.request(name), drill.request(name));
+                    client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
+                }
+            }
             (Body::Backup(backup), _) => return self.start_backup(name, backup).await,
             (Body::Snapshot(snapshot), _) => {
                 let volumes = resources.members(snapshot).map(|volume| volume.name.clone()).collect();

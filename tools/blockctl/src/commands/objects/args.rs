@@ -7,9 +7,9 @@ use std::{path::PathBuf, str::FromStr};
 
 pub const APPLY_HELP: &str = "\
 A file holds objects as YAML documents or JSON: BackupLocation, SchedulePolicy, Rule, \
-VolumeSnapshot, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone, or documents of \
-Stork, KubeDB and Velero (docs/migration.md), whose namespaces select volumes with the label \
-namespace=NAME. Of a directory, all *.yaml, *.yml and *.json files are applied. Objects that exist \
+VolumeSnapshot, VolumeBackup, VolumeBackupSchedule, RestoreDrill, VolumeRestore and VolumeClone, or \
+documents of Stork, KubeDB and Velero (docs/migration.md), whose namespaces select volumes with the \
+label namespace=NAME. Of a directory, all *.yaml, *.yml and *.json files are applied. Objects that exist \
 as described stay as they are, so a file can be applied repeatedly. Backups, snapshots, restores \
 and clones are made once for each name. A backup that another host made in the same location is \
 restored by its name too, unless this host has one of that name. Give secrets as `file: PATH` \

@@ -331,6 +331,11 @@ impl Delete<'_> {
             }
             Kind::VolumeBackupSchedule => self.schedule(one).await?,
             _ if self.dry_run => {}
+            Kind::RestoreDrill => {
+                if let Some(found) = resources.drill(name) {
+                    client.call_at(operations::DELETE_SCHEDULE, &found.schedule_id, &()).await?;
+                }
+            }
             Kind::BackupLocation => {
                 if let Some(found) = resources.credential(name) {
                     let id = CredentialRef::Id(found.credential_id);

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     commands::schedules::{called, kept, selected},
-    objects::{Kind, NAMESPACE, hook::Hook, location::view_of, policy::Rules, view},
+    objects::{
+        Kind, NAMESPACE, backup::Backup, hook::Hook, location::view_of, policy::Rules,
+        schedule::ScheduleSpec, view,
+    },
 };
 use blockd_api::{
     credentials::Credential,
@@ -34,6 +37,7 @@ impl ResourceSet {
             Kind::VolumeSnapshot => self.snapshot_objects(),
             Kind::VolumeBackup => BackupGroup::all(self).iter().map(|group| group.found(self)).collect(),
             Kind::VolumeBackupSchedule => self.schedules.iter().map(|one| self.found_schedule(one)).collect(),
+            Kind::RestoreDrill => self.drills.iter().map(|one| self.found_drill(one)).collect(),
             Kind::VolumeRestore => self.restores(),
             Kind::VolumeClone => self.clones(),
         };
@@ -108,7 +112,27 @@ impl ResourceSet {
     fn found_schedule(&self, one: &Schedule) -> Found {
         // The schedule of a deleted volume has no content that could be applied.
         let spec = self.schedule_spec(one);
-        let members = spec.iter().flat_map(|spec| self.members(spec.backup()));
+        let kept = Some(kept(one, &self.policies, Retention::to_string));
+        let body = spec.as_ref().map(view);
+        self.found_of(Kind::VolumeBackupSchedule, one, spec.as_ref().map(ScheduleSpec::backup), body, kept)
+    }
+
+    fn found_drill(&self, one: &Schedule) -> Found {
+        let spec = self.drill_spec(one);
+        let body = spec.as_ref().map(view);
+        let selection = spec.map(|spec| spec.selection());
+        self.found_of(Kind::RestoreDrill, one, selection.as_ref(), body, None)
+    }
+
+    fn found_of(
+        &self,
+        kind: Kind,
+        one: &Schedule,
+        selection: Option<&Backup>,
+        body: Option<Value>,
+        kept: Option<String>,
+    ) -> Found {
+        let members = selection.into_iter().flat_map(|selection| self.members(selection));
         let volumes = members.map(|volume| volume.name.to_string()).collect();
         let condition =
             |kind: &str, status| Condition { kind: kind.to_owned(), status, ..Condition::default() };
@@ -124,13 +148,12 @@ impl ResourceSet {
             },
             credential_names: one.credential_names.clone(),
             schedule: one.schedule.clone(),
-            kept: kept(one, &self.policies, Retention::to_string),
+            kept,
             conditions: vec![condition("Active", !one.paused), condition("Covering", !one.without_volume)],
         };
         let gone = "is of a volume or location that is gone: it cannot be applied";
-        let obstacle = spec.is_none().then_some(gone);
-        let body = spec.map_or(Value::Null, |spec| view(&spec));
-        let found = Found::new(Kind::VolumeBackupSchedule, schedule_name(one), body, json!(status));
+        let obstacle = body.is_none().then_some(gone);
+        let found = Found::new(kind, schedule_name(one), body.unwrap_or(Value::Null), json!(status));
         Found { volumes, obstacle, shown: called(one), labels: one.labels.clone(), ..found }
     }
 

@@ -73,7 +73,8 @@ impl Found {
 
     /// Returns the reason why the document cannot be applied.
     pub fn unappliable(&self) -> Option<&'static str> {
-        let is_uuid = self.kind == Kind::VolumeBackupSchedule && Uuid::try_parse(&self.name).is_ok();
+        let is_schedule = matches!(self.kind, Kind::VolumeBackupSchedule | Kind::RestoreDrill);
+        let is_uuid = is_schedule && Uuid::try_parse(&self.name).is_ok();
         if is_uuid || self.name.parse::<ObjectName>().is_err() {
             return Some("has no name: it cannot be applied");
         }

@@ -10,14 +10,14 @@ use super::{
     status::FieldChange,
 };
 use crate::objects::{
-    Body, Object,
+    Body, Kind, Object,
     backup::Backup,
     hook::Hook,
     location_table::{DEFAULT_MARK, LIMITS, METADATA, is_access},
     schedule::fixed,
     view,
 };
-use blockd_api::{ApiError, ErrorCode, VolumeName, rules::RuleTarget};
+use blockd_api::{ApiError, ErrorCode, VolumeName, rules::RuleTarget, schedules::CreateSchedule};
 use uuid::Uuid;
 
 /// Returns the plan of an object.
@@ -27,7 +27,7 @@ pub fn plan(object: &Object, resources: &ResourceSet) -> Plan {
         Body::Backup(backup) => plan_backup(object, backup, resources),
         Body::Restore(restore) => plan_restore(object, restore, resources),
         Body::Clone(clone) => plan_clone(object, clone, resources),
-        Body::Location(_) | Body::Policy(_) | Body::Rule(_) | Body::Schedule(_) => {
+        Body::Location(_) | Body::Policy(_) | Body::Rule(_) | Body::Schedule(_) | Body::Drill(_) => {
             plan_resource(object, resources).unwrap_or_else(|error| Plan::Refused(Vec::new(), error))
         }
     };
@@ -82,13 +82,13 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
         }
         Body::Schedule(wanted) => {
             let current = resources.schedule(name).and_then(|one| resources.schedule_spec(one));
-            let fixed = current.map(|spec| fixed(&spec.request(&object.name), &wanted.request(&object.name)));
-            let gone = "its volume is gone: delete the schedule first".to_owned();
-            let cause = "cannot be changed: delete the schedule first, its backups stay";
-            match fixed {
-                None => Some((ErrorCode::ScheduleExists, gone)),
-                Some(fixed) => immutable(&fixed, ErrorCode::ScheduleExists, cause),
-            }
+            let current = current.map(|spec| spec.request(&object.name));
+            fixed_schedule(object, current.as_ref(), &wanted.request(&object.name))
+        }
+        Body::Drill(wanted) => {
+            let current = resources.drill(name).and_then(|one| resources.drill_spec(one));
+            let current = current.map(|spec| spec.request(&object.name));
+            fixed_schedule(object, current.as_ref(), &wanted.request(&object.name))
         }
         _ => None,
     };
@@ -102,6 +102,29 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
         None if changes.is_empty() => Plan::Unchanged,
         None => Plan::Update(changes),
     })
+}
+
+/// Returns the refusal of a change of a schedule that cannot be made.
+fn fixed_schedule(
+    object: &Object,
+    current: Option<&CreateSchedule>,
+    wanted: &CreateSchedule,
+) -> Option<(ErrorCode, String)> {
+    let Some(current) = current else {
+        return Some((ErrorCode::ScheduleExists, "its volume is gone: delete the schedule first".to_owned()));
+    };
+    let (cause, template) = match object.kind {
+        Kind::RestoreDrill => ("its results stay", "template.spec."),
+        _ => ("its backups stay", ""),
+    };
+    let paths: Vec<String> =
+        fixed(current, wanted).iter().map(|path| path.replacen(template, "", 1)).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    immutable(
+        &paths,
+        ErrorCode::ScheduleExists,
+        &format!("cannot be changed: delete the schedule first, {cause}"),
+    )
 }
 
 fn immutable(paths: &[&str], code: ErrorCode, cause: &str) -> Option<(ErrorCode, String)> {

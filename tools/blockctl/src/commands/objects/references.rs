@@ -22,6 +22,13 @@ impl ResourceSet {
                 let is_missing = |volume: &&VolumeName| self.volume(volume).is_none();
                 missing.or_else(|| backup.volume.iter().find(is_missing).map(no_volume))
             }
+            Body::Drill(drill) => {
+                let selection = drill.selection();
+                let missing = self.missing_of_backup(&selection);
+                let missing = missing.or_else(|| self.missing_policy(drill.policy()?));
+                let is_missing = |volume: &&VolumeName| self.volume(volume).is_none();
+                missing.or_else(|| selection.volume.iter().find(is_missing).map(no_volume))
+            }
             Body::Restore(restore) => {
                 let missing = restore.location.as_ref().and_then(|location| self.missing_location(location));
                 missing.or_else(|| self.missing_cloudsnap(restore))

@@ -6,6 +6,7 @@ use crate::{
     objects::{
         Body, Kind, Object, ReclaimPolicy,
         backup::Backup,
+        drill::DrillSpec,
         hook::Hook,
         resolve,
         schedule::{ScheduleSpec, stored_reclaim_policies},
@@ -35,6 +36,8 @@ pub struct ResourceSet {
     /// Error if rules are hidden: they are for admins only.
     pub rules_hidden: Option<ApiError>,
     pub schedules: Vec<Schedule>,
+    /// Schedules of drills, if they are needed.
+    pub drills: Vec<Schedule>,
     pub volumes: Vec<Volume>,
     pub tasks: Vec<Task>,
     /// Backups of all hosts, once for each location.
@@ -71,7 +74,7 @@ pub struct Scope {
 impl ResourceSet {
     /// Loads the resources that objects need, and completes the objects.
     pub async fn load_for(context: &Context<'_>, objects: &mut [Object]) -> Result<Self, Failure> {
-        let mut resources = Self::load(context).await?;
+        let mut resources = Self::load(context, objects.iter().any(is_drill)).await?;
         if objects.iter().any(is_open) {
             // An existing backup may be in any location, also if a new one becomes the default.
             resources.load_stores(context, &Scope::default()).await?;
@@ -90,7 +93,7 @@ impl ResourceSet {
         objects: &[Object],
         loaded: Option<Self>,
     ) -> Result<Self, Failure> {
-        let mut resources = Self::load(context).await?;
+        let mut resources = Self::load(context, objects.iter().any(is_drill)).await?;
         if let Some(Self { own, cloudsnaps, unlisted, tasks, .. }) = loaded {
             resources = Self { own, cloudsnaps, unlisted, tasks, ..resources };
         }
@@ -143,7 +146,7 @@ impl ResourceSet {
 
     /// Loads the resources of kinds.
     pub async fn load_kinds(context: &Context<'_>, kinds: &[Kind], scope: &Scope) -> Result<Self, Failure> {
-        let mut resources = Self::load(context).await?;
+        let mut resources = Self::load(context, kinds.contains(&Kind::RestoreDrill)).await?;
         if kinds.contains(&Kind::VolumeBackup) {
             resources.load_stores(context, scope).await?;
         }
@@ -155,8 +158,12 @@ impl ResourceSet {
     }
 
     /// Loads all resources without the content of stores.
-    async fn load(context: &Context<'_>) -> Result<Self, Failure> {
+    async fn load(context: &Context<'_>, with_drills: bool) -> Result<Self, Failure> {
         let client = &context.client;
+        let drills = match with_drills {
+            true => client.call(operations::LIST_DRILL_SCHEDULES, &()).await?.list.items,
+            false => Vec::new(),
+        };
         let (rules, rules_hidden) = match client.call(operations::LIST_RULES, &()).await {
             Ok(list) => (list.items, None),
             Err(ClientError::Api(error)) if error.code == ErrorCode::Forbidden => (Vec::new(), Some(error)),
@@ -168,6 +175,7 @@ impl ResourceSet {
             credentials: client.call(operations::LIST_CREDENTIALS, &()).await?.items,
             policies: client.call(operations::LIST_POLICIES, &()).await?.items,
             schedules: client.call(operations::LIST_SCHEDULES, &()).await?.list.items,
+            drills,
             volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items,
             tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items,
             ..Self::default()
@@ -239,11 +247,17 @@ impl ResourceSet {
         self.schedules.iter().find(|one| schedule_name(one) == name)
     }
 
+    /// Returns the schedule of drills of a name.
+    pub fn drill(&self, name: &str) -> Option<&Schedule> {
+        self.drills.iter().find(|one| schedule_name(one) == name)
+    }
+
     /// Returns the locations of an existing backup or schedule, those of a schedule in its order. A backup
     /// that no location lists may be in one that cannot be listed: its plan reports that.
     fn locations_of(&self, kind: Kind, name: &str) -> Vec<CredentialName> {
         if kind != Kind::VolumeBackup {
-            let ids = self.schedule(name).into_iter().flat_map(|schedule| &schedule.credential_ids);
+            let schedule = if kind == Kind::RestoreDrill { self.drill(name) } else { self.schedule(name) };
+            let ids = schedule.into_iter().flat_map(|schedule| &schedule.credential_ids);
             return ids.filter_map(|id| self.location_name(id)).collect();
         }
         let named = |is_it: &dyn Fn(&Credential) -> bool| -> Vec<CredentialName> {
@@ -270,11 +284,20 @@ impl ResourceSet {
     pub fn schedule_spec(&self, one: &Schedule) -> Option<ScheduleSpec> {
         ScheduleSpec::of(one, |wanted| self.location_name(wanted))
     }
+
+    /// Converts a schedule of drills; `None` if it refers to a missing volume or location.
+    pub fn drill_spec(&self, one: &Schedule) -> Option<DrillSpec> {
+        DrillSpec::of(one, |wanted| self.location_name(wanted))
+    }
 }
 
 /// Returns true for a backup whose document names no location.
 pub fn is_open(object: &Object) -> bool {
     matches!(&object.body, Body::Backup(backup) if backup.location().is_none())
+}
+
+fn is_drill(object: &Object) -> bool {
+    object.kind == Kind::RestoreDrill
 }
 
 /// Returns the name of a schedule, or its id.

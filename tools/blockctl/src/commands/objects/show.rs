@@ -165,7 +165,7 @@ pub async fn describe(context: &Context<'_>, args: Selection) -> Exit {
     for one in selected(&all, &args) {
         let mut document = one.document();
         let runs = match one.kind {
-            Kind::VolumeBackupSchedule => Some(runs(context, one).await?),
+            Kind::VolumeBackupSchedule | Kind::RestoreDrill => Some(runs(context, one).await?),
             _ => None,
         };
         let is_about = |event: &&Event| match &runs {

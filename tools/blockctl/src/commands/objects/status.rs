@@ -187,8 +187,9 @@ pub struct ScheduleStatus {
     pub credential_names: Vec<CredentialName>,
     /// Times, in words.
     pub schedule: String,
-    /// Retention, in words.
-    pub kept: String,
+    /// Retention of backups, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
     pub conditions: Vec<Condition>,
 }
 

@@ -10,6 +10,7 @@ use crate::{
     },
     objects::{
         API_VERSION, Kind,
+        drill::DrillSpec,
         hook::Hook,
         location_table::{DEFAULT, ENCRYPTED, FIELDS, SECRET, SYNC, UNREPORTED},
         policy::Rules,
@@ -133,6 +134,10 @@ fn content(kind: Kind, generator: &mut SchemaGenerator) -> Schema {
         Kind::VolumeBackupSchedule => {
             // Null if its volume was deleted.
             let spec = json_schema!({ "anyOf": [without_unset::<ScheduleSpec>(), { "type": "null" }] });
+            (spec, generator.subschema_for::<ScheduleStatus>())
+        }
+        Kind::RestoreDrill => {
+            let spec = json_schema!({ "anyOf": [without_unset::<DrillSpec>(), { "type": "null" }] });
             (spec, generator.subschema_for::<ScheduleStatus>())
         }
         Kind::VolumeRestore => {
