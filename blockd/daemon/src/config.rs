@@ -61,6 +61,8 @@ config! {
     task_priority: TaskPriority = TaskPriority::Low;
     /// Bandwidth limit of the hydration of one lazy volume, in bytes per second; 0: unlimited.
     hydration_limit_bytes_per_s: u64 = 0, zero_or("no limit", 1 << 20, 1 << 40);
+    /// Download bandwidth limit of each restore drill, in bytes per second; 0: unlimited.
+    drill_limit_bytes_per_s: u64 = 0, zero_or("no limit", 1 << 20, 1 << 40);
     /// Concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume.
     hydration_concurrency: usize = 8, range(1, 64);
     /// Timeout of reads from an unreachable store for lazy volumes with the policy "stall".
@@ -254,6 +256,7 @@ impl Config {
             task_concurrency: self.task_concurrency,
             task_history: self.task_history,
             hydration_limit_bytes_per_s: self.hydration_limit_bytes_per_s,
+            drill_limit_bytes_per_s: self.drill_limit_bytes_per_s,
             hydration_concurrency: self.hydration_concurrency,
             lazy_stall_ms: self.lazy_stall_ms,
             lazy_error_ms: self.lazy_error_ms,

@@ -336,6 +336,18 @@ async fn drill_beyond_its_timeout_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn drill_has_the_bandwidth_limit_of_the_configuration() {
+    let mut host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    host.stop().await;
+    let config = Config { drill_limit_bytes_per_s: 64 << 20, ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(config, false).await.unwrap());
+    let task = host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    assert_eq!(task.limits.limit_download_bytes_per_second, Some(64 << 20));
+    assert_eq!(task.limits.limit_upload_bytes_per_second, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stopped_drill_has_no_result() {
     let host = Host::new().await;
     let snap = host.backed_up_files().await;

@@ -66,6 +66,8 @@ impl Drills {
         let mut row = TaskRow::new(TaskSpec::Drill(task), credential.uuid, *id, owner);
         row.detail.volume_name = self.registry.source_name(id, self.host.cluster);
         row.detail.credential_name = credential.name.to_string();
+        let limit = self.host.settings.drill_limit_bytes_per_s;
+        row.detail.limits.limit_download_bytes_per_second = (limit > 0).then_some(limit);
         row
     }
 
