@@ -4,7 +4,7 @@ use crate::{
     CloudError, CloudSnapshotId,
     clock::MAX_CLOCK_DIFFERENCE_S,
     error::random,
-    manifest::{MAX_CHAIN, Manifest, SnapshotDescription},
+    manifest::{Delta, MAX_CHAIN, Manifest, SnapshotDescription},
     names::DeltaId,
 };
 use blockd_extent::{BlockSet, Extent, SnapshotId, VolumeId};
@@ -37,8 +37,23 @@ pub struct BackupSpec {
     pub zero: BlockSet,
     /// Base of an incremental. It may be a snapshot of another volume from which this one was created.
     pub base: Option<Manifest>,
+    /// Snapshot that this one repairs; excludes a base.
+    pub repair: Option<RepairedSnapshot>,
     /// Salt from [`new_delta_salt`], kept for a resume.
     pub delta_salt: [u8; 32],
+}
+
+/// Damaged snapshot of the same point in time, and the rest of its chain.
+#[derive(Clone, Debug)]
+pub struct RepairedSnapshot {
+    /// Id.
+    pub(crate) id: CloudSnapshotId,
+    /// Its base.
+    pub(crate) base: Option<CloudSnapshotId>,
+    /// Deltas below the new one, newest first.
+    pub(crate) chain: Vec<Delta>,
+    /// Snapshots that name all deltas of the chain: they must exist after the commit.
+    pub(crate) owners: Vec<CloudSnapshotId>,
 }
 
 impl BackupSpec {
@@ -48,8 +63,21 @@ impl BackupSpec {
             cluster: self.cluster,
             volume: self.volume,
             snapshot: self.snapshot,
-            incremental: self.base.is_some(),
+            incremental: self.chain().next().is_some(),
         }
+    }
+
+    /// Returns the deltas below the new one, newest first.
+    pub(crate) fn chain(&self) -> impl Iterator<Item = &Delta> {
+        let repaired = self.repair.iter().flat_map(|repair| &repair.chain);
+        self.base.iter().flat_map(Manifest::deltas).chain(repaired)
+    }
+
+    /// Returns the snapshots that must exist after the commit: a deletion of one of them may have removed
+    /// deltas of the chain.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = CloudSnapshotId> {
+        let repaired = self.repair.iter().flat_map(|repair| repair.owners.iter().copied());
+        self.base.iter().map(Manifest::id).chain(repaired)
     }
 
     pub(crate) fn delta_id(&self) -> DeltaId {
@@ -85,18 +113,18 @@ impl BackupSpec {
         if let Some(block) = both.first() {
             return invalid(format!("block {block} is both a data block and a zero block"));
         }
+        if self.chain().any(|delta| delta.snapshot == self.snapshot) {
+            return invalid(format!("snapshot {} cannot be its own base", self.snapshot));
+        }
+        if self.chain().count() > MAX_CHAIN {
+            return invalid(format!("a chain has at most {MAX_CHAIN} snapshots: make a full backup"));
+        }
         let Some(base) = &self.base else { return Ok(()) };
         if base.size_bytes > self.size_bytes {
             return invalid(format!(
                 "cloud snapshot {} is of a larger volume and cannot be the base",
                 base.id()
             ));
-        }
-        if base.deltas().any(|delta| delta.snapshot == self.snapshot) {
-            return invalid(format!("snapshot {} cannot be its own base", self.snapshot));
-        }
-        if base.chain.len() + 1 > MAX_CHAIN {
-            return invalid(format!("a chain has at most {MAX_CHAIN} snapshots: make a full backup"));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Commit of a backup: the manifest, and the checks that a deletion on another host did not overtake it.
 
 use crate::{
-    CloudError, FORMAT_VERSION, ManifestKey, Repository,
+    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, Repository,
     error::random,
     index_writer::StoredIndex,
     job::Job,
@@ -42,7 +42,7 @@ impl Job {
             zero_blocks: spec.zero.len_blocks(),
             stored_bytes,
         };
-        let chain = spec.base.iter().flat_map(Manifest::deltas).cloned().collect();
+        let chain: Vec<Delta> = spec.chain().cloned().collect();
         Manifest {
             format_version: FORMAT_VERSION,
             cluster: spec.cluster,
@@ -50,7 +50,7 @@ impl Job {
             snapshot: spec.snapshot,
             description: spec.description.clone(),
             size_bytes: spec.size_bytes,
-            backup_type: if spec.base.is_some() { BackupType::Incremental } else { BackupType::Full },
+            backup_type: if chain.is_empty() { BackupType::Full } else { BackupType::Incremental },
             started: spec.started,
             finished: Timestamp::now(),
             dirty_bytes: (self.layout.data_blocks + delta.zero_blocks) * BLOCK_SIZE_BYTES,
@@ -59,7 +59,11 @@ impl Job {
             requests: self.progress.snapshot().requests,
             encryption: self.key.mode().name().to_owned(),
             compression: "lz4".to_owned(),
-            base: spec.base.as_ref().map(Manifest::id),
+            base: match &spec.repair {
+                Some(repair) => repair.base,
+                None => spec.base.as_ref().map(Manifest::id),
+            },
+            repairs: spec.repair.as_ref().map(|repair| repair.id),
             delta,
             chain,
         }
@@ -101,8 +105,8 @@ impl Job {
         if in_doubt || self.is_resumed || self.clock.is_long() || spec.is_old(Timestamp::now()) {
             self.check_own(&manifest).await?;
         }
-        if let Some(base) = &spec.base {
-            check_base(self.store.as_ref(), &manifest, base).await?;
+        for owner in spec.owners() {
+            check_base(self.store.as_ref(), &manifest, owner).await?;
         }
         Ok(manifest)
     }
@@ -158,8 +162,8 @@ where
     ask().await
 }
 
-/// Checks that the base of a committed snapshot, and with it required deltas, was not deleted before the
-/// commit.
+/// Checks that the base of a committed snapshot, or another one that names its deltas, was not deleted before
+/// the commit.
 ///
 /// A deletion removes the manifest first, then lists the remaining manifests, then removes deltas that none
 /// of them names. If the base's manifest exists now, that listing is still to come and will show this
@@ -173,10 +177,10 @@ where
 pub async fn check_base(
     store: &dyn BlobStore,
     manifest: &Manifest,
-    base: &Manifest,
+    base: CloudSnapshotId,
 ) -> Result<(), CloudError> {
-    let (id, base) = (manifest.id(), base.id());
-    debug_assert!(id != base && manifest.needs(base.snapshot), "{base} is not the base of {id}");
+    let id = manifest.id();
+    debug_assert!(id != base, "{base} is not the base of {id}");
     let base_key = base.manifest_key();
     let looked = retry(|| async {
         match store.get_range(&base_key, 0, 1).await {

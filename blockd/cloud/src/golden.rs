@@ -6,8 +6,8 @@
 use crate::{
     BackupSpec, CancelToken, CloudSnapshotId, DataKey, DrillOutcome, DrillReport, DrillStage, DrillStep,
     EncryptionMode, KdfParams, KnownKeys, Manifest, ManifestFilter, ManifestKey, MemoryJournal, NoCache,
-    OpenOptions, Progress, Proof, ProofKind, Repository, SnapshotDescription, SnapshotReader, UploadOptions,
-    backup, keys,
+    OpenOptions, Progress, Proof, ProofKind, Repair, RepairSource, Repository, SnapshotDescription,
+    SnapshotReader, UploadOptions, backup, keys,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_store::BlobStore;
@@ -194,6 +194,7 @@ async fn write(kind: Kind) -> MemoryStore {
             data,
             zero,
             base,
+            repair: None,
             delta_salt: [generation as u8; 32],
         };
         let progress = Arc::new(Progress::new(Arc::default()));
@@ -263,6 +264,49 @@ async fn golden_files_are_readable() {
                 assert!(block == expected.block(number), "{kind:?}, {generation}: block {number} differs");
             }
         }
+    }
+}
+
+/// The repair of the second generation, whose objects are beside those of both generations.
+#[tokio::test]
+async fn repaired_snapshot_equals_its_golden_files() {
+    for kind in &KINDS[..2] {
+        let dir = PathBuf::from(format!("{}-repaired", kind.dir().display()));
+        let before = files(*kind);
+        let store = Arc::new(before.fork());
+        let repo = Repository::open(store.clone(), kind.passphrase(), &OpenOptions::default()).await.unwrap();
+        let listed = repo.list_manifests(&ManifestFilter::default(), &NoCache).await.unwrap();
+        let damaged = listed[1].manifest.as_ref().unwrap();
+        let blocks: BlockSet =
+            [11, 20, 40].map(|block| Extent::new(BlockIndex(block), 1)).into_iter().collect();
+        let mut repair = Repair::plan(&repo, damaged, &blocks, &[]).await.unwrap();
+        let data = [11, 40].map(|block| Extent::new(BlockIndex(block), 1)).into_iter().collect();
+        repair.add_source(RepairSource { blocks, data, reader: Arc::new(volume(2)) });
+        let id = SnapshotId::from_u64(951_325_819_047_337_070);
+        let (spec, reader) = repair.into_backup(id, Timestamp::now(), [7; 32]).unwrap();
+        let (progress, journal) =
+            (Arc::new(Progress::new(Arc::default())), Arc::new(MemoryJournal::default()));
+        let (options, cancel) = (UploadOptions::default(), CancelToken::new());
+        let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
+        let time = |second| Timestamp::from_second(second).unwrap();
+        let manifest = Manifest { started: time(1_700_000_500), finished: time(1_700_000_600), ..done };
+        assert_eq!(manifest.repairs, Some(damaged.id()));
+        store.insert(&manifest.id().manifest_key(), manifest.encode(&key(kind.mode), &[0x57; 32]).unwrap());
+        let mut written = store.objects();
+        written.retain(|key, _| !before.objects().contains_key(key));
+        assert_eq!(written.len(), 3, "pack, index and manifest");
+        for (key, body) in written {
+            let path = dir.join(&key);
+            if std::env::var_os("BLOCKD_BLESS_GOLDEN").is_some() {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(&path, &body).unwrap();
+            }
+            assert!(fs::read(path).unwrap() == body, "{kind:?}: {key} differs");
+        }
+        let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
+        let read = reader.read_blocks(Extent::new(BlockIndex(0), 1100)).await.unwrap();
+        let expected = volume(2);
+        assert!((0..).zip(read.chunks_exact(BLOCK)).all(|(number, block)| block == expected.block(number)));
     }
 }
 

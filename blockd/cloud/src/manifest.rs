@@ -152,6 +152,9 @@ pub struct Manifest {
     /// Base of an incremental.
     #[serde(default)]
     pub base: Option<CloudSnapshotId>,
+    /// Damaged snapshot of the same point in time that this one replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repairs: Option<CloudSnapshotId>,
     /// Its own delta.
     pub delta: Delta,
     /// The deltas below it, newest first.
@@ -186,6 +189,12 @@ impl Manifest {
         }
         if (self.delta.cluster, self.delta.volume) != (self.cluster, self.volume) {
             return Err("its own delta is of another volume");
+        }
+        let is_replaceable = |id: &CloudSnapshotId| {
+            (id.cluster, id.volume) == (self.cluster, self.volume) && id.snapshot != self.snapshot
+        };
+        if self.repairs.as_ref().is_some_and(|id| !is_replaceable(id)) {
+            return Err("it repairs no other snapshot of its volume");
         }
         if self.format_version != FORMAT_VERSION {
             return Err("its body has another version than its header");
@@ -288,6 +297,7 @@ pub(crate) mod tests {
             encryption: "none".into(),
             compression: "lz4".into(),
             base: None,
+            repairs: None,
             delta,
             chain: Vec::new(),
         }

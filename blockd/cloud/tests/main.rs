@@ -14,6 +14,7 @@ mod key_slots;
 mod listing;
 mod lost_answers;
 mod proofs;
+mod repair;
 mod restore_again;
 mod resume;
 mod rotate;

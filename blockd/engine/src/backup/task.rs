@@ -171,6 +171,7 @@ async fn attempt(
         data: plan.data,
         zero: plan.zero,
         base,
+        repair: None,
         delta_salt: plan.salt,
     });
     live.update(|row| {
@@ -189,7 +190,7 @@ async fn attempt(
         return Ok(Uploaded { manifest, in_doubt: progress.was_in_doubt(), blocks, spec });
     };
     if let Some(base) = &spec.base {
-        check_base(repository.store().as_ref(), &manifest, base).await?;
+        check_base(repository.store().as_ref(), &manifest, base.id()).await?;
     }
     Ok(Uploaded { manifest, in_doubt: true, blocks: None, spec })
 }

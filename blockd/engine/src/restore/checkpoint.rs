@@ -294,6 +294,7 @@ mod tests {
             encryption: "none".into(),
             compression: "lz4".into(),
             base: None,
+            repairs: None,
             delta,
             chain: Vec::new(),
         }

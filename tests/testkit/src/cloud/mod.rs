@@ -50,6 +50,7 @@ pub fn spec(
         data,
         zero,
         base: base.cloned(),
+        repair: None,
         delta_salt: [snapshot as u8; 32],
     }
 }

@@ -92,6 +92,7 @@ pub(super) fn plain_manifest(id: CloudSnapshotId, key_id: Uuid) -> Manifest {
         encryption: "none".into(),
         compression: "lz4".into(),
         base: None,
+        repairs: None,
         chain: Vec::new(),
         delta,
     }
