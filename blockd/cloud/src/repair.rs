@@ -81,6 +81,14 @@ impl Repair {
         let mut damaged = damaged.slice(Extent::whole(manifest.size_bytes));
         damaged.subtract(&repaired);
         wanted.union_with(&damaged);
+        // A delta that is hidden now is left out, too: its damaged objects are no longer needed.
+        let is_visible = |own: &BlockSet| {
+            let mut visible = own.clone();
+            visible.subtract(&wanted);
+            !visible.is_empty()
+        };
+        let chain: Vec<Delta> =
+            chain.into_iter().filter(|(_, own)| is_visible(own)).map(|(delta, _)| delta).collect();
         let used = repairs.iter().filter(|repair| chain.contains(&repair.delta)).map(|repair| repair.id());
         let owners = std::iter::once(manifest.id()).chain(used).collect();
         let missing = wanted.clone();
@@ -91,6 +99,11 @@ impl Repair {
     /// Returns the blocks that the repair stores.
     pub fn wanted(&self) -> &BlockSet {
         &self.wanted
+    }
+
+    /// Returns true if the repair would equal the snapshot.
+    pub fn changes_nothing(&self) -> bool {
+        self.wanted.is_empty() && self.manifest.deltas().eq(&self.chain)
     }
 
     /// Returns the blocks without a source.
@@ -204,7 +217,8 @@ fn with_repairs<'a>(manifest: &Manifest, others: &'a [Manifest]) -> (Vec<Delta>,
 struct Survey {
     /// Blocks in no delta so far.
     left: BlockSet,
-    chain: Vec<Delta>,
+    /// Deltas that stay, with their visible blocks.
+    chain: Vec<(Delta, BlockSet)>,
     readable: Vec<Delta>,
     /// Blocks that a delta that is left out provides or hides.
     wanted: BlockSet,
@@ -256,10 +270,10 @@ impl Survey {
         if is_damaged {
             self.wanted.union_with(&own);
         } else {
-            self.chain.push(delta);
             if is_repair {
                 self.repaired.union_with(&own);
             }
+            self.chain.push((delta, own));
         }
         Ok(!self.left.is_empty())
     }
