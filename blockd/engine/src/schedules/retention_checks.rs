@@ -16,7 +16,7 @@ use blockd_api::{
 use blockd_catalog::{AnomalyRow, Db, DbManifestCache, NewEvent, RetentionOverride, RunRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
-    VerifyDepth, VerifyOptions, check_clock, verify,
+    VerifyDepth, VerifyFinding, VerifyOptions, check_clock, verify,
 };
 use blockd_schedule::{KeepReason, Verdict};
 use blockd_store::Requests;
@@ -230,7 +230,11 @@ impl RetentionChecks {
         .await?;
         let is_repaired =
             |object: &str| report.slots.iter().any(|one| one.object == object && one.is_repaired());
-        if let Some(finding) = report.findings.iter().find(|finding| !is_repaired(&finding.object)) {
+        // Newer deltas hide the damage from all cloud snapshots, such as that of a repaired one.
+        let is_slot = |object: &str| report.slots.iter().any(|one| one.object == object);
+        let is_hidden = |one: &&VerifyFinding| one.affects.is_empty() && !is_slot(&one.object);
+        let mut findings = report.findings.iter().filter(|one| !is_hidden(one));
+        if let Some(finding) = findings.find(|finding| !is_repaired(&finding.object)) {
             return Ok(Some(format!("object {} is damaged: {}", finding.object, finding.what)));
         }
         // A missing manifest is no finding.
