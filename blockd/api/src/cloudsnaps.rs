@@ -296,6 +296,22 @@ pub struct StartVerify {
     pub credential: Option<CredentialRef>,
 }
 
+/// Body of `POST /v1/cloudsnaps/repair`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartRepair {
+    /// Damaged cloud snapshot. Later ones that need its damaged blocks are repaired, too.
+    pub cloud_snapshot_id: CloudSnapshotId,
+    /// Credential; all are tried by default.
+    pub credential: Option<CredentialRef>,
+    /// Credential of the only location to take lost blocks from; by default the volume and all locations.
+    #[serde(default)]
+    pub from: Option<CredentialRef>,
+    /// Report what can be repaired without storing anything.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
 /// Body of `POST /v1/cloudsnaps/gc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

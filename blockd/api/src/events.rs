@@ -109,6 +109,9 @@ event_kinds! {
     ScrubDone, "scrub-done", 0x2f1c83d4_6a0e_4b57_9d3b_7e05c1a8f642, "a scrub found no damage that is not repaired";
     ScrubFailed, "scrub-failed", 0x9be4704f_13d8_4c2a_8f61_a07d5be2193c, "a scrub could not be completed, or left damage";
     ScrubStopped, "scrub-stopped", 0x64a9d01e_c57b_4e88_b2f0_35c8e6917da4, "a scrub was stopped on request";
+    RepairDone, "repair-done", 0xb3f05d1c_7a86_4c39_92e4_58d1f60ae973, "a damaged cloud snapshot was repaired";
+    RepairFailed, "repair-failed", 0x48c9e2a6_1f70_4d5b_ae83_c7092b64d1fe, "the repair of a damaged cloud snapshot failed, or blocks of it cannot be recovered";
+    RepairStopped, "repair-stopped", 0xe51b7d94_c068_4a2f_8d39_04f6a25bc817, "the repair of a damaged cloud snapshot was stopped on request";
     VolumeDamaged, "volume-damaged", 0xd7306c5a_8e42_4f19_a6d4_0b91f3c7e258, "blocks of a volume are damaged on the disk of this host";
     VolumeRepaired, "volume-repaired", 0x3a85e2f7_490d_4cb6_8e1a_d62f7b50c913, "damaged blocks of a volume were repaired from cloud snapshots";
     KeySlotDamaged, "key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92, "a key slot of a backup location was missing or damaged";

@@ -55,7 +55,7 @@ text_schema! {
     LabelSelector: "Label selector: key=value pairs separated by commas",
         "examples": ["app=shop,tier=db"];
     TaskState: "Type and state of a task",
-        "pattern": "^(Backup|Restore|Delete|Verify|Drill)-(Pending|Active|Done|Failed|Stopped)$";
+        "pattern": "^(Backup|Restore|Delete|Verify|Drill|Scrub|Repair)-(Pending|Active|Done|Failed|Stopped)$";
     FilePath: "A path inside a snapshot; bytes that are not UTF-8, control characters and % are escaped as % and two hexadecimal digits",
         "examples": ["/etc/passwd"];
     LimitWindow: "Bandwidth limit, in bytes per second, in a window of each day",

@@ -185,7 +185,7 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// Findings of a verification, a scrub, or a restore that skips damage. Lists are truncated, counts complete.
+/// Findings of a verification, a scrub, a repair, or a restore that skips damage. Lists are truncated, counts complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Findings {
@@ -199,7 +199,8 @@ pub struct Findings {
     pub block_bytes: u64,
     /// Bytes of blocks compared with a volume of this host, or with recorded checksums.
     pub compared_bytes: u64,
-    /// Damaged bytes of volumes that a scrub repaired.
+    /// Damaged bytes of volumes that a scrub repaired, or bytes of cloud snapshots that a repair can store or
+    /// has stored again.
     #[serde(skip_serializing_if = "is_zero")]
     pub repaired_bytes: u64,
     /// Damage.
@@ -316,6 +317,8 @@ words! {
         Drill = "drill",
         /// Scrubs the local data of volumes.
         Scrub = "scrub",
+        /// Repairs a damaged cloud snapshot.
+        Repair = "repair",
     }
 }
 

@@ -130,6 +130,7 @@ fn kind_of_end(task: TaskKind, stage: TaskStage) -> EventKind {
         TaskKind::Delete => [EventKind::DeleteDone, EventKind::DeleteFailed, EventKind::DeleteStopped],
         TaskKind::Verify => [EventKind::VerifyDone, EventKind::VerifyFailed, EventKind::VerifyStopped],
         TaskKind::Drill => [EventKind::DrillDone, EventKind::DrillFailed, EventKind::DrillStopped],
+        TaskKind::Repair => [EventKind::RepairDone, EventKind::RepairFailed, EventKind::RepairStopped],
         TaskKind::Scrub => [EventKind::ScrubDone, EventKind::ScrubFailed, EventKind::ScrubStopped],
     };
     match stage {

@@ -218,6 +218,23 @@ impl RunRow {
         Ok(())
     }
 
+    /// Gives the runs of a damaged cloud snapshot its repaired one, so that retention counts it.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn replace_cloudsnap(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        old: &CloudSnapshotId,
+        new: &CloudSnapshotId,
+    ) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE schedule_runs SET cloudsnap = ?3 WHERE cloudsnap = ?1 AND credential = ?2",
+            [old.to_string(), credential.to_string(), new.to_string()],
+        )?;
+        Ok(())
+    }
+
     /// Frees the later scheduled times of a rule after the clock was set back: they occur again.
     ///
     /// # Errors

@@ -43,6 +43,8 @@ pub enum TaskSpec {
     Drill(DrillTask),
     /// Scrub of the local data of volumes.
     Scrub(ScrubTask),
+    /// Repair of a damaged cloud snapshot.
+    Repair(RepairTask),
 }
 
 /// Request of a backup.
@@ -137,6 +139,16 @@ pub struct ScrubTask {
     pub background: bool,
 }
 
+/// Request of a repair of the row's cloud snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RepairTask {
+    /// Credential of the only location to take blocks from.
+    pub from: Option<Uuid>,
+    /// Stores nothing.
+    pub dry_run: bool,
+}
+
 impl TaskSpec {
     /// Returns the kind.
     pub fn kind(&self) -> TaskKind {
@@ -147,6 +159,7 @@ impl TaskSpec {
             Self::Verify(_) => TaskKind::Verify,
             Self::Drill(_) => TaskKind::Drill,
             Self::Scrub(_) => TaskKind::Scrub,
+            Self::Repair(_) => TaskKind::Repair,
         }
     }
 
@@ -154,7 +167,8 @@ impl TaskSpec {
     pub fn backup(&self) -> Option<&BackupTask> {
         match self {
             Self::Backup(backup) => Some(backup),
-            Self::Restore(_) | Self::Delete(_) | Self::Verify(_) | Self::Drill(_) | Self::Scrub(_) => None,
+            Self::Restore(_) | Self::Delete(_) | Self::Verify(_) => None,
+            Self::Drill(_) | Self::Scrub(_) | Self::Repair(_) => None,
         }
     }
 
@@ -322,7 +336,7 @@ impl TaskRow {
             TaskSpec::Backup(_) => self.detail.backup_type.is_some(),
             TaskSpec::Verify(verify) => !verify.all,
             TaskSpec::Scrub(_) => false,
-            TaskSpec::Restore(_) | TaskSpec::Delete(_) | TaskSpec::Drill(_) => true,
+            TaskSpec::Restore(_) | TaskSpec::Delete(_) | TaskSpec::Drill(_) | TaskSpec::Repair(_) => true,
         };
         is_decided.then_some(self.cloudsnap)
     }

@@ -23,6 +23,7 @@ use crate::{
     proofs::Proofs,
     quiesce::Quiescer,
     readers::SnapshotReaders,
+    repair::{Repairs, task::RepairWork},
     repositories::{
         Repositories,
         limits::{LimitPlan, PlannedBandwidth},
@@ -120,6 +121,8 @@ pub struct Engine {
     pub runner: Arc<Runner>,
     /// Restore drills.
     pub drills: Arc<Drills>,
+    /// Repairs of damaged cloud snapshots.
+    pub repairs: Arc<Repairs>,
     /// Schedules and their policies.
     pub schedules: Arc<Schedules>,
     /// Restores.
@@ -287,10 +290,11 @@ impl Engine {
             tasks } fences);
         let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, proofs, registry, repositories, snapshots, tasks });
+        let repair_work = service!(RepairWork { db, host, registry, repositories, snapshots, tasks });
         let drill_work = service!(DrillWork { db, host, proofs, repositories, tasks } turn);
         let scrub_work = service!(ScrubWork { db, events, health, host, registry, repositories, tasks } totals);
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, drill_work, events, health,
-            host, hydration_work, in_place_work, task_workers, registry, repositories, restore_work,
+            host, hydration_work, in_place_work, task_workers, registry, repair_work, repositories, restore_work,
             scheduler, scrub_work, tasks, verify_work });
         let scrubs = service!(Scrubs { db, host, registry, runner, scrub_work, tasks });
         let schedules = service!(Schedules { db, quiescer, registry, repositories, scheduler });
@@ -304,8 +308,9 @@ impl Engine {
         let drills = service!(Drills { admission, cloud_snapshots, db, host, registry, repositories, runner, snapshots });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
             registry, repositories, runner, scheduler, tasks });
+        let repairs = service!(Repairs { admission, db, deletions, host, registry, repositories, runner, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
-            host, proofs, registry, repositories, runner, scrubs, tasks } plan);
+            host, proofs, registry, repairs, repositories, runner, scrubs, tasks } plan);
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, drills, events, health,
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,
@@ -319,9 +324,8 @@ impl Engine {
             host, reserve, registry, db, attachments, health, references, task_workers, merger, scheduler,
             quiescing, admission, events, free_space, repositories, tasks, quiescer, devices, snapshots,
             lazy, anomalies, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
-            cloud_snapshots, deletions, drills, proofs, maintenance, scrubs, schedule_runner, credentials,
-            webhook_delivery,
-            monitor, names,
+            cloud_snapshots, deletions, drills, repairs, proofs, maintenance, scrubs, schedule_runner, credentials,
+            webhook_delivery, monitor, names,
         }
     }
 }

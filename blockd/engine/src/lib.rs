@@ -26,6 +26,7 @@ pub mod proofs;
 pub mod quiesce;
 pub mod quota;
 pub mod readers;
+pub mod repair;
 pub mod repositories;
 pub mod restore;
 pub mod schedules;

@@ -67,6 +67,7 @@ mod locate;
 mod metrics;
 mod proofs;
 mod rename;
+mod repairs;
 mod requests;
 mod resume;
 mod retention;

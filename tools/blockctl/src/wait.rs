@@ -259,6 +259,12 @@ fn ending(task: &Task, at: &str) -> String {
                 size(found.block_bytes),
             )
         }
+        TaskKind::Repair => format!(
+            "Cloudsnap repair{at} completed: {} ({} uploaded, {} downloaded, {requests}, {elapsed})",
+            or_dash(task.note.as_ref()),
+            size(task.uploaded_bytes),
+            size(task.downloaded_bytes),
+        ),
         TaskKind::Drill => format!(
             "Restore drill passed: {snap} ({} downloaded, {requests}, {elapsed})",
             size(task.downloaded_bytes),

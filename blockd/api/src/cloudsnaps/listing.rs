@@ -120,6 +120,9 @@ pub struct Cloudsnap {
     pub trigger: String,
     /// Full or incremental.
     pub backup_type: BackupType,
+    /// Damaged cloud snapshot that this one replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repairs: Option<CloudSnapshotId>,
     /// Start time of the backup.
     pub started_at: Timestamp,
     /// End time of the backup; `None` while it is running.

@@ -17,7 +17,7 @@ use crate::{
     cloudsnaps::{
         CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected, GroupBackupStarted,
         InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup, StartDelete,
-        StartGroupBackup, StartRestore, StartVerify,
+        StartGroupBackup, StartRepair, StartRestore, StartVerify,
     },
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialRekeyed, RekeyCredential},
@@ -254,6 +254,9 @@ operations! {
     "Verify a cloud snapshot"
     START_VERIFY: ((), StartVerify) -> TaskStarted = post(Operator, "/v1/cloudsnaps/verify")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
+    "Repair a damaged cloud snapshot"
+    START_REPAIR: ((), StartRepair) -> TaskStarted = post(Operator, "/v1/cloudsnaps/repair")
+        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse]]);
     "Test a restore of a cloud snapshot"
     START_DRILL: ((), StartDrill) -> TaskStarted = post(Operator, "/v1/drills")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);

@@ -44,6 +44,7 @@ pub(super) fn routes() -> Routes {
         .detached(operations::START_VERIFY, async |call| {
             call.engine.maintenance.start_verify(&call.input).await
         })
+        .detached(operations::START_REPAIR, async |call| call.engine.repairs.start_repair(&call.input).await)
         .detached(operations::START_DRILL, async |call| call.engine.drills.start(&call.input).await)
         .detached(operations::START_GROUP_DRILL, async |call| {
             call.engine.drills.start_group(&call.input).await

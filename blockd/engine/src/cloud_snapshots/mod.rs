@@ -58,6 +58,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow, location_id: Option<Uu
         status: CloudsnapStatus::Done,
         trigger: description.trigger.clone(),
         backup_type: backup_type(manifest.backup_type),
+        repairs: manifest.repairs,
         started_at: manifest.started,
         completed_at: Some(manifest.finished),
         credential_id: credential.uuid,
@@ -301,7 +302,10 @@ impl CloudSnapshots {
         });
         let (proofs, drills, marks) = known.await?;
         let location_id = self.repositories.location_id(credential).await;
-        for item in listed {
+        let repaired: BTreeSet<_> =
+            listed.iter().filter_map(|item| item.manifest.as_ref().ok()?.repairs).collect();
+        // A repaired one stays until nothing uses it.
+        for item in listed.into_iter().filter(|item| item.id.is_none_or(|id| !repaired.contains(&id))) {
             match item.manifest {
                 Ok(manifest) => {
                     let mut entry = entry(&manifest, credential, location_id);
@@ -360,6 +364,7 @@ impl CloudSnapshots {
                 status,
                 trigger: trigger_of(asked).into(),
                 backup_type: row.detail.backup_type.map_or(BackupType::Full, backup_type),
+                repairs: None,
                 started_at: row.created,
                 completed_at: row.detail.completed,
                 credential_id: credential.uuid,

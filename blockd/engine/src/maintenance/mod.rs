@@ -15,6 +15,7 @@ use crate::{
     health::{self, ComponentHealth},
     host::{Admission, Host},
     proofs::Proofs,
+    repair::{RepairAttempts, Repairs},
     repositories::Repositories,
     schedules::retention_checks::RetentionChecks,
     scrub::Scrubs,
@@ -57,6 +58,7 @@ pub struct Maintenance {
     pub(crate) registry: Arc<Registry>,
     /// Plan of the background verification.
     pub(crate) plan: Mutex<Option<VerificationPlan>>,
+    pub(crate) repairs: Arc<Repairs>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
     pub(crate) scrubs: Arc<Scrubs>,
@@ -85,6 +87,7 @@ pub async fn run(maintenance: Arc<Maintenance>) {
     let mut pace = Pace::default();
     let mut expired = RecentListings::default();
     let mut failing = Failing::default();
+    let mut repaired = RepairAttempts::default();
     loop {
         tokio::time::sleep(PASS_INTERVAL).await;
         if let Err(error) = maintenance.runner.abandon_expired(Timestamp::now()).await {
@@ -111,6 +114,9 @@ pub async fn run(maintenance: Arc<Maintenance>) {
         }
         if let Err(error) = maintenance.verify_next(&mut pace).await {
             tracing::warn!(%error, "starting a background verification failed");
+        }
+        if let Err(error) = maintenance.repairs.repair_next(&mut repaired).await {
+            tracing::warn!(%error, "starting a repair of a cloud snapshot failed");
         }
         maintenance.scrubs.report_damage();
         if let Err(error) = maintenance.scrubs.continue_in_background().await {

@@ -40,7 +40,11 @@ impl Uses {
                 // Retention retries a failed deletion.
                 TaskKind::Delete if task.state.is_over() => uses.in_doubt.extend(own()),
                 TaskKind::Delete => uses.in_use.extend(own()),
-                TaskKind::Backup | TaskKind::Restore | TaskKind::Verify | TaskKind::Drill => {
+                TaskKind::Backup
+                | TaskKind::Restore
+                | TaskKind::Repair
+                | TaskKind::Verify
+                | TaskKind::Drill => {
                     let needed = needed_by(&task, &chains).into_iter();
                     uses.in_use.extend(needed.flat_map(|id| under(task.credential, id)));
                 }

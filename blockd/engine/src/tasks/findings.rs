@@ -2,7 +2,9 @@
 
 use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings, TaskKind};
 use blockd_catalog::{DbError, Doubt, ProofRow, TaskRow};
-use blockd_cloud::{AffectedSnapshot, CloudSnapshotId, Damage, VerifiedSnapshot, VerifyDepth, VerifyReport};
+use blockd_cloud::{
+    AffectedSnapshot, CloudSnapshotId, Damage, ManifestKey, VerifiedSnapshot, VerifyDepth, VerifyReport,
+};
 use blockd_extent::{BlockSet, Extent};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +51,21 @@ pub(crate) fn of_report(report: &VerifyReport) -> Findings {
         repaired_bytes: 0,
         damage: damage.collect(),
         damage_total: report.findings_total,
+    }
+}
+
+/// Adds the lost blocks of a damaged cloud snapshot that a repair has no source for.
+pub(crate) fn unrecovered(findings: &mut Findings, cloudsnap: &CloudSnapshotId, blocks: &BlockSet) {
+    let id = cloudsnap.to_string();
+    findings.damaged_snapshots.push(id.clone());
+    findings.damage_total += 1;
+    if findings.damage.len() < MAX_LISTED {
+        findings.damage.push(DamageFinding {
+            object: cloudsnap.manifest_key(),
+            offset_bytes: 0,
+            cause: "no source has these blocks of its point in time".to_owned(),
+            affects: vec![affected(&id, blocks)],
+        });
     }
 }
 

@@ -286,7 +286,7 @@ impl Tasks {
                 TaskRow::prune(tx, keep)
             })
             .await?;
-        if matches!(row.kind(), TaskKind::Backup | TaskKind::Delete) {
+        if matches!(row.kind(), TaskKind::Backup | TaskKind::Delete | TaskKind::Repair) {
             self.readers.renew(row.credential);
         }
         Ok(row)

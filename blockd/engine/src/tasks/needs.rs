@@ -18,7 +18,7 @@ pub(crate) fn untyped(id: &CloudSnapshotId) -> Untyped {
 /// `chains` are those of all volumes.
 pub(crate) fn needed_by(task: &TaskRow, chains: &[Chain]) -> Vec<Untyped> {
     match task.kind() {
-        TaskKind::Restore => vec![untyped(&task.cloudsnap)],
+        TaskKind::Restore | TaskKind::Repair => vec![untyped(&task.cloudsnap)],
         TaskKind::Delete | TaskKind::Verify | TaskKind::Drill | TaskKind::Scrub => Vec::new(),
         TaskKind::Backup => {
             // A running task without a decision yet may use the tip of its chain as its base; an interrupted

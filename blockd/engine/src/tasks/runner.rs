@@ -9,6 +9,7 @@ use crate::{
     health::ComponentHealth,
     host::{Admission, Host},
     maintenance::verify_task::{self, VerifyWork},
+    repair::{self, task::RepairWork},
     repositories::Repositories,
     restore::{
         full::{self, RestoreWork},
@@ -53,6 +54,7 @@ pub struct Runner {
     pub(crate) in_place_work: Arc<InPlaceWork>,
     pub(crate) task_workers: Arc<TaskWorkers>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) repair_work: Arc<RepairWork>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) restore_work: Arc<RestoreWork>,
     pub(crate) scheduler: Arc<Scheduler>,
@@ -104,7 +106,8 @@ impl Runner {
         Ok(match row.spec {
             TaskSpec::Delete(_) | TaskSpec::Restore(RestoreTask::InPlace(_)) => true,
             TaskSpec::Restore(RestoreTask::NewVolume { .. } | RestoreTask::LazyVolume) => false,
-            TaskSpec::Backup(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) | TaskSpec::Scrub(_) => false,
+            TaskSpec::Backup(_) | TaskSpec::Verify(_) | TaskSpec::Repair(_) => false,
+            TaskSpec::Drill(_) | TaskSpec::Scrub(_) => false,
         })
     }
 
@@ -184,6 +187,7 @@ impl Runner {
                 | TaskSpec::Delete(_)
                 | TaskSpec::Verify(_)
                 | TaskSpec::Drill(_)
+                | TaskSpec::Repair(_)
                 | TaskSpec::Scrub(_) => false,
             },
             TaskSpec::Restore(RestoreTask::InPlace(_)) => is_of_same_volume(other),
@@ -194,6 +198,7 @@ impl Runner {
             TaskSpec::Restore(RestoreTask::NewVolume { .. })
             | TaskSpec::Verify(_)
             | TaskSpec::Drill(_)
+            | TaskSpec::Repair(_)
             | TaskSpec::Scrub(_) => false,
         };
         match self.tasks.unfinished_tasks().await?.into_iter().find(conflicts) {
@@ -291,6 +296,7 @@ async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, Servi
         TaskSpec::Delete(asked) => delete_task::run(&runner.delete_work, live, asked).boxed().await,
         TaskSpec::Verify(asked) => verify_task::run(&runner.verify_work, live, asked).boxed().await,
         TaskSpec::Drill(asked) => task_of_drill::run(&runner.drill_work, live, asked).boxed().await,
+        TaskSpec::Repair(asked) => repair::task::run(&runner.repair_work, live, asked).boxed().await,
         TaskSpec::Scrub(asked) => scrub::task::run(&runner.scrub_work, live, asked).boxed().await,
     }
 }

@@ -80,7 +80,7 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
         TaskSpec::Delete(_) => stopped || can_resume(error),
         TaskSpec::Verify(_) => stopped,
         // It begins again: its times are those of one run.
-        TaskSpec::Drill(_) => false,
+        TaskSpec::Drill(_) | TaskSpec::Repair(_) => false,
         // Its position is kept.
         TaskSpec::Scrub(_) => false,
     }
@@ -99,7 +99,8 @@ fn mark_abandoned(
         TaskSpec::Backup(_) => task::mark_failed(tx, row),
         TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::mark_failed(tx, row),
         TaskSpec::Restore(RestoreTask::LazyVolume | RestoreTask::InPlace(_)) => Ok(()),
-        TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) | TaskSpec::Scrub(_) => Ok(()),
+        TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Repair(_) => Ok(()),
+        TaskSpec::Drill(_) | TaskSpec::Scrub(_) => Ok(()),
     }
 }
 
@@ -118,7 +119,7 @@ async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceErro
             Ok(())
         }
         TaskSpec::Scrub(_) => Ok(()),
-        TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => {
+        TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) | TaskSpec::Repair(_) => {
             clean_files(&runner.tasks, row.id).await
         }
     }

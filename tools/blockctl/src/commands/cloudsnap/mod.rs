@@ -6,6 +6,7 @@ pub mod list;
 pub mod maintenance;
 mod marks;
 pub mod pxctl;
+mod repair;
 pub mod restore;
 pub mod retire;
 pub mod snapshots;
@@ -73,6 +74,9 @@ pub enum CloudsnapCommand {
     /// Verify cloud snapshots
     #[command(after_help = maintenance::VERIFY_HELP)]
     Verify(maintenance::VerifyArgs),
+    /// Repair a damaged cloud snapshot
+    #[command(after_help = repair::REPAIR_HELP)]
+    Repair(repair::RepairArgs),
     /// Test restores and measure their times
     #[command(subcommand)]
     Drill(drill::DrillCommand),
@@ -119,6 +123,7 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Exit {
         CloudsnapCommand::Unpin(args) => marks::pin(context, args, false).await,
         CloudsnapCommand::Expire(args) => marks::expire(context, args).await,
         CloudsnapCommand::Verify(args) => maintenance::verify(context, args).await,
+        CloudsnapCommand::Repair(args) => repair::repair(context, args).await,
         CloudsnapCommand::Drill(command) => drill::run(context, command).await,
         CloudsnapCommand::Gc(args) => maintenance::gc(context, args).await,
         CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,

@@ -112,7 +112,11 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Labels", labels(&entry.backup_labels))
         .add("Created", format_time(entry.created_at))
         .add("Type", format!("{}, {}", entry.trigger, entry.backup_type))
-        .add("Status", entry.status)
+        .add("Status", entry.status);
+    if let Some(damaged) = &entry.repairs {
+        facts.add("Repairs", damaged);
+    }
+    facts
         .add("Started", format_time(entry.started_at))
         .add("Completed", or_dash(entry.completed_at.map(format_time)))
         .add("Credentials", format!("{} ({})", entry.credential_name, entry.credential_id))

@@ -1,0 +1,174 @@
+//! Repairs of damaged cloud snapshots: the lost blocks are stored again, from the volume or from another
+//! location, in a new cloud snapshot of the same point in time, which replaces the damaged one.
+
+mod sources;
+pub(crate) mod task;
+
+use crate::{
+    cloud_snapshots::delete_requests::Deletions,
+    error::{ServiceError, blocking},
+    host::{Admission, Host},
+    repositories::{Repositories, locate::Purpose},
+    tasks::{Tasks, runner::Runner},
+    volumes::registry::Registry,
+};
+use blockd_api::{
+    CredentialRef, ErrorCode,
+    cloudsnaps::{StartDelete, StartRepair},
+    tasks::{TaskKind, TaskStarted},
+};
+use blockd_catalog::{
+    Db, DbManifestCache, KnownDamage, ProofRow, RepairTask, RetentionOverride, TaskRow, TaskSpec,
+};
+use blockd_cloud::{CloudError, CloudSnapshotId};
+use blockd_extent::{SnapshotId, VolumeId};
+use jiff::Timestamp;
+use std::{collections::HashMap, sync::Arc};
+use uuid::Uuid;
+
+/// Requests for repairs.
+pub struct Repairs {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) deletions: Arc<Deletions>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+/// Findings whose repair the maintenance has started, with the times of their proofs.
+pub type RepairAttempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
+
+impl Repairs {
+    /// Starts the repair of a cloud snapshot, and of the later ones that need its damaged blocks.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot or credential, or a task deletes or repairs it.
+    pub async fn start_repair(&self, request: &StartRepair) -> Result<TaskStarted, ServiceError> {
+        let id = request.cloud_snapshot_id;
+        let credential =
+            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
+        let from = match &request.from {
+            Some(from) => Some(self.repositories.credential(Some(from)).await?.uuid),
+            None => None,
+        };
+        match self.repositories.preflight_manifest(credential.uuid, &id).await {
+            // This host may have a copy of it.
+            Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::Damaged { .. }) => {}
+            answer => drop(answer?),
+        }
+        let _admission = self.admission.lock().await;
+        crate::repositories::preflight::check_cancelled()?;
+        self.tasks.refuse_if_deleting(&id).await?;
+        let is_same = |task: &TaskRow| {
+            task.kind() == TaskKind::Repair
+                && (task.cloudsnap.cluster, task.cloudsnap.volume) == (id.cluster, id.volume)
+                && task.credential == credential.uuid
+        };
+        if let Some(task) = self.tasks.unfinished_tasks().await?.into_iter().find(is_same) {
+            let message =
+                format!("task {} repairs cloud snapshots of the volume: wait for it to end", task.id);
+            return Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message));
+        }
+        let spec = TaskSpec::Repair(RepairTask { from, dry_run: request.dry_run });
+        let mut row = TaskRow::new(spec, credential.uuid, id, crate::owner::current());
+        row.volume = self.own_volume(&id);
+        row.snapshot = match row.volume {
+            Some(_) => Some(SnapshotId::from_u64(crate::ids::random_id()?)),
+            None => None,
+        };
+        row.detail.volume_name = self.registry.source_name(&id, self.host.cluster);
+        row.detail.credential_name = credential.name.to_string();
+        self.runner.store_and_launch(row, |_| Ok(())).await
+    }
+
+    fn own_volume(&self, id: &CloudSnapshotId) -> Option<VolumeId> {
+        let entry = (id.cluster == self.host.cluster).then(|| self.registry.by_id(id.volume)).flatten();
+        entry.map(|entry| entry.id)
+    }
+
+    /// Deletes the repaired cloud snapshots of this host, and starts the repair of the next damaged one of
+    /// its volumes. Each finding is tried once.
+    ///
+    /// # Errors
+    /// The database or a store fails.
+    pub async fn repair_next(&self, attempts: &mut RepairAttempts) -> Result<(), ServiceError> {
+        self.delete_repaired().await?;
+        if self.tasks.unfinished_tasks().await?.iter().any(|task| task.kind() == TaskKind::Repair) {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        for damage in self.db.run(move |tx| KnownDamage::all(tx, now)).await? {
+            let key = (damage.credential, damage.cloudsnap);
+            if self.own_volume(&damage.cloudsnap).is_none()
+                || attempts.get(&key) == Some(&damage.proof.proven)
+            {
+                continue;
+            }
+            attempts.insert(key, damage.proof.proven);
+            let request = StartRepair {
+                cloud_snapshot_id: damage.cloudsnap,
+                credential: Some(CredentialRef::Id(damage.credential)),
+                from: None,
+                dry_run: false,
+            };
+            match self.start_repair(&request).await {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(cloudsnap = %damage.cloudsnap, %error, "starting a repair failed");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the deletion of damaged cloud snapshots of this host that have a repaired one. Those in use
+    /// stay.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn delete_repaired(&self) -> Result<(), ServiceError> {
+        for credential in self.repositories.credential_rows().await? {
+            let cache = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
+            let known = blocking(move || cache.all()).await?;
+            let uuid = credential.uuid;
+            let proofs = self.db.run(move |tx| ProofRow::of_repository(tx, uuid)).await?;
+            let is_damaged =
+                |id: &CloudSnapshotId| proofs.iter().any(|proof| proof.cloudsnap == *id && !proof.sound);
+            let is_known = |id: &CloudSnapshotId| known.iter().any(|manifest| manifest.id() == *id);
+            for repaired in &known {
+                let Some(damaged) = repaired.repairs else { continue };
+                if damaged.cluster != self.host.cluster || !is_known(&damaged) || is_damaged(&repaired.id()) {
+                    continue;
+                }
+                // Another host may have deleted it since the last listing.
+                let is_stored = self.repositories.preflight_manifest(credential.uuid, &repaired.id()).await;
+                let deleted = match is_stored {
+                    Ok(_) => self.delete(credential.uuid, &damaged).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = deleted {
+                    tracing::info!(cloudsnap = %damaged, %error, "a repaired cloud snapshot is not deleted yet");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, credential: Uuid, damaged: &CloudSnapshotId) -> Result<(), ServiceError> {
+        let (id, now) = (*damaged, Timestamp::now());
+        let marks = self.db.run(RetentionOverride::all).await?;
+        let judged_by = marks.of(&id, credential, now);
+        let request = StartDelete::of(id).under(credential);
+        let started = match self.deletions.start_delete_if(&request, Some(judged_by)).await {
+            Err(error) if error.to_api().code == ErrorCode::CloudsnapDamaged => {
+                let request = StartDelete { force: true, ..request };
+                self.deletions.start_delete_if(&request, Some(judged_by)).await
+            }
+            started => started,
+        };
+        started.map(drop)
+    }
+}

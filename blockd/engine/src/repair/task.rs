@@ -1,0 +1,327 @@
+//! Task of a repair.
+//!
+//! The committed manifest is the only durable state: before it, an interrupted repair leaves garbage, and
+//! begins again; after it, the repetition finds the repaired cloud snapshot. The maintenance deletes the
+//! damaged one.
+
+use super::sources::check_cancelled;
+use crate::{
+    backup::task::drop_snapshot_of,
+    error::{ServiceError, blocking, spawned},
+    host::Host,
+    ids::random_id,
+    repositories::Repositories,
+    snapshots::Snapshots,
+    tasks::{LiveTask, Tasks, findings::unrecovered, secrets},
+    volumes::registry::Registry,
+};
+use blockd_api::{CredentialRef, ErrorCode, tasks::Findings};
+use blockd_catalog::{
+    Chain, Db, DbError, DbManifestCache, ProofRow, RepairTask, RetentionOverride, RunRow, SnapshotRow,
+    SnapshotState, TaskRow,
+};
+use blockd_cloud::{
+    CloudSnapshotId, Manifest, ManifestCache, ManifestFilter, ManifestKey, MemoryJournal, Progress, Repair,
+    Repository, UploadOptions, check_repaired, new_delta_salt,
+};
+use blockd_extent::{BlockSet, SnapshotId};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Work of repairs.
+pub struct RepairWork {
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+/// Cloud snapshots of a volume at a location.
+struct Known {
+    manifests: Vec<Manifest>,
+    /// Known damage: blocks, or none if only the manifest or its index is damaged.
+    damaged: BTreeMap<CloudSnapshotId, BlockSet>,
+    /// Cloud snapshots whose manifest is damaged.
+    unreadable: Vec<CloudSnapshotId>,
+}
+
+impl Known {
+    fn is_readable(&self, id: &CloudSnapshotId) -> bool {
+        !self.unreadable.contains(id)
+    }
+
+    fn repaired(&self, id: &CloudSnapshotId) -> Option<&Manifest> {
+        self.manifests.iter().find(|manifest| manifest.repairs.as_ref() == Some(id))
+    }
+
+    /// Returns the damaged cloud snapshot and the later ones that need its delta, oldest first.
+    fn to_repair(&self, id: &CloudSnapshotId) -> Result<Vec<Manifest>, ServiceError> {
+        let Some(own) = self.manifests.iter().find(|manifest| manifest.id() == *id) else {
+            let message = format!(
+                "repair failed on cloud snapshot {id}: its manifest is damaged, and this host has no copy of it"
+            );
+            return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, message));
+        };
+        if !self.damaged.contains_key(id) && self.repaired(id).is_none() {
+            let message = format!(
+                "cloud snapshot {id} is not known to be damaged: `blockctl cloudsnap verify {id}` reads it"
+            );
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        let needs = |manifest: &&Manifest| {
+            manifest.chain.contains(&own.delta) && self.damaged.contains_key(&manifest.id())
+        };
+        let mut later: Vec<_> = self.manifests.iter().filter(needs).cloned().collect();
+        later.sort_by_key(|manifest| (manifest.description.created, manifest.id()));
+        later.insert(0, own.clone());
+        Ok(later)
+    }
+}
+
+pub(crate) async fn run(
+    work: &Arc<RepairWork>,
+    live: &Arc<LiveTask>,
+    asked: RepairTask,
+) -> Result<TaskRow, ServiceError> {
+    let result = repair_all(work, live, asked).await;
+    drop_own_snapshot(work, &live.view()).await;
+    let (findings, note) = result?;
+    let lost = findings.damage.iter().flat_map(|damage| &damage.affects).map(|affected| affected.lost_bytes);
+    let (lost, count) = (lost.sum::<u64>(), findings.damaged_snapshots.len());
+    live.detail(|detail| {
+        detail.findings = Some(findings);
+        detail.note = Some(note);
+    });
+    if count == 0 {
+        return work.tasks.finish(live, |_| Ok(())).await;
+    }
+    let message = format!(
+        "{lost} bytes of {count} damaged cloud snapshots cannot be recovered: neither the volume nor another location has these blocks of their points in time"
+    );
+    Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, message))
+}
+
+/// Repairs the cloud snapshot of a task and later ones; returns what was repaired, and what is left.
+async fn repair_all(
+    work: &Arc<RepairWork>,
+    live: &Arc<LiveTask>,
+    asked: RepairTask,
+) -> Result<(Findings, String), ServiceError> {
+    let _slot = secrets::slot(&work.tasks, live).await?;
+    let (repository, requests) = secrets::repository(&work.tasks, live).await?;
+    let repository = work.host.failpoints.repository(live.limited(&repository));
+    let progress = Arc::new(Progress::new(requests));
+    live.begin(Arc::clone(&progress));
+    work.tasks.store_progress(live).await;
+    repository.check_writable()?;
+    work.repositories.prove_location(live.view().credential, &repository).await?;
+    let mut known = work.known(live, &repository).await?;
+    let (mut findings, mut stored) = (Findings::default(), Vec::new());
+    for damaged in known.to_repair(&live.view().cloudsnap)? {
+        check_cancelled(live)?;
+        // Of an earlier run, or by another host.
+        if let Some(manifest) = known.repaired(&damaged.id()).filter(|_| !asked.dry_run) {
+            let blocks = known.damaged.get(&damaged.id()).cloned().unwrap_or_default();
+            work.record(live, &repository, manifest, &blocks, true).await?;
+            continue;
+        }
+        let repair = work.planned(live, &repository, &damaged, &known, asked).await?;
+        findings.snapshots += 1;
+        let missing = repair.missing().clone();
+        if !missing.is_empty() {
+            unrecovered(&mut findings, &damaged.id(), &missing);
+            continue;
+        }
+        findings.repaired_bytes += repair.wanted().len_bytes();
+        work.host.failpoints.reached("repair planned")?;
+        if asked.dry_run {
+            continue;
+        }
+        let manifest = work.store(live, &repository, repair, Arc::clone(&progress)).await?;
+        stored.push(manifest.id().to_string());
+        known.manifests.push(manifest);
+    }
+    let bytes = findings.repaired_bytes;
+    let note = match (asked.dry_run, stored.as_slice()) {
+        (true, _) => format!("{bytes} bytes can be stored again; nothing was stored"),
+        (false, []) => "nothing is left to repair".to_owned(),
+        (false, all) => format!("{bytes} bytes stored again in {}", all.join(", ")),
+    };
+    Ok((findings, note))
+}
+
+impl RepairWork {
+    /// Lists the cloud snapshots of the volume, and their known damage. This host's copy replaces a damaged
+    /// manifest.
+    async fn known(&self, live: &LiveTask, repository: &Repository) -> Result<Known, ServiceError> {
+        let row = live.view();
+        let (id, credential) = (row.cloudsnap, row.credential);
+        let cache = DbManifestCache::new(Arc::clone(&self.db), credential);
+        let filter = ManifestFilter { cluster: Some(id.cluster), volume: Some(id.volume) };
+        let (mut manifests, mut unreadable, mut damaged) = (Vec::new(), Vec::new(), BTreeMap::new());
+        for listed in repository.list_manifests(&filter, &cache).await? {
+            let Some(id) = listed.id else { continue };
+            // The listing takes unchanged objects from the cache: this one may be damaged since.
+            let read = match id == row.cloudsnap {
+                true => repository.manifest(&id).await,
+                false => listed.manifest,
+            };
+            match read {
+                Ok(manifest) => manifests.push(manifest),
+                Err(error) if crate::repositories::opening::is_missing_or_damaged(&error) => {
+                    let (cache, key) = (cache.clone(), id.manifest_key());
+                    let copy = blocking(move || Ok::<_, ServiceError>(cache.load(&key))).await?;
+                    manifests.extend(copy.filter(|copy| copy.id() == id));
+                    damaged.insert(id, BlockSet::new());
+                    unreadable.push(id);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let proofs = self.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
+        let of_volume = |proof: &&ProofRow| {
+            (proof.cloudsnap.cluster, proof.cloudsnap.volume) == (id.cluster, id.volume) && !proof.sound
+        };
+        for proof in proofs.iter().filter(of_volume) {
+            damaged.entry(proof.cloudsnap).or_default().union_with(&proof.damaged);
+        }
+        Ok(Known { manifests, damaged, unreadable })
+    }
+
+    /// Plans the repair of one cloud snapshot, with all sources.
+    async fn planned(
+        &self,
+        live: &LiveTask,
+        repository: &Repository,
+        damaged: &Manifest,
+        known: &Known,
+        asked: RepairTask,
+    ) -> Result<Repair, ServiceError> {
+        live.detail(|detail| detail.phase = "planning".to_owned());
+        let nothing = BlockSet::new();
+        let blocks = known.damaged.get(&damaged.id()).unwrap_or(&nothing);
+        let mut repair = Repair::plan(repository, damaged, blocks, &known.manifests).await?;
+        if repair.changes_nothing() && known.is_readable(&damaged.id()) {
+            let id = damaged.id();
+            let message = format!(
+                "no damaged block of cloud snapshot {id} is known: `blockctl cloudsnap verify {id}` reads it"
+            );
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        if asked.from.is_none() {
+            self.add_local(live, repository, damaged, &known.manifests, &mut repair).await?;
+        }
+        check_cancelled(live)?;
+        repair.add_readable(repository).await?;
+        let own = live.view().credential;
+        self.add_other_locations(damaged, own, asked.from, &mut repair).await?;
+        Ok(repair)
+    }
+
+    /// Stores a repair, reads its blocks back, and records it in place of the damaged cloud snapshot.
+    async fn store(
+        &self,
+        live: &LiveTask,
+        repository: &Repository,
+        repair: Repair,
+        progress: Arc<Progress>,
+    ) -> Result<Manifest, ServiceError> {
+        let credential = live.view().credential;
+        let row = self.repositories.credential(Some(&CredentialRef::Id(credential))).await?;
+        let options = UploadOptions {
+            upload_concurrency: self.host.settings.upload_concurrency,
+            cpu_threads: self.host.settings.cpu_threads,
+            write_once: row.capabilities.conditional_put,
+            resumed: false,
+        };
+        let blocks = repair.wanted().clone();
+        // As the manifest has it.
+        let started = Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or_default();
+        let (spec, reader) =
+            repair.into_backup(SnapshotId::from_u64(random_id()?), started, new_delta_salt()?)?;
+        let (to, cancel, in_doubt) = (repository.clone(), live.cancel.clone(), Arc::clone(&progress));
+        let stored = spawned(async move {
+            let journal = Arc::new(MemoryJournal::default());
+            blockd_cloud::backup(&to, Arc::new(spec), reader, journal, &options, progress, &cancel).await
+        })
+        .await;
+        live.abandon_commit();
+        let manifest = stored?;
+        self.host.failpoints.reached("repair stored")?;
+        self.record(live, repository, &manifest, &blocks, in_doubt.was_in_doubt()).await?;
+        Ok(manifest)
+    }
+
+    /// Reads the blocks of a stored repair back, and records it in place of the damaged cloud snapshot.
+    async fn record(
+        &self,
+        live: &LiveTask,
+        repository: &Repository,
+        manifest: &Manifest,
+        blocks: &BlockSet,
+        in_doubt: bool,
+    ) -> Result<(), ServiceError> {
+        let (credential, id) = (live.view().credential, manifest.id());
+        let unreadable = check_repaired(repository, manifest, blocks).await?;
+        if !unreadable.is_empty() {
+            // The damaged one must not be deleted because of it.
+            repository.store().delete(&id.manifest_key()).await?;
+            let message = format!(
+                "repair failed on cloud snapshot {id}: {} stored bytes cannot be read back",
+                unreadable.len_bytes()
+            );
+            return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, message));
+        }
+        let (replaced, recorded) = (manifest.repairs, manifest.clone());
+        self.db
+            .run(move |tx| replaced.map_or(Ok(()), |old| replace(tx, credential, &old, &recorded, in_doubt)))
+            .await?;
+        self.host.failpoints.reached("repair recorded")?;
+        tracing::info!(
+            cloudsnap = %id,
+            repairs = manifest.repairs.map(tracing::field::display),
+            bytes = blocks.len_bytes(),
+            "cloud snapshot repaired"
+        );
+        Ok(())
+    }
+}
+
+/// Records a repaired cloud snapshot: it is the base of the next backup, unless its commit is in doubt, and
+/// has the schedule, the pin and the expiry date of the damaged one.
+fn replace(
+    tx: &rusqlite::Transaction<'_>,
+    credential: uuid::Uuid,
+    old: &CloudSnapshotId,
+    new: &Manifest,
+    in_doubt: bool,
+) -> Result<(), DbError> {
+    let id = new.id();
+    DbManifestCache::put(tx, credential, &id.manifest_key(), new)?;
+    for chain in Chain::all(tx, None)? {
+        if !in_doubt && chain.credential == credential && chain.cloudsnap == *old {
+            Chain { cloudsnap: id, ..chain }.put(tx)?;
+        }
+    }
+    RunRow::replace_cloudsnap(tx, credential, old, &id)?;
+    if let Some(mark) = RetentionOverride::find(tx, old, credential)? {
+        RetentionOverride { cloudsnap: id, ..mark }.put(tx)?;
+        RetentionOverride::remove(tx, old, credential)?;
+    }
+    Ok(())
+}
+
+/// Deletes the snapshot that was taken for the repair.
+async fn drop_own_snapshot(work: &RepairWork, row: &TaskRow) {
+    let Some(snapshot) = row.snapshot else { return };
+    let marked = work.db.run(move |tx| SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)).await;
+    let dropped = match marked {
+        Ok(_) => drop_snapshot_of(&work.snapshots, row).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = dropped {
+        tracing::warn!(%error, "deleting the snapshot of the repair failed; the next start retries");
+    }
+}

@@ -1,0 +1,246 @@
+//! Repairs of damaged cloud snapshots from the volume, from local snapshots, and from other locations.
+
+use super::*;
+use blockd_api::{
+    CredentialRef,
+    cloudsnaps::{CloudsnapStatus, MarkCloudsnap, StartRepair, VerifyDepth},
+};
+
+/// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
+const IN_SECOND_FRAME: usize = 64 + (200 << 10);
+const FRAME: u64 = 128 << 10;
+
+fn repair_of(snap: &str) -> StartRepair {
+    let cloud_snapshot_id = snap.parse().unwrap();
+    StartRepair { cloud_snapshot_id, credential: None, from: None, dry_run: false }
+}
+
+/// Returns the content of the full backup of [`Host::one_backup`].
+fn first_backup() -> Model {
+    let mut model = Model::new();
+    model.0[..3 << 20].copy_from_slice(&pattern(1, 3 << 20));
+    model
+}
+
+impl Host {
+    async fn run_repair(&self, request: &StartRepair) -> Task {
+        self.wait(self.call(START_REPAIR, request).await.task_id).await
+    }
+
+    /// Verifies all cloud snapshots; returns the damaged ones.
+    async fn damaged_snapshots(&self, depth: VerifyDepth) -> Vec<String> {
+        let task = self.verify(&StartVerify { depth, ..StartVerify::default() }).await;
+        task.findings.unwrap().damaged_snapshots
+    }
+
+    /// Deletes the repaired cloud snapshots, as the maintenance does.
+    async fn delete_repaired(&self) {
+        self.engine().repairs.delete_repaired().await.unwrap();
+        let query = ListTasks::default();
+        for task in self.call(LIST_TASKS, &query).await.items {
+            if !task.state.stage.is_over() {
+                self.done(task.task_id).await;
+            }
+        }
+    }
+
+    /// Returns the manifests in the store.
+    fn manifests(&self) -> Vec<String> {
+        walk(self.store.path()).into_iter().filter(|path| path.contains("/manifests/")).collect()
+    }
+
+    /// Returns the listed cloud snapshot that repairs another one.
+    async fn repaired(&self, snap: &str) -> String {
+        let id = Some(snap_id(snap));
+        let found = self.list().await.into_iter().find(|entry| entry.repairs == id);
+        found.unwrap().cloud_snapshot_id.to_string()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_repairs_a_chain_that_replaces_the_damaged_one() {
+    let host = Host::new().await;
+    let (full, volume, mut model) = host.one_backup().await;
+    let pack = host.packs().remove(0);
+    let first = first_backup();
+    let next = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let second = model.clone();
+    let refused = host.run_repair(&repair_of(&full)).await;
+    assert_eq!(refused.error.unwrap().code, ErrorCode::InvalidRequest, "it is not known to be damaged");
+    flip_bit(&pack, IN_SECOND_FRAME);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await.len(), 2);
+    host.call(MARK_CLOUDSNAP, &MarkCloudsnap { pinned: Some(true), ..mark_of(&full) }).await;
+    // The lost blocks stay as they are.
+    model.write(&volume, 10 << 20, 5, 4096);
+
+    let dry = host.run_repair(&StartRepair { dry_run: true, ..repair_of(&full) }).await;
+    assert_eq!((dry.state.to_string().as_str(), host.manifests().len()), ("Repair-Done", 2), "{dry:?}");
+    assert_eq!(dry.findings.unwrap().repaired_bytes, 2 * FRAME);
+    let done = host.run_repair(&repair_of(&full)).await;
+    assert_eq!(done.state.to_string(), "Repair-Done", "{done:?}");
+    // The later one shares the repair of the first.
+    assert_eq!(done.findings.unwrap().repaired_bytes, FRAME);
+    let listed = host.list().await;
+    assert_eq!(listed.len(), 2, "one row for each point in time: {listed:?}");
+    assert!(listed.iter().all(|entry| entry.status == CloudsnapStatus::Done && entry.repairs.is_some()));
+    assert_eq!(listed.iter().map(|entry| entry.pinned).collect::<Vec<_>>(), [true, false]);
+    let (new_full, new_next) = (host.repaired(&full).await, host.repaired(&next).await);
+    // A repetition finds nothing to do.
+    assert_eq!(host.run_repair(&repair_of(&full)).await.state.stage, TaskStage::Done);
+    assert_eq!(host.manifests().len(), 4);
+    host.delete_repaired().await;
+    assert_eq!(host.manifests().len(), 2);
+    assert_eq!(host.call(GET_STATUS, &()).await.damaged_cloudsnaps, []);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Deep).await, Vec::<String>::new());
+    first.assert_is(&*host.restore(&new_full, "first").await);
+    second.assert_is(&*host.restore(&new_next, "second").await);
+
+    // The next backup is based on the repaired one, and uploads the changes only.
+    let last = host.backup("data", false).await;
+    assert_eq!((last.backup_type, last.dirty_bytes), (Some(BackupType::Incremental), 4096));
+    model.assert_is(&*host.restore(&last.cloud_snapshot_id.unwrap(), "last").await);
+    host.assert_tidy();
+    // Another host reads them, without any record of the repair.
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.create_credential().await;
+    second.assert_is(&*other.restore(&new_next, "second").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_without_a_source_are_named_and_nothing_is_stored() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    host.create_credential_at("other", elsewhere.path()).await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    let request = backup_to("data", &["nas", "other"]);
+    let tasks = host.call(START_BACKUP, &request).await.items;
+    let mut ids = Vec::new();
+    for task in tasks {
+        let done = host.done(task.task_id).await;
+        ids.push((done.credential_name.unwrap().to_string(), done.cloud_snapshot_id.unwrap()));
+    }
+    let id = ids.into_iter().find(|(name, _)| name == "nas").unwrap().1;
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
+    let nas: CredentialRef = "nas".parse().unwrap();
+    let other: CredentialRef = "other".parse().unwrap();
+    let verify =
+        StartVerify { cloud_snapshot_id: Some(snap_id(&id)), credential: Some(nas), ..Default::default() };
+    assert_eq!(host.verify(&verify).await.state.stage, TaskStage::Failed);
+    // One of the lost blocks changes.
+    let at_backup = model.clone();
+    model.write(&volume, FRAME + 8192, 9, 4096);
+    let away = move_away(elsewhere.path());
+    let failed = host.run_repair(&repair_of(&id)).await;
+    fs::rename(away, elsewhere.path()).unwrap();
+    assert_eq!(failed.error.as_ref().unwrap().code, ErrorCode::CloudsnapDamaged, "{failed:?}");
+    let findings = failed.findings.unwrap();
+    let lost = &findings.damage[0].affects[0];
+    assert_eq!((lost.cloud_snapshot_id.as_str(), lost.lost_bytes), (id.as_str(), 4096));
+    assert_eq!((lost.ranges[0].offset_bytes, lost.ranges[0].len_bytes), (FRAME + 8192, 4096));
+    assert_eq!(host.manifests().len(), 1, "nothing is stored");
+    assert_eq!(host.events_of("repair-failed").await.len(), 1);
+
+    let done = host.run_repair(&StartRepair { from: Some(other), ..repair_of(&id) }).await;
+    assert_eq!(done.state.to_string(), "Repair-Done", "{done:?}");
+    let repaired = host.repaired(&id).await;
+    at_backup.assert_is(&*host.restore(&repaired, "past").await);
+    host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_snapshot_repairs_a_lost_index_and_manifest() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    let id = host
+        .run_backup(&StartBackup { keep_local: true, ..backup_of("data") })
+        .await
+        .cloud_snapshot_id
+        .unwrap();
+    let at_backup = model.clone();
+    model.write(&volume, 0, 2, 2 << 20);
+    drop(volume);
+    let index = walk(host.store.path()).into_iter().find(|path| path.ends_with("/index")).unwrap();
+    fs::remove_file(index).unwrap();
+    flip_bit(host.manifest(&id), 90);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await, std::slice::from_ref(&id));
+    let done = host.run_repair(&repair_of(&id)).await;
+    assert_eq!(done.state.to_string(), "Repair-Done", "{done:?}");
+    let repaired = host.repaired(&id).await;
+    assert!(!snap_id(&repaired).incremental, "no damaged object is needed");
+    host.delete_repaired().await;
+    assert_eq!(host.manifests().len(), 1);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Deep).await, Vec::<String>::new());
+    at_backup.assert_is(&*host.restore(&repaired, "past").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repair_survives_a_crash_at_any_step() {
+    for step in ["repair planned", crash_after_commit::COMMITTED, "repair stored", "repair recorded"] {
+        let mut host = Host::new().await;
+        let (full, volume, _) = host.one_backup().await;
+        drop(volume);
+        flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
+        assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await.len(), 1);
+        host.die_at(step);
+        let task = host.call(START_REPAIR, &repair_of(&full)).await.task_id;
+        host.die_and_start().await;
+        host.done(task).await;
+        let listed = host.list().await;
+        assert_eq!(listed.len(), 1, "{step}: {listed:?}");
+        let repaired = host.repaired(&full).await;
+        host.delete_repaired().await;
+        assert_eq!(host.manifests().len(), 1, "{step}");
+        first_backup().assert_is(&*host.restore(&repaired, "copy").await);
+        // After a commit in doubt, the repaired one is no base.
+        let in_doubt = [crash_after_commit::COMMITTED, "repair stored"].contains(&step);
+        let expected = if in_doubt { BackupType::Full } else { BackupType::Incremental };
+        assert_eq!(host.backup("data", false).await.backup_type, Some(expected), "{step}");
+        host.assert_tidy();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_repairs_each_finding_once() {
+    let host = Host::new().await;
+    let (full, volume, mut model) = host.one_backup().await;
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await.len(), 1);
+    model.write(&volume, FRAME, 9, 4096);
+    let mut attempts = Default::default();
+    for _ in 0..3 {
+        host.engine().repairs.repair_next(&mut attempts).await.unwrap();
+        for task in host.call(LIST_TASKS, &ListTasks::default()).await.items {
+            host.wait(task.task_id).await;
+        }
+    }
+    assert_eq!(host.events_of("repair-failed").await.len(), 1);
+    // Damage that a later verification finds is tried again.
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await, [full]);
+    host.engine().repairs.repair_next(&mut attempts).await.unwrap();
+    let tasks = host.call(LIST_TASKS, &ListTasks::default()).await.items;
+    assert_eq!(tasks.iter().filter(|task| task.kind == blockd_api::tasks::TaskKind::Repair).count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repaired_backup_of_a_schedule_stays_under_its_retention() {
+    let host = Host::new().await;
+    let (snaps, schedule) = host.two_kept().await;
+    host.lose_pack(&snaps[0]);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await.len(), 2);
+    assert_eq!(host.run_repair(&repair_of(&snaps[0])).await.state.stage, TaskStage::Done);
+    let repaired = host.repaired(&snaps[1]).await;
+    host.delete_repaired().await;
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await, Vec::<String>::new());
+    host.keep(schedule, 1).await;
+    eventually(async || match host.ids().await {
+        ids if ids == [repaired.clone()] => Ok(()),
+        ids => Err(ids),
+    })
+    .await;
+}
