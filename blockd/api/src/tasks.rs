@@ -185,7 +185,8 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// Findings of a verification, a scrub, a repair, or a restore that skips damage. Lists are truncated, counts complete.
+/// Findings of a verification, a scrub, a repair, or a restore that skips damage. Lists are truncated,
+/// counts complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Findings {

@@ -188,6 +188,8 @@ blockctl cs verify
 blockctl cs verify vol@latest
 blockctl cs verify 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --quick
 blockctl cs verify -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --deep --cr nas
+blockctl cs repair vol@latest --dry-run
+blockctl cs repair 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas --from s3
 blockctl cs drill run vol@latest --files 9 --seed 7 --timeout 10m
 blockctl cs drill run vol@latest 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas
 blockctl cs drill run --group shop --cr nas --files 9

@@ -121,6 +121,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap limit", &[of::<Task>()]),
     ("cloudsnap list", &[of::<CloudsnapList>(), of::<Vec<PxctlCloudsnap>>()]),
     ("cloudsnap pin", &[of::<CloudsnapMark>()]),
+    ("cloudsnap repair", &[of::<TaskStarted>(), of::<Task>()]),
     ("cloudsnap restore", &[of::<RestoreStarted>(), of::<LazyRestored>(), of::<Task>()]),
     ("cloudsnap resume", &[of::<Task>()]),
     ("cloudsnap schedules create", &[of::<Schedule>()]),
