@@ -1,5 +1,5 @@
-//! Repair of damaged snapshots: with any damage and any sources, a repaired snapshot has its whole content, or
-//! the blocks without a source are named.
+//! Repair of damaged snapshots: with any damage and any sources, a repaired snapshot has its whole content,
+//! or the blocks without a source are named.
 use crate::common::{BLOCK, Noise, open, requests, restored, run, set, with_slot};
 use blockd_cloud::{
     BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions, Manifest,
