@@ -17,6 +17,8 @@ fn operations_of_operators_are_reviewed_for_deletions() {
         VALIDATE_CREDENTIAL.info.path,
         START_RESTORE.info.path,
         START_LAZY_RESTORE.info.path,
+        // The daemon deletes the damaged one after an equal one is stored.
+        START_REPAIR.info.path,
         START_VERIFY.info.path,
         START_DRILL.info.path,
         START_GROUP_DRILL.info.path,
