@@ -60,6 +60,7 @@ pub(crate) enum Domain {
     DataKey = 5,
     KeySlot = 6,
     Proof = 7,
+    Lease = 8,
 }
 
 /// Returns the nonce of the `ordinal`-th item of its kind.

@@ -28,6 +28,31 @@ const MAX_SUSPENSION: Duration = Duration::from_secs(60);
 /// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store's time is unknown; errors of the
 /// store.
 pub async fn check_clock(store: &dyn BlobStore, now: impl Fn() -> Timestamp) -> Result<(), CloudError> {
+    let (before, stored_s, after) = probe(store, now).await?;
+    // The store read its clock between `before` and `after`.
+    let ahead_s = after.as_second().saturating_sub(stored_s).min(0)
+        + before.as_second().saturating_sub(stored_s).max(0);
+    match ahead_s.saturating_abs() > MAX_CLOCK_DIFFERENCE_S {
+        true => Err(CloudError::ClockDiffers { store: store.describe().to_owned(), ahead_s }),
+        false => Ok(()),
+    }
+}
+
+/// Returns the store's time.
+///
+/// # Errors
+/// [`CloudError::ClockUnknown`]; errors of the store.
+pub(crate) async fn store_time(store: &dyn BlobStore) -> Result<Timestamp, CloudError> {
+    let (_, stored_s, _) = probe(store, || Timestamp::UNIX_EPOCH).await?;
+    Timestamp::from_second(stored_s).map_err(|_| unknown(store, ClockUnknownCause::NoTime))
+}
+
+/// Puts, lists and deletes an object; returns its time by the store's clock, in seconds since 1970, between
+/// the times before and after the put.
+async fn probe(
+    store: &dyn BlobStore,
+    now: impl Fn() -> Timestamp,
+) -> Result<(Timestamp, i64, Timestamp), CloudError> {
     let prefix = format!("{PROBE_PREFIX}{}/", Uuid::new_v4());
     let key = format!("{prefix}clock");
     let before = now();
@@ -47,13 +72,7 @@ pub async fn check_clock(store: &dyn BlobStore, now: impl Fn() -> Timestamp) -> 
         }
         Err(error) => return Err(error.into()),
     };
-    // The store read its clock between `before` and `after`.
-    let ahead_s = after.as_second().saturating_sub(stored_s).min(0)
-        + before.as_second().saturating_sub(stored_s).max(0);
-    match ahead_s.saturating_abs() > MAX_CLOCK_DIFFERENCE_S {
-        true => Err(CloudError::ClockDiffers { store: store.describe().to_owned(), ahead_s }),
-        false => Ok(()),
-    }
+    Ok((before, stored_s, after))
 }
 
 /// Returns the modification time of an object by the store's clock; waits some seconds until a listing has

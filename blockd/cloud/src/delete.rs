@@ -7,15 +7,18 @@
 
 use crate::{
     CloudError, CloudSnapshotId, ManifestKey, Repository,
+    error::random,
     listing::ManifestCache,
     manifest::{Delta, Manifest},
     names::DeltaId,
     plan::PACK_FRAMES,
     proof::ProofId,
     repository::delete_objects,
+    verify::is_whole,
 };
 use blockd_extent::SnapshotId;
 use std::collections::HashSet;
+use uuid::Uuid;
 
 /// Result of a deletion.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -30,14 +33,19 @@ pub struct DeleteReport {
     pub kept_reason: Option<String>,
 }
 
-/// Treatment of a deletion when another manifest of the same volume cannot be read.
+/// Treatment of obstacles to a deletion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum UnreadableSiblings {
-    /// Refuse it with [`CloudError::SiblingUnreadable`]: the snapshot may be the last one that can be
-    /// restored.
-    Refuse,
-    /// Delete the manifest and keep all deltas, on the administrator's explicit request.
-    KeepDeltas,
+pub enum DeleteMode {
+    /// Refuses it with [`CloudError::SiblingUnreadable`] if another manifest of the same volume cannot be
+    /// read, because the snapshot may be the last one that can be restored; and with [`CloudError::Leased`]
+    /// if a lazy volume of another host than this one needs it.
+    Checked {
+        /// Installation of this host.
+        host: Uuid,
+    },
+    /// Deletes the manifest regardless, on the administrator's explicit request. Keeps all deltas if another
+    /// manifest cannot be read.
+    Forced,
 }
 
 /// Deletes a snapshot. Deltas of the snapshots in `protected` stay: running backups use them.
@@ -50,17 +58,17 @@ pub enum UnreadableSiblings {
 ///
 /// # Errors
 /// [`CloudError::SnapshotNotFound`]; [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`];
-/// errors of the store. A repeated call, or [`delete_with_manifest`] once the manifest is gone, completes the
-/// work.
+/// [`CloudError::Leased`]; errors of the store. A repeated call, or [`delete_with_manifest`] once the
+/// manifest is gone, completes the work.
 pub async fn delete_snapshot(
     repo: &Repository,
     id: &CloudSnapshotId,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
-    unreadable: UnreadableSiblings,
+    mode: DeleteMode,
 ) -> Result<DeleteReport, CloudError> {
     match repo.manifest(id).await {
-        Ok(manifest) => delete_with_manifest(repo, &manifest, protected, cache, unreadable).await,
+        Ok(manifest) => delete_with_manifest(repo, &manifest, protected, cache, mode).await,
         Err(CloudError::Damaged { .. }) => delete_damaged(repo, id, protected, cache).await,
         Err(error) => Err(error),
     }
@@ -69,20 +77,25 @@ pub async fn delete_snapshot(
 /// Deletes a snapshot with a given manifest, even if the manifest object no longer exists.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`], without any deletion; errors of the
-/// store.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`] and [`CloudError::Leased`], after which
+/// the snapshot still exists; errors of the store.
 pub async fn delete_with_manifest(
     repo: &Repository,
     manifest: &Manifest,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
-    unreadable: UnreadableSiblings,
+    mode: DeleteMode,
 ) -> Result<DeleteReport, CloudError> {
     let id = manifest.id();
-    if unreadable == UnreadableSiblings::Refuse {
+    if let DeleteMode::Checked { host } = mode {
         check_siblings(repo, &id, cache).await?;
+        refuse_if_leased(repo, manifest, host).await?;
     }
     let there = repo.store().delete(&id.manifest_key()).await?;
+    if let DeleteMode::Checked { host } = mode {
+        // A host that stored its lease since the first check may have found the manifest.
+        refuse_if_leased(repo, manifest, host).await?;
+    }
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_unneeded(repo, manifest, protected, cache, &mut report).await;
     // Also after a partial failure, or without deltas: a backup may have stored the manifest again.
@@ -124,6 +137,32 @@ async fn check_siblings(
         }
     }
     Ok(())
+}
+
+/// Refuses the deletion of a snapshot that a lazy volume of another host needs. If its manifest is deleted
+/// but all objects exist, stores it again.
+///
+/// A host stores its lease before it reads the manifest. So if no lease is listed after the deletion of the
+/// manifest, each host that stores one later finds the manifest missing: objects are deleted only then, and
+/// a snapshot without all of its objects has no holder.
+async fn refuse_if_leased(repo: &Repository, manifest: &Manifest, host: Uuid) -> Result<(), CloudError> {
+    let id = manifest.id();
+    let Err(leased) = repo.refuse_if_leased(&id, host).await else { return Ok(()) };
+    if !matches!(leased, CloudError::Leased { .. }) {
+        return Err(leased);
+    }
+    match repo.manifest(&id).await {
+        Ok(_) => return Err(leased),
+        Err(CloudError::SnapshotNotFound { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    if !is_whole(repo, manifest).await? {
+        tracing::warn!(snapshot = %id, %leased, "an earlier attempt deleted objects of the snapshot: its deletion continues");
+        return Ok(());
+    }
+    let object = manifest.encode(repo.key(), &random()?)?;
+    repo.put_manifest(manifest.clone(), object.into(), || 0).await?;
+    Err(leased)
 }
 
 /// Deletes the deltas of a deleted snapshot that no other one needs.

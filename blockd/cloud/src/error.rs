@@ -216,6 +216,14 @@ pub enum CloudError {
         /// Cause.
         source: Box<CloudError>,
     },
+    /// Lazy volumes of other hosts need the snapshot.
+    #[error("delete refused on cloud snapshot {id}: it is leased by {holders}")]
+    Leased {
+        /// Snapshot, which is not deleted.
+        id: CloudSnapshotId,
+        /// The lazy volumes.
+        holders: String,
+    },
     /// The clocks of this host and of the store differ, so that ages and dates are unreliable.
     #[error(
         "clock check failed on {store}: the clock of this host differs from the store's by {ahead_s} s (positive: this host is ahead); nothing is deleted"

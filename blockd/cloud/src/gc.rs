@@ -1,4 +1,5 @@
-//! Garbage collection of deltas that no manifest references or ever will, and of proofs of deleted snapshots.
+//! Garbage collection of deltas that no manifest references or ever will, of proofs of deleted snapshots, and
+//! of leases that hold nothing.
 //!
 //! An abandoned backup leaves packs without a manifest. Only their age distinguishes them from those of a
 //! running backup on another host: no backup commits later than [`BACKUP_LIFETIME_S`] after its start, so a
@@ -6,7 +7,7 @@
 //! commit. The argument is in `FORMAT.md`, "Garbage".
 
 use crate::{
-    CloudError, Repository,
+    CloudError, LEASE_LIFETIME, ManifestFilter, Repository,
     backup_spec::{BACKUP_LIFETIME_S, MAX_CLOCK_SKEW_S},
     delete::objects_of,
     listing::{ManifestCache, NoCache, stored},
@@ -29,6 +30,11 @@ use uuid::Uuid;
 const PROBE_AGE_S: i64 = MAX_CLOCK_SKEW_S;
 /// Age at which the objects of a delta without a manifest are garbage, in seconds.
 const DELTA_AGE_S: i64 = BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S;
+/// Age at which a lease is garbage, in seconds: it has expired, and its host does not renew it.
+const LEASE_AGE_S: i64 = LEASE_LIFETIME.as_secs() + MAX_CLOCK_SKEW_S;
+/// Age at which a lease of this host is garbage if no lazy volume needs its snapshot, in seconds: the volume
+/// is recorded shortly after its lease is stored.
+const OWN_LEASE_AGE_S: i64 = MAX_CLOCK_SKEW_S;
 /// Age at which a proof without a manifest is garbage, in seconds: a lagging listing may lack the manifest.
 const PROOF_AGE_S: i64 = DELTA_AGE_S;
 const _: () = assert!(DELTA_AGE_S > BACKUP_LIFETIME_S && PROBE_AGE_S > 0, "running backups are no garbage");
@@ -47,7 +53,7 @@ const MAX_PROVEN: usize = 2_000_000;
 const MAX_HOURS: u64 = 6;
 
 /// Options of a garbage collection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct GarbageOptions {
     /// The time.
     pub now: Timestamp,
@@ -55,6 +61,10 @@ pub struct GarbageOptions {
     pub dry_run: bool,
     /// Snapshots whose deltas stay regardless of age: those of known backups of this host.
     pub protected: BTreeSet<SnapshotId>,
+    /// Installation of this host.
+    pub host: Uuid,
+    /// Cloud snapshots that lazy volumes of this host need; its leases of others are removed.
+    pub backing: BTreeSet<CloudSnapshotId>,
 }
 
 /// Objects of an abandoned backup.
@@ -94,6 +104,8 @@ pub struct GarbageReport {
     pub probe_objects: u64,
     /// Number of proofs of deleted snapshots that were deleted, or would be in a dry run.
     pub proofs: u64,
+    /// Number of leases that were removed, or would be in a dry run.
+    pub leases: u64,
     /// Number of files or segments of unfinished uploads that were removed, or would be in a dry run.
     pub unfinished: u64,
     /// Number of deleted objects, as far as the store reports; 0 in a dry run.
@@ -187,6 +199,7 @@ async fn collect(
     report.unfinished = repo.store().remove_unfinished(ROOT_PREFIX, before_unix_s, options.dry_run).await?;
     // Last: an object lock or a policy may keep proofs.
     collect_proofs(repo, &Vec::from_iter(proven), options, &mut report).await?;
+    collect_leases(repo, options, &mut report).await?;
     Ok(report)
 }
 
@@ -259,6 +272,25 @@ async fn collect_proofs(
         if !options.dry_run {
             report.objects_deleted += delete_objects(repo, old.into_iter()).await?;
         }
+    }
+    Ok(())
+}
+
+/// Removes expired leases, and those of this host that no lazy volume needs.
+async fn collect_leases(
+    repo: &Repository,
+    options: &GarbageOptions,
+    report: &mut GarbageReport,
+) -> Result<(), CloudError> {
+    let mut leases = repo.list_leases(&ManifestFilter::default()).await?;
+    leases.retain(|lease| {
+        let is_unneeded = lease.id.host == options.host && !options.backing.contains(&lease.id.cloudsnap);
+        is_garbage(lease.stored, options.now, if is_unneeded { OWN_LEASE_AGE_S } else { LEASE_AGE_S })
+    });
+    let keys: Vec<String> = leases.into_iter().map(|lease| lease.id.key()).collect();
+    report.leases = keys.len() as u64;
+    if !options.dry_run {
+        report.objects_deleted += delete_objects(repo, keys.into_iter()).await?;
     }
     Ok(())
 }

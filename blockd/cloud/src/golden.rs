@@ -5,8 +5,8 @@
 
 use crate::{
     BackupSpec, CancelToken, CloudSnapshotId, DataKey, DrillOutcome, DrillReport, DrillStage, DrillStep,
-    EncryptionMode, KdfParams, KnownKeys, Manifest, ManifestFilter, ManifestKey, MemoryJournal, NoCache,
-    OpenOptions, Progress, Proof, ProofKind, Repair, RepairSource, Repository, SnapshotDescription,
+    EncryptionMode, KdfParams, KnownKeys, Lease, Manifest, ManifestFilter, ManifestKey, MemoryJournal,
+    NoCache, OpenOptions, Progress, Proof, ProofKind, Repair, RepairSource, Repository, SnapshotDescription,
     SnapshotReader, UploadOptions, backup, keys,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
@@ -157,6 +157,17 @@ fn proofs(first: CloudSnapshotId, second: CloudSnapshotId) -> Vec<Proof> {
     ]
 }
 
+/// Returns a lease of the second generation.
+fn lease(cloudsnap: CloudSnapshotId) -> Lease {
+    Lease {
+        cloudsnap,
+        host: Uuid::from_u128(0x9d0e_5b7a_33c1_4e52_8f60_41d2_7ab3_c5e9),
+        volume: VolumeId::from_u64(4_415_809_921_375_060_118),
+        host_name: "db1".into(),
+        renewed: Timestamp::from_second(1_700_000_500).unwrap(),
+    }
+}
+
 async fn write(kind: Kind) -> MemoryStore {
     let mode = kind.mode;
     let store = Arc::new(MemoryStore::default());
@@ -213,6 +224,8 @@ async fn write(kind: Kind) -> MemoryStore {
     for proof in proofs(ids[0], ids[1]) {
         store.insert(&proof.id().key(), proof.encode(&key(mode), &[0x60; 32]).unwrap());
     }
+    let lease = lease(ids[1]);
+    store.insert(&lease.id().key(), lease.encode(&key(mode), &[0x70; 32]).unwrap());
     store.fork()
 }
 
@@ -249,6 +262,8 @@ async fn golden_files_are_readable() {
         let found = repo.list_proofs(&ManifestFilter::default()).await.unwrap();
         let found = repo.read_proofs(found).await.into_iter().map(|(_, proof)| proof.unwrap());
         assert_eq!(found.collect::<Vec<_>>(), proofs(first, second));
+        let leases = repo.list_leases(&ManifestFilter::default()).await.unwrap();
+        assert_eq!(repo.lease(&leases[0].id).await.unwrap(), Some(lease(second)));
         for (generation, listed) in (1..).zip(listed) {
             assert_eq!(
                 objects[&listed.key][8..10],

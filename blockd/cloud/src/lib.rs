@@ -26,6 +26,7 @@ mod index_writer;
 mod job;
 mod journal;
 mod keys;
+mod lease;
 mod listing;
 mod manifest;
 mod names;
@@ -56,7 +57,7 @@ pub use cipher::EncryptionMode;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use commit::check_base;
 pub use damage::{Damage, DamagedPart, MAX_DAMAGE_DESCRIBED};
-pub use delete::{DeleteReport, UnreadableSiblings, delete_damaged, delete_snapshot, delete_with_manifest};
+pub use delete::{DeleteMode, DeleteReport, delete_damaged, delete_snapshot, delete_with_manifest};
 pub use drill::{
     DrillOutcome, DrillReport, DrillStage, DrillStep, MAX_DRILL_ITEMS, MAX_DRILL_TEXT_BYTES, drill_text,
 };
@@ -64,6 +65,7 @@ pub use error::{ClockUnknownCause, CloudError};
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};
+pub use lease::{LEASE_LIFETIME, Lease, LeaseHolder, LeaseId, ListedLease};
 pub use listing::{ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache};
 pub use manifest::{BackupType, Delta, IndexRef, MAX_CHAIN, Manifest, SnapshotDescription};
 pub use names::ManifestKey;

@@ -13,6 +13,8 @@ pub(crate) const KEY_COPIES_PREFIX: &str = "blockd/keys-copy/";
 pub(crate) const MANIFESTS_PREFIX: &str = "blockd/manifests/";
 /// Prefix of the proofs.
 pub(crate) const PROOFS_PREFIX: &str = "blockd/proofs/";
+/// Prefix of the leases.
+pub(crate) const LEASES_PREFIX: &str = "blockd/leases/";
 /// Prefix of packs and indexes.
 pub(crate) const DATA_PREFIX: &str = "blockd/data/";
 /// Prefix of probe objects.

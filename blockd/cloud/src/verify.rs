@@ -313,6 +313,15 @@ fn alone(manifest: &Manifest, at: usize) -> Manifest {
     Manifest { delta: nth(manifest, at).clone(), chain: Vec::new(), ..manifest.clone() }
 }
 
+/// Returns true if all objects of a manifest's deltas exist with the right lengths.
+pub(crate) async fn is_whole(repo: &Repository, manifest: &Manifest) -> Result<bool, CloudError> {
+    let mut found = Damage::default();
+    for at in 0..manifest.deltas().count() {
+        quick(repo, &alone(manifest, at), &mut found).await?;
+    }
+    Ok(found.is_empty())
+}
+
 /// Checks existence and lengths of the objects of a manifest's only delta.
 async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Result<(), CloudError> {
     let delta = &alone.delta;

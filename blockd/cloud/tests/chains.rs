@@ -1,8 +1,8 @@
 //! Tests of restores: chains of incrementals against a model, and layouts across all boundaries.
-use crate::common::{BLOCK, Noise, fixed, restored, run, run_with, set, with_slot};
+use crate::common::{BLOCK, CHECKED, Noise, fixed, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
-    BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader,
-    UnreadableSiblings, changed_blocks, delete_snapshot,
+    BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader, changed_blocks,
+    delete_snapshot,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent, SnapshotId};
 use blockd_store::{BlobStore, LocalStore};
@@ -77,7 +77,7 @@ proptest! {
             for gone in gone {
                 if made.len() > 1 {
                     let (manifest, _) = made.remove(gone.index(made.len()));
-                    delete_snapshot(&repo, &manifest.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+                    delete_snapshot(&repo, &manifest.id(), &[], &NoCache, CHECKED).await.unwrap();
                 }
             }
             for (manifest, expected) in &made {
@@ -176,12 +176,11 @@ async fn chain_across_volumes_keeps_the_deltas_it_needs() {
     assert_eq!(since(4).await.unwrap(), None);
     // Both snapshots of the other volume are deleted; their deltas are still needed.
     for gone in [&full, &second] {
-        let report =
-            delete_snapshot(&repo, &gone.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+        let report = delete_snapshot(&repo, &gone.id(), &[], &NoCache, CHECKED).await.unwrap();
         assert_eq!(report.deltas_deleted, 0);
     }
     assert_eq!(restored(&repo, &copy).await.unwrap(), live.content());
-    let report = delete_snapshot(&repo, &copy.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+    let report = delete_snapshot(&repo, &copy.id(), &[], &NoCache, CHECKED).await.unwrap();
     assert_eq!(report.deltas_deleted, 3);
     let left = repo.store().list("").await.unwrap();
     assert!(left.iter().all(|left| left.key.starts_with("blockd/keys")), "{left:?}");
@@ -208,14 +207,10 @@ async fn deltas_of_running_backups_are_kept() {
     let full =
         run(&repo, spec(1, 100 * BLOCK as u64, set([1]), set([]), None), &live).await.unwrap().manifest;
     let report =
-        delete_snapshot(&repo, &full.id(), &[SnapshotId::from_u64(1)], &NoCache, UnreadableSiblings::Refuse)
-            .await
-            .unwrap();
+        delete_snapshot(&repo, &full.id(), &[SnapshotId::from_u64(1)], &NoCache, CHECKED).await.unwrap();
     assert_eq!((report.deltas_deleted, report.kept), (0, vec![SnapshotId::from_u64(1)]));
     // The leftovers of an interrupted deletion are deleted with the known manifest.
-    let report = blockd_cloud::delete_with_manifest(&repo, &full, &[], &NoCache, UnreadableSiblings::Refuse)
-        .await
-        .unwrap();
+    let report = blockd_cloud::delete_with_manifest(&repo, &full, &[], &NoCache, CHECKED).await.unwrap();
     assert_eq!((report.deltas_deleted, report.objects_deleted), (1, 2));
     assert!(store.objects().keys().all(|key| key.starts_with("blockd/keys")));
 }
@@ -228,7 +223,7 @@ async fn deleted_base_takes_the_incremental_back() {
     live.set(1, &[1; BLOCK]);
     let full =
         run(&repo, spec(1, 100 * BLOCK as u64, set([1]), set([]), None), &live).await.unwrap().manifest;
-    delete_snapshot(&repo, &full.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+    delete_snapshot(&repo, &full.id(), &[], &NoCache, CHECKED).await.unwrap();
     let incremental = spec(2, 100 * BLOCK as u64, set([2]), set([]), Some(&full));
     let journal = Arc::new(MemoryJournal::default());
     let cancel = blockd_cloud::CancelToken::new();

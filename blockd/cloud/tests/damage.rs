@@ -1,8 +1,8 @@
 //! Damage of each kind to each object: reads return an error that names the object, and no wrong data.
-use crate::common::{BLOCK, Noise, fixed, open, restored, run, set};
+use crate::common::{BLOCK, CHECKED, Noise, fixed, open, restored, run, set};
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, EncryptionMode, ManifestFilter, ManifestKey, NoCache, Repository,
-    UnreadableSiblings, delete_snapshot,
+    CloudError, CloudSnapshotId, DeleteMode, EncryptionMode, ManifestFilter, ManifestKey, NoCache,
+    Repository, delete_snapshot,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_testkit::cloud::{MemoryVolume, spec};
@@ -241,15 +241,14 @@ async fn damaged_manifest_is_listed_with_its_error_and_deletable() {
     assert!(listed.iter().any(|entry| entry.id == Some(full) && entry.manifest.is_err()));
 
     // It may be the last one that restores.
-    let refused = delete_snapshot(&repo, &incremental, &[], &NoCache, UnreadableSiblings::Refuse).await;
+    let refused = delete_snapshot(&repo, &incremental, &[], &NoCache, CHECKED).await;
     assert!(matches!(refused, Err(CloudError::SiblingUnreadable { key, .. }) if key == full.manifest_key()));
     assert!(repo.manifest(&incremental).await.is_ok());
     // The deltas of the damaged one are unknown, so no delta of the other one is deleted.
-    let report =
-        delete_snapshot(&repo, &incremental, &[], &NoCache, UnreadableSiblings::KeepDeltas).await.unwrap();
+    let report = delete_snapshot(&repo, &incremental, &[], &NoCache, DeleteMode::Forced).await.unwrap();
     assert_eq!(report.deltas_deleted, 0);
     assert!(report.kept_reason.unwrap().contains(&full.manifest_key()));
-    let report = delete_snapshot(&repo, &full, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+    let report = delete_snapshot(&repo, &full, &[], &NoCache, CHECKED).await.unwrap();
     assert_eq!(report.deltas_deleted, 1);
 }
 

@@ -1,10 +1,10 @@
 //! Deletions interleaved with the steps of other hosts: regression tests by the moment of the loss.
 mod proofs;
 
-use crate::common::{BLOCK, restored, run, run_with, set, with_slot};
+use crate::common::{BLOCK, CHECKED, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestKey, MemoryJournal,
-    NoCache, Repository, UnreadableSiblings, delete_with_manifest,
+    NoCache, Repository, delete_with_manifest,
 };
 use blockd_store::{
     BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Response, StoreFuture,
@@ -109,7 +109,7 @@ where
 }
 
 async fn delete(repo: &Repository, manifest: &Manifest) {
-    delete_with_manifest(repo, manifest, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+    delete_with_manifest(repo, manifest, &[], &NoCache, CHECKED).await.unwrap();
 }
 
 /// Three generations: the second is based on the first; the volume has the content of the third.
@@ -177,8 +177,7 @@ async fn outage_during_a_listing_stops_deletions() {
     let mounted = comes_back.clone();
     *between.before.lock() = Some((delta, Box::pin(async move { mounted() })));
     let repo_in_between = repo.with_store(Arc::new(between));
-    let deleted =
-        delete_with_manifest(&repo_in_between, &first, &[], &NoCache, UnreadableSiblings::Refuse).await;
+    let deleted = delete_with_manifest(&repo_in_between, &first, &[], &NoCache, CHECKED).await;
     comes_back();
     assert_eq!(restored(&repo, &second).await.unwrap(), live.content());
     assert!(matches!(deleted, Err(CloudError::KeySlotMissing { .. })), "{deleted:?}");
@@ -202,7 +201,7 @@ async fn stale_listing_of_a_manifest_does_not_block_deletions() {
         }
         let began = tokio::time::Instant::now();
         let lagging = repo.with_store(Arc::new(between));
-        delete_with_manifest(&lagging, &second, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+        delete_with_manifest(&lagging, &second, &[], &NoCache, CHECKED).await.unwrap();
         assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
         assert!(repo.manifest(&second.id()).await.is_err());
         if own {

@@ -22,6 +22,7 @@ async fn collect(repo: &Repository, after_s: i64, dry_run: bool, protected: &[u6
         now: Timestamp::from_second(after_s).unwrap(),
         dry_run,
         protected: protected.iter().map(|id| SnapshotId::from_u64(*id)).collect::<BTreeSet<_>>(),
+        ..GarbageOptions::default()
     };
     collect_garbage(repo, &options, &NoCache).await.unwrap()
 }
@@ -187,7 +188,7 @@ async fn collection_in_an_unmounted_directory_deletes_no_proof() {
     let gone = store.objects().into_keys().filter(|key| !key.starts_with("blockd/proofs/"));
     gone.for_each(|key| drop(store.remove(&key)));
     let now = Timestamp::from_second(i64::from(i32::MAX)).unwrap();
-    let options = GarbageOptions { now, dry_run: false, protected: BTreeSet::new() };
+    let options = GarbageOptions { now, ..GarbageOptions::default() };
     let error = collect_garbage(&repo, &options, &NoCache).await.unwrap_err();
     assert!(matches!(error, CloudError::KeySlotMissing { .. }), "{error}");
     assert_eq!(proof_ids(&repo).await.len(), 1);
@@ -338,7 +339,7 @@ async fn collection_ends_on_a_store_that_lists_without_end() {
     let repo = with_slot(&inner, EncryptionMode::Aes256GcmSiv);
     let collected = async |many_deltas, page_len, page_takes| {
         let store = Endless { inner: inner.clone(), many_deltas, page_len, page_takes };
-        let options = GarbageOptions { now: Timestamp::now(), dry_run: false, protected: BTreeSet::new() };
+        let options = GarbageOptions { now: Timestamp::now(), ..GarbageOptions::default() };
         collect_garbage(&repo.with_store(Arc::new(store)), &options, &NoCache).await.unwrap_err()
     };
     let error = collected(true, 100_000, Duration::ZERO).await;

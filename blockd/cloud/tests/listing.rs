@@ -1,8 +1,8 @@
 //! Listing of thousands of snapshots: number of requests to the store and the cache.
-use crate::common::fixed;
+use crate::common::{CHECKED, fixed};
 use blockd_cloud::{
     CloudSnapshotId, EncryptionMode, Manifest, ManifestCache, ManifestFilter, MemoryCache, NoCache,
-    UnreadableSiblings, delete_snapshot,
+    delete_snapshot,
 };
 use blockd_store::ObjectInfo;
 use blockd_testkit::cloud::put_many_snapshots;
@@ -89,7 +89,7 @@ async fn thousands_are_listed_with_one_request_and_one_question() {
     let gone = again[17].id.unwrap();
     let manifest = repo.manifest(&gone).await.unwrap();
     let before = (store.operations(), cache.take());
-    delete_snapshot(&repo, &gone, &[], &cache, UnreadableSiblings::Refuse).await.unwrap();
+    delete_snapshot(&repo, &gone, &[], &cache, CHECKED).await.unwrap();
     let asked = cache.take();
     assert!(asked.0 <= 2 && asked.1 <= 4, "a deletion asks for each by itself: {asked:?}");
     assert!(store.operations() - before.0 < 20, "{}", store.operations() - before.0);

@@ -11,6 +11,7 @@ mod deletions;
 mod fixtures;
 mod garbage;
 mod key_slots;
+mod leases;
 mod listing;
 mod lost_answers;
 mod proofs;

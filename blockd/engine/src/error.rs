@@ -251,6 +251,7 @@ pub fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::WriteKeyMissing { .. } | CloudError::WriteKeyNotNewest { .. } => {
             ErrorCode::WriteKeyRefused
         }
+        CloudError::Leased { .. } => ErrorCode::CloudsnapInUse,
         CloudError::EncryptedRepository { .. } => ErrorCode::PassphraseRequired,
         CloudError::PlainRepository { .. } => ErrorCode::RepositoryNotEncrypted,
         CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,

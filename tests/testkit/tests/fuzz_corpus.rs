@@ -34,6 +34,11 @@ fn key_slot() {
 }
 
 #[test]
+fn lease() {
+    replay("lease", fuzz::leases);
+}
+
+#[test]
 fn manifest() {
     replay("manifest", fuzz::manifests);
 }

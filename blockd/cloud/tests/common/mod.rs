@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use blockd_cloud::{
-    BackupJournal, BackupSpec, CancelToken, CloudError, CloudSnapshotId, DrillReport, EncryptionMode,
-    KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Proof, ProofKind, Repository, RestoreOptions,
-    RestoreRequest, UploadOptions, backup, restore,
+    BackupJournal, BackupSpec, CancelToken, CloudError, CloudSnapshotId, DeleteMode, DrillReport,
+    EncryptionMode, KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Proof, ProofKind, Repository,
+    RestoreOptions, RestoreRequest, UploadOptions, backup, restore,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store};
@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 pub const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 pub const CLUSTER: Uuid = Uuid::from_u128(0x3a1a_b4d5_9bc2_4c70_9b4e_0a2b_2d3d_8f10);
+pub const CHECKED: DeleteMode = DeleteMode::Checked { host: CLUSTER };
 
 pub fn options() -> OpenOptions {
     OpenOptions { kdf: FAST_KDF }

@@ -3,7 +3,6 @@ use super::*;
 use crate::common::{CLUSTER, proof};
 use blockd_cloud::{GarbageOptions, ManifestFilter, ProofKind, collect_garbage, delete_damaged};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
 
 async fn proven(repo: &Repository) -> Vec<String> {
     let listed = repo.list_proofs(&ManifestFilter::default()).await.unwrap();
@@ -45,8 +44,7 @@ async fn repeated_deletion_removes_the_remaining_proofs() {
         let faults = Arc::new(FaultStore::new(store.clone()));
         faults.fail_at(operation, Fault::BeforeApply);
         let cut_off = repo.with_store(faults);
-        is_done =
-            delete_with_manifest(&cut_off, &first, &[], &NoCache, UnreadableSiblings::Refuse).await.is_ok();
+        is_done = delete_with_manifest(&cut_off, &first, &[], &NoCache, CHECKED).await.is_ok();
         delete(&repo, &first).await;
         assert_eq!(proven(&repo).await, [second.id().to_string()], "request {operation}");
         if is_done {
@@ -79,7 +77,7 @@ async fn proof_published_during_a_deletion_is_collected_later() {
         delete(&repo.with_store(between.clone()), &first).await;
         assert!(between.after.lock().is_none(), "the other host did not publish");
         let now = Timestamp::from_second(1000 + 9 * 24 * 3600).unwrap();
-        let options = GarbageOptions { now, dry_run: false, protected: BTreeSet::new() };
+        let options = GarbageOptions { now, ..GarbageOptions::default() };
         collect_garbage(&repo, &options, &NoCache).await.unwrap();
         assert_eq!(proven(&repo).await, [second.id().to_string()]);
         live.set(5, &[6; BLOCK]);
@@ -103,7 +101,7 @@ async fn deletion_during_a_collection_keeps_proofs_of_others() {
     let listed = Moment { operation: "LIST", prefix: "blockd/proofs/", suffix: "" };
     *between.after.lock() = Some((listed, Box::pin(deletes)));
     let now = Timestamp::from_second(1000 + 9 * 24 * 3600).unwrap();
-    let options = GarbageOptions { now, dry_run: false, protected: BTreeSet::new() };
+    let options = GarbageOptions { now, ..GarbageOptions::default() };
     collect_garbage(&repo.with_store(between), &options, &NoCache).await.unwrap();
     assert_eq!(proven(&repo).await, [second.id().to_string()]);
 }

@@ -4,11 +4,11 @@ use super::{
     Content, DAY_S, Planted, SIZE,
     net::{Deletion, Net, Pace},
 };
-use crate::common::{BLOCK, Noise, fixed, set};
+use crate::common::{BLOCK, CHECKED, Noise, fixed, set};
 use blockd_cloud::{
     BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions, Manifest,
-    ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings,
-    UploadOptions, backup, collect_garbage, delete_with_manifest,
+    ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UploadOptions, backup,
+    collect_garbage, delete_with_manifest,
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use blockd_store::{Requests, RetryPolicy, task_store};
@@ -203,8 +203,7 @@ impl Daemon {
         expected.lock().deleted.insert(manifest.id());
         *self.net.deletion.lock() = Some(Deletion::default());
         // The leftovers of an interruption are garbage.
-        let _ = delete_with_manifest(&self.repo, manifest, &protected, &NoCache, UnreadableSiblings::Refuse)
-            .await;
+        let _ = delete_with_manifest(&self.repo, manifest, &protected, &NoCache, CHECKED).await;
         *self.net.deletion.lock() = None;
     }
 
@@ -212,7 +211,7 @@ impl Daemon {
         let ahead = if self.net.planted == Planted::WrongClock { 30 * DAY_S } else { 0 };
         let protected = self.kept.iter().map(|kept| kept.spec.snapshot).collect();
         let now = Timestamp::from_second(now_s + ahead).unwrap();
-        let options = GarbageOptions { now, dry_run: false, protected };
+        let options = GarbageOptions { now, protected, ..GarbageOptions::default() };
         *self.net.deletion.lock() = Some(Deletion::default());
         let _ = collect_garbage(&self.repo, &options, &NoCache).await;
         *self.net.deletion.lock() = None;

@@ -24,8 +24,8 @@ use blockd_catalog::{
     Chain, Db, DbManifestCache, DeleteTask, Doubt, ProofRow, RetentionOverride, RunRow, TaskRow,
 };
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Progress, Repository,
-    UnreadableSiblings, delete_damaged, delete_with_manifest,
+    CloudError, CloudSnapshotId, DeleteMode, Manifest, ManifestCache, ManifestKey, Progress, Repository,
+    delete_damaged, delete_with_manifest,
 };
 use blockd_extent::SnapshotId;
 use std::{path::Path, sync::Arc};
@@ -81,14 +81,14 @@ pub(crate) async fn run(
     work.host.failpoints.reached("delete accepted")?;
     let mut protected = protected(work).await?;
     protected.extend(needed_deltas(work, &row, &repository, &manifest_cache).await?);
-    let unreadable = match asked.force {
-        true => UnreadableSiblings::KeepDeltas,
-        false => UnreadableSiblings::Refuse,
+    let mode = match asked.force {
+        true => DeleteMode::Forced,
+        false => DeleteMode::Checked { host: work.host.cluster },
     };
     let delete = async {
         match &manifest {
             Some(manifest) => {
-                delete_with_manifest(&repository, manifest, &protected, &manifest_cache, unreadable).await
+                delete_with_manifest(&repository, manifest, &protected, &manifest_cache, mode).await
             }
             None => delete_damaged(&repository, &row.cloudsnap, &protected, &manifest_cache).await,
         }

@@ -13,7 +13,9 @@ use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
     tasks::{TaskKind, TaskStarted},
 };
-use blockd_catalog::{CredentialRow, DbManifestCache, KnownProofs, LastProof, TaskRow, TaskSpec, VerifyTask};
+use blockd_catalog::{
+    CredentialRow, DbManifestCache, KnownProofs, LastProof, LazyRow, TaskRow, TaskSpec, VerifyTask,
+};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, MAX_PROOF_AHEAD,
     ManifestFilter, Repository, collect_garbage,
@@ -173,7 +175,10 @@ impl Maintenance {
         protected.extend(blocking(move || Ok::<_, ServiceError>(cached.deltas()?)).await?);
         let known = self.repositories.known_before(credential.uuid, &ManifestFilter::default()).await?;
         let listed_at = Timestamp::now();
-        let options = GarbageOptions { now: now(), dry_run, protected };
+        let lazy = self.db.run(LazyRow::all).await?;
+        let backing = lazy.into_iter().map(|row| row.cloudsnap).collect();
+        let host = self.host.cluster;
+        let options = GarbageOptions { now: now(), dry_run, protected, host, backing };
         let report = Box::pin(collect_garbage(repository, &options, &catalog)).await?;
         let uuid = credential.uuid;
         let noted = async {

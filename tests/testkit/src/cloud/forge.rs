@@ -2,7 +2,7 @@
 //! not with its code.
 
 use blockd_cloud::{
-    CloudSnapshotId, DataKey, EncryptionMode, FORMAT_VERSION, Manifest, ManifestKey, ProofId,
+    CloudSnapshotId, DataKey, EncryptionMode, FORMAT_VERSION, LeaseId, Manifest, ManifestKey, ProofId,
 };
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
@@ -45,6 +45,11 @@ pub(super) fn manifest(id: &CloudSnapshotId, key_id: Uuid, body: &[u8]) -> Vec<u
 /// Returns the object of a proof with this body.
 pub(super) fn proof(id: &ProofId, key_id: Uuid, body: &[u8]) -> Vec<u8> {
     sealed_json(b"BLKDPROF", &id.key(), key_id, body)
+}
+
+/// Returns the object of a lease with this body.
+pub(super) fn lease(id: &LeaseId, key_id: Uuid, body: &[u8]) -> Vec<u8> {
+    sealed_json(b"BLKDLEAS", &id.key(), key_id, body)
 }
 
 /// Returns the object of a manifest.

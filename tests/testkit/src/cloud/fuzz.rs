@@ -1,8 +1,8 @@
 //! Fuzz entry points for the objects of a repository.
 //!
 //! The first byte of an input selects the kind of object, and whether this module seals it: the parsers run
-//! only behind valid seals. [`objects`] takes all kinds but proofs; [`manifests`], [`proofs`],
-//! [`frame_tables`] and [`key_slots`] one each.
+//! only behind valid seals. [`objects`] takes all kinds but proofs and leases; [`manifests`],
+//! [`proofs`], [`leases`], [`frame_tables`] and [`key_slots`] one each.
 #![allow(clippy::expect_used, clippy::panic, reason = "a violated property must be found")]
 
 use super::{
@@ -11,8 +11,8 @@ use super::{
 };
 use crate::store::MemoryStore;
 use blockd_cloud::{
-    CloudSnapshotId, DataKey, Delta, EncryptionMode, IndexRef, KdfParams, KnownKeys, Manifest, ManifestKey,
-    ProofId, ProofKind, Repository, SnapshotReader,
+    CloudSnapshotId, DataKey, Delta, EncryptionMode, IndexRef, KdfParams, KnownKeys, LeaseId, Manifest,
+    ManifestKey, ProofId, ProofKind, Repository, SnapshotReader,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use sha2::{Digest, Sha256};
@@ -33,6 +33,8 @@ const PROOF: ProofId = ProofId {
     kind: ProofKind::Full,
     host: Uuid::from_u128(9),
 };
+/// The lease under which all inputs are stored.
+const LEASE: LeaseId = LeaseId { cloudsnap: ID, host: Uuid::from_u128(9), volume: VolumeId::from_u64(7) };
 const KEY: u128 = 4;
 const DELTA: ForgedDelta = ForgedDelta { id: ID, key_id: Uuid::from_u128(KEY) };
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
@@ -104,6 +106,32 @@ pub fn proofs(data: &[u8]) {
     let again =
         forge::proof(&PROOF, DELTA.key_id, &serde_json::to_vec(&proof).expect("a proof is serializable"));
     assert_eq!(read(again).expect("a written proof is readable"), Some(proof));
+}
+
+/// Reads `data` as a lease, as given or sealed.
+///
+/// # Panics
+/// If a property is violated.
+pub fn leases(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let (store, repo) = repository();
+    let read = |object: Vec<u8>| {
+        store.insert(&LEASE.key(), object);
+        block_on(repo.lease(&LEASE))
+    };
+    let object = match kind % 3 {
+        0 => rest.to_vec(),
+        _ => forge::lease(&LEASE, DELTA.key_id, rest),
+    };
+    let Ok(lease) = read(object) else { return };
+    let lease = lease.expect("it is stored");
+    assert_eq!(lease.id(), LEASE);
+    assert!(lease.host_name.len() < 256);
+    let again =
+        forge::lease(&LEASE, DELTA.key_id, &serde_json::to_vec(&lease).expect("a lease is serializable"));
+    assert_eq!(read(again).expect("a written lease is readable"), Some(lease));
 }
 
 /// Reads `data` as a key slot, as given and with a valid checksum.
@@ -291,6 +319,9 @@ fn names(bytes: &[u8]) {
     };
     if let Some(id) = ProofId::from_key(text) {
         assert_eq!(id.key(), text, "the key of a proof is unique");
+    }
+    if let Some(id) = LeaseId::from_key(text) {
+        assert_eq!(id.key(), text, "the key of a lease is unique");
     }
     if let Ok(id) = text.parse::<CloudSnapshotId>() {
         assert_eq!(id.to_string(), text, "the text of an id is unique");

@@ -2,9 +2,9 @@
 
 use super::{FAST_KDF, back_up, spec};
 use blockd_cloud::{
-    BlockWriter, CancelToken, CloudError, Manifest, ManifestFilter, MemoryCache, NoCache, OpenOptions,
-    Progress, Repository, RestoreOptions, RestoreRequest, SnapshotReader, UnreadableSiblings,
-    delete_snapshot, restore,
+    BlockWriter, CancelToken, CloudError, DeleteMode, Manifest, ManifestFilter, MemoryCache, NoCache,
+    OpenOptions, Progress, Repository, RestoreOptions, RestoreRequest, SnapshotReader, delete_snapshot,
+    restore,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, MAX_VOLUME_BYTES};
 use blockd_store::{BlobStore, Requests};
@@ -210,7 +210,8 @@ async fn check_deletions(repo: &Repository, made: &[(Manifest, MemoryVolume)]) {
     for index in [1, 0, 1, 0] {
         let (manifest, _) = left.remove(index);
         let id = manifest.id();
-        let delete = || delete_snapshot(repo, &id, &[], &NoCache, UnreadableSiblings::Refuse);
+        let delete =
+            || delete_snapshot(repo, &id, &[], &NoCache, DeleteMode::Checked { host: uuid::Uuid::nil() });
         delete().await.unwrap();
         let again = delete().await.unwrap_err();
         assert!(matches!(again, CloudError::SnapshotNotFound { .. }), "{again}");

@@ -1,0 +1,4 @@
+//! Leases.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_testkit::cloud::fuzz::leases(data));
