@@ -205,10 +205,21 @@ pub struct StartDelete {
     pub cloud_snapshot_id: CloudSnapshotId,
     /// Credential; optional if only one has it.
     pub credential: Option<CredentialRef>,
-    /// Delete it although it is pinned, another host made it, or its manifest is damaged (then only its own
-    /// data is deleted). An expiry date does not prevent a manual deletion.
+    /// Delete it although it is pinned, another host made or leases it, or its manifest is damaged (then only
+    /// its own data is deleted). An expiry date does not prevent a manual deletion.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
+}
+
+/// Reply to `POST /v1/cloudsnaps/delete`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeleteStarted {
+    /// Task.
+    pub task_id: Uuid,
+    /// Leases of other hosts that the forced deletion overrides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl StartDelete {

@@ -1,9 +1,10 @@
 //! Rows of lazy volumes: those that still need their backing snapshot.
 
-use crate::{DbError, parsed, rows};
+use crate::{DbError, parsed, parsed_if_there, rows};
 use blockd_api::lazy::StoreLoss;
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::VolumeId;
+use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
 
@@ -20,9 +21,11 @@ pub struct LazyRow {
     pub hydrate: bool,
     /// Behavior of reads during an outage of the store.
     pub on_store_loss: StoreLoss,
+    /// Last renewal of its lease; `None` without a lease.
+    pub leased: Option<Timestamp>,
 }
 
-const COLUMNS: &str = "volume, credential, cloudsnap, hydrate, on_store_loss";
+const COLUMNS: &str = "volume, credential, cloudsnap, hydrate, on_store_loss, leased";
 
 impl LazyRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -32,6 +35,7 @@ impl LazyRow {
             cloudsnap: parsed(row, 2)?,
             hydrate: row.get(3)?,
             on_store_loss: parsed(row, 4)?,
+            leased: parsed_if_there(row, 5)?,
         })
     }
 
@@ -49,16 +53,27 @@ impl LazyRow {
     /// The database fails.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO lazy_volumes (volume, credential, cloudsnap, hydrate, on_store_loss)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO lazy_volumes (volume, credential, cloudsnap, hydrate, on_store_loss, leased)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             params![
                 self.volume.to_string(),
                 self.credential.to_string(),
                 self.cloudsnap.to_string(),
                 self.hydrate,
-                self.on_store_loss.as_str()
+                self.on_store_loss.as_str(),
+                self.leased.map(|leased| leased.to_string())
             ],
         )?;
+        Ok(())
+    }
+
+    /// Records the renewal of a lease.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_leased(tx: &Transaction<'_>, volume: VolumeId, at: Timestamp) -> Result<(), DbError> {
+        let row = [volume.to_string(), at.to_string()];
+        tx.execute("UPDATE lazy_volumes SET leased = ?2 WHERE volume = ?1", row)?;
         Ok(())
     }
 
@@ -88,11 +103,14 @@ mod tests {
             cloudsnap: "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr".parse().unwrap(),
             hydrate: true,
             on_store_loss: StoreLoss::Error,
+            leased: None,
         };
         db.transaction::<_, DbError>(|tx| {
             volume.insert(tx)?;
             row.insert(tx)?;
             assert_eq!(LazyRow::all(tx)?, [row]);
+            LazyRow::set_leased(tx, volume.id, Timestamp::UNIX_EPOCH)?;
+            assert_eq!(LazyRow::all(tx)?, [LazyRow { leased: Some(Timestamp::UNIX_EPOCH), ..row }]);
             LazyRow::remove(tx, volume.id)?;
             assert_eq!(LazyRow::all(tx)?, []);
             row.insert(tx)?;

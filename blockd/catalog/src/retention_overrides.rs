@@ -1,6 +1,6 @@
 //! Rows of pins and expiry dates of cloud snapshots.
 
-use crate::{AnomalyHolds, DbError, parsed, parsed_if_there, repository_location::Aliases};
+use crate::{AnomalyHolds, DbError, LeaseRow, parsed, parsed_if_there, repository_location::Aliases};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
@@ -29,10 +29,11 @@ fn key(id: &CloudSnapshotId) -> String {
     CloudSnapshotId { incremental: false, ..*id }.to_string()
 }
 
-/// All pins and expiry dates, and the holds of anomalies.
+/// All pins and expiry dates, the holds of anomalies, and the leases of other hosts.
 #[derive(Debug, Default)]
 pub struct RetentionOverrides {
     holds: AnomalyHolds,
+    leases: HashMap<String, Vec<LeaseRow>>,
     marks: HashMap<(String, Uuid), RetentionOverride>,
     aliases: Aliases,
 }
@@ -40,18 +41,31 @@ pub struct RetentionOverrides {
 impl RetentionOverrides {
     /// Returns the mark of a cloud snapshot with a credential: its own, and pins and future dates of other
     /// credentials of the repository. Past dates of other credentials delete nothing. The last backup before
-    /// an anomaly is pinned.
+    /// an anomaly is pinned, as is one that another host holds.
     pub fn of(&self, id: &CloudSnapshotId, credential: Uuid, now: Timestamp) -> Option<RetentionOverride> {
         let own = self.marks.get(&(key(id), credential)).copied();
         let nothing = RetentionOverride { cloudsnap: *id, credential, pinned: false, expires: None };
         let mut merged = own.unwrap_or(nothing);
-        merged.pinned |= self.holds.is_last_normal(id);
+        merged.pinned |= self.holds.is_last_normal(id) || self.leases(id, credential, now).next().is_some();
         for alias in self.aliases.of(credential) {
             let Some(other) = self.marks.get(&(key(id), alias.credential)) else { continue };
             merged.pinned |= other.pinned;
             merged.expires = merged.expires.max(other.expires.filter(|expires| *expires > now));
         }
         (merged.pinned || merged.expires.is_some()).then_some(merged)
+    }
+
+    /// Returns the valid leases of a cloud snapshot in the repository of a credential.
+    pub fn leases(
+        &self,
+        id: &CloudSnapshotId,
+        credential: Uuid,
+        now: Timestamp,
+    ) -> impl Iterator<Item = &LeaseRow> {
+        let held = self.leases.get(&key(id)).into_iter().flatten();
+        held.filter(move |lease| {
+            lease.is_valid(now) && self.aliases.credentials(credential).any(|one| one == lease.credential)
+        })
     }
 
     /// Returns true if an anomaly without an acknowledgement pins the cloud snapshot.
@@ -96,7 +110,11 @@ impl RetentionOverride {
         let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM cloudsnap_marks"))?;
         let marks = statement.query_map([], Self::read)?.collect::<Result<Vec<_>, _>>()?;
         let marks = marks.into_iter().map(|mark| ((key(&mark.cloudsnap), mark.credential), mark)).collect();
-        Ok(RetentionOverrides { holds: AnomalyHolds::all(tx)?, marks, aliases: Aliases::all(tx)? })
+        let mut leases: HashMap<String, Vec<LeaseRow>> = HashMap::new();
+        for lease in LeaseRow::all(tx)? {
+            leases.entry(key(&lease.cloudsnap)).or_default().push(lease);
+        }
+        Ok(RetentionOverrides { holds: AnomalyHolds::all(tx)?, leases, marks, aliases: Aliases::all(tx)? })
     }
 
     /// Returns the mark of a cloud snapshot with a credential.

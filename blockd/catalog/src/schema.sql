@@ -162,7 +162,19 @@ CREATE TABLE lazy_volumes (
     credential    TEXT NOT NULL,
     cloudsnap     TEXT NOT NULL,
     hydrate       INTEGER NOT NULL CHECK (hydrate IN (0, 1)), -- a task fetches the rest
-    on_store_loss TEXT NOT NULL CHECK (on_store_loss IN ('stall', 'error'))
+    on_store_loss TEXT NOT NULL CHECK (on_store_loss IN ('stall', 'error')),
+    leased        TEXT                      -- last renewal of its lease; NULL: none
+) STRICT;
+
+-- Lazy volumes of other hosts that need cloud snapshots, as the location last listed them.
+CREATE TABLE leases (
+    credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    cloudsnap  TEXT NOT NULL,
+    host       TEXT NOT NULL,               -- its installation
+    volume     TEXT NOT NULL,
+    host_name  TEXT NOT NULL,
+    stored     TEXT,                        -- last renewal by the clock of the location; NULL: unknown
+    PRIMARY KEY (credential, cloudsnap, host, volume)
 ) STRICT;
 
 -- Schedule policies, shared by several schedules.

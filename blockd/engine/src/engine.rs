@@ -16,6 +16,7 @@ use crate::{
     free_space::FreeSpace,
     health::ComponentHealth,
     host::{Admission, Host},
+    leases::Leases,
     maintenance::{Maintenance, verify_task::VerifyWork},
     metrics::Meters,
     monitor::Monitor,
@@ -99,6 +100,8 @@ pub struct Engine {
     pub free_space: Arc<FreeSpace>,
     /// Repositories.
     pub repositories: Arc<Repositories>,
+    /// Stores, renews and imports leases.
+    pub leases: Arc<Leases>,
     /// Publishes and imports proofs.
     pub proofs: Arc<Proofs>,
     /// Table of tasks.
@@ -271,7 +274,8 @@ impl Engine {
         let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, task_workers,
             references, secrets } proven, opened, opened_with, unopened, refused, stores, changes);
         let proofs = service!(Proofs { db, events, host, registry, repositories } refused, seen);
-        let checks = service!(RetentionChecks { db, events, health, host, registry, repositories });
+        let leases = service!(Leases { db, events, health, host, registry, repositories } failed);
+        let checks = service!(RetentionChecks { db, events, health, host, leases, registry, repositories });
         let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running,
             closed, ended);
         let quiescer = service!(Quiescer { attachments, db, events, host, quiescing, registry }
@@ -279,7 +283,7 @@ impl Engine {
         let devices = service!(Devices { admission, attachments, db, registry });
         let snapshots = service!(Snapshots { admission, attachments, readers, db, events, host, merger,
             quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
-        let lazy = service!(LazyVolumes { db, host, registry, repositories } fetcher, lazy_sources,
+        let lazy = service!(LazyVolumes { db, host, leases, registry, repositories } fetcher, lazy_sources,
             reporting);
         let anomalies = service!(Anomalies { db, host, registry, scheduler });
         let backup_work = service!(BackupWork { anomalies, db, events, host, registry, repositories, snapshots, tasks
@@ -304,13 +308,13 @@ impl Engine {
             in_place_work, lazy, merger, registry, restores, runner, schedules, snapshots, tasks });
         let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner,
             snapshots, tasks });
-        let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, proofs, registry, repositories });
+        let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, leases, proofs, registry, repositories });
         let drills = service!(Drills { admission, cloud_snapshots, db, host, registry, repositories, runner, snapshots });
-        let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
+        let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host, leases,
             registry, repositories, runner, scheduler, tasks });
         let repairs = service!(Repairs { admission, db, deletions, host, registry, repositories, runner, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
-            host, proofs, registry, repairs, repositories, runner, scrubs, tasks } plan);
+            host, leases, proofs, registry, repairs, repositories, runner, scrubs, tasks } plan);
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, drills, events, health,
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,
@@ -323,9 +327,9 @@ impl Engine {
         Self {
             host, reserve, registry, db, attachments, health, references, task_workers, merger, scheduler,
             quiescing, admission, events, free_space, repositories, tasks, quiescer, devices, snapshots,
-            lazy, anomalies, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
-            cloud_snapshots, deletions, drills, repairs, proofs, maintenance, scrubs, schedule_runner, credentials,
-            webhook_delivery, monitor, names,
+            lazy, leases, anomalies, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
+            cloud_snapshots, deletions, drills, repairs, proofs, maintenance, scrubs, schedule_runner,
+            credentials, webhook_delivery, monitor, names,
         }
     }
 }

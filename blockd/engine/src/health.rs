@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub const DATA_DIR: &str = "data-directory";
 
 /// Kinds of problems, as shown by the API and in metric labels.
-pub const KINDS: [&str; 15] = [
+pub const KINDS: [&str; 16] = [
     DATA_DIR,
     CLOCK,
     DISCARDED_WRITES,
@@ -25,6 +25,7 @@ pub const KINDS: [&str; 15] = [
     LOCATION,
     KEY_SLOT,
     BACKING_SNAPSHOT,
+    LEASE,
     PROOF,
     VOLUME_DAMAGE,
 ];
@@ -53,6 +54,8 @@ pub const LOCATION: &str = "location";
 pub const KEY_SLOT: &str = "key-slot";
 /// The backing snapshot of a lazy volume was deleted by another host.
 pub const BACKING_SNAPSHOT: &str = "backing-snapshot";
+/// The lease of a lazy volume cannot be renewed.
+pub const LEASE: &str = "lease";
 /// The last proof of a volume at a location is too old.
 pub const PROOF: &str = "proof";
 

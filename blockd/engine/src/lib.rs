@@ -17,6 +17,7 @@ pub mod free_space;
 pub mod health;
 pub mod host;
 pub mod ids;
+pub mod leases;
 pub mod maintenance;
 pub mod metrics;
 pub mod monitor;

@@ -62,6 +62,7 @@ mod id_prefixes;
 mod key_slots;
 mod known_damage;
 mod layers;
+mod leases;
 mod local_snapshots;
 mod locate;
 mod metrics;

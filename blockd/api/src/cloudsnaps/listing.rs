@@ -149,9 +149,12 @@ pub struct Cloudsnap {
     pub dirty_bytes: u64,
     /// Stall time of the freeze, in microseconds.
     pub freeze_stall_micros: u64,
-    /// True if pinned on this host.
+    /// True if pinned on this host, or leased by another one.
     #[serde(default)]
     pub pinned: bool,
+    /// Lazy volumes of other hosts that need it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<CloudsnapLease>,
     /// Origin of the pin, if pinned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pinned_by: Option<PinOrigin>,
@@ -198,6 +201,21 @@ pub enum PinOrigin {
     User,
     /// An anomaly after the backup, until it is acknowledged.
     Anomaly,
+    /// A lazy volume of another host.
+    Lease,
+}
+
+/// Lease of a cloud snapshot: a lazy volume of another host that needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudsnapLease {
+    /// Name of the host, or the id of its installation.
+    pub host: String,
+    /// The lazy volume.
+    pub volume_id: VolumeId,
+    /// Time at which the lease expires unless the host renews it; `None` if the location reports no time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
 }
 
 /// Last proof of a cloud snapshot: the result of a verification by a host of the location.

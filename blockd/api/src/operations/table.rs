@@ -15,9 +15,9 @@ use crate::{
         Unmounted,
     },
     cloudsnaps::{
-        CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected, GroupBackupStarted,
-        InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup, StartDelete,
-        StartGroupBackup, StartRepair, StartRestore, StartVerify,
+        CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, DeleteStarted, GarbageCollected,
+        GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
+        StartDelete, StartGroupBackup, StartRepair, StartRestore, StartVerify,
     },
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialRekeyed, RekeyCredential},
@@ -244,7 +244,7 @@ operations! {
         .timeout(STORE_CALL)
         .errors(&[A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_FREE_VOLUME, &[CloudsnapInUse]]);
     "Delete a cloud snapshot"
-    START_DELETE: ((), StartDelete) -> TaskStarted = post(Admin, "/v1/cloudsnaps/delete")
+    START_DELETE: ((), StartDelete) -> DeleteStarted = post(Admin, "/v1/cloudsnaps/delete")
         .timeout(STORE_CALL)
         .errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse, CloudsnapPinned, CloudsnapOfOtherHost]]);
     "Pin, unpin or expire a cloud snapshot; unpinning and expiry need an admin"

@@ -4,6 +4,7 @@ use crate::{
     cloud_snapshots::{CloudSnapshots, delete_task::DeleteWork},
     error::ServiceError,
     host::{Admission, Host},
+    leases::Leases,
     repositories::{Repositories, locate::Purpose, preflight::check_cancelled},
     schedules::{
         retention_checks::{RetentionChecks, delete_command},
@@ -12,7 +13,11 @@ use crate::{
     tasks::{Tasks, runner::Runner},
     volumes::registry::Registry,
 };
-use blockd_api::{ApiError, ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
+use blockd_api::{
+    ApiError, ErrorCode,
+    cloudsnaps::{DeleteStarted, StartDelete},
+    tasks::TaskStarted,
+};
 use blockd_catalog::{Db, DeleteTask, RetentionOverride, TaskRow, TaskSpec};
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use std::sync::Arc;
@@ -26,6 +31,7 @@ pub struct Deletions {
     pub(crate) db: Arc<Db>,
     pub(crate) delete_work: Arc<DeleteWork>,
     pub(crate) host: Arc<Host>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
@@ -38,10 +44,52 @@ impl Deletions {
     ///
     /// # Errors
     /// There is no such cloud snapshot, or a task or lazy volume uses it. Without `force`, also one that is
-    /// pinned, that another host made, or whose manifest is damaged.
-    pub async fn start_delete(self: &Arc<Self>, request: &StartDelete) -> Result<TaskStarted, ServiceError> {
-        let started = self.start_delete_if(request, None).await?;
-        started.ok_or_else(|| ServiceError::Internal("an unconditional deletion was not started".into()))
+    /// pinned, that another host made or leases, or whose manifest is damaged.
+    pub async fn start_delete(
+        self: &Arc<Self>,
+        request: &StartDelete,
+    ) -> Result<DeleteStarted, ServiceError> {
+        let id = request.cloud_snapshot_id;
+        let credential =
+            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Delete).await?.uuid;
+        let warnings = self.overridden_leases(credential, &id, request.force).await?;
+        let request = request.clone().under(credential);
+        let started = self.start_delete_if(&request, None).await?;
+        let not_started = || ServiceError::Internal("an unconditional deletion was not started".into());
+        let TaskStarted { task_id } = started.ok_or_else(not_started)?;
+        warnings.iter().for_each(|warning| tracing::warn!(cloudsnap = %id, task = %task_id, "{warning}"));
+        Ok(DeleteStarted { task_id, warnings })
+    }
+
+    /// Returns warnings about the leases of other hosts that a forced deletion overrides; refuses another
+    /// one.
+    async fn overridden_leases(
+        &self,
+        credential: Uuid,
+        id: &CloudSnapshotId,
+        force: bool,
+    ) -> Result<Vec<String>, ServiceError> {
+        let holders = match self.leases.holders(credential, id).await {
+            Err(error) if force => {
+                tracing::warn!(cloudsnap = %id, %error, "listing leases failed; the deletion is forced");
+                return Ok(Vec::new());
+            }
+            holders => holders?,
+        };
+        if force || holders.is_empty() {
+            let lost = |holder| {
+                format!(
+                    "{holder} needs cloud snapshot {id}: its reads of blocks that it has not fetched will fail"
+                )
+            };
+            return Ok(holders.iter().map(lost).collect());
+        }
+        let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+        let mut refused =
+            ServiceError::from(CloudError::Leased { id: *id, holders: holders.join(", ") }).to_api();
+        let what = if holders.len() == 1 { "it is" } else { "they are" };
+        refused.hint = Some(format!("wait until {what} hydrated or deleted, or `{}`", delete_command(id)));
+        Err(ServiceError::Refused(refused))
     }
 
     /// Starts a deletion. For one by a retention policy, `judged_by` is the retention override that the

@@ -10,6 +10,7 @@ use crate::{
     backup::task::trigger_of,
     error::ServiceError,
     host::Host,
+    leases::{self, Leases},
     proofs::{self, Proofs},
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS},
     restore::lazy::{LazyVolumes, labels},
@@ -39,6 +40,7 @@ pub struct CloudSnapshots {
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
     pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) proofs: Arc<Proofs>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
@@ -72,6 +74,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow, location_id: Option<Uu
         dirty_bytes: manifest.dirty_bytes,
         freeze_stall_micros: description.freeze_stall_micros,
         pinned: false,
+        leases: Vec::new(),
         pinned_by: None,
         expires_at: None,
         last_proof: None,
@@ -102,9 +105,14 @@ fn show_mark(entry: &mut Cloudsnap, marks: &RetentionOverrides, now: Timestamp) 
     let id = entry.cloud_snapshot_id;
     let Some(mark) = marks.of(&id, entry.credential_id, now) else { return };
     (entry.pinned, entry.expires_at) = (mark.pinned, mark.expires);
-    entry.pinned_by = mark.pinned.then(|| match marks.is_pinned_by_anomaly(&id) {
-        true => PinOrigin::Anomaly,
-        false => PinOrigin::User,
+    // Two credentials of one location have the same leases.
+    let mut seen = BTreeSet::new();
+    let leases = marks.leases(&id, entry.credential_id, now).filter(|lease| seen.insert(lease.id()));
+    entry.leases = leases.map(leases::shown).collect();
+    entry.pinned_by = mark.pinned.then(|| match marks.pinned_under(&id, entry.credential_id) {
+        _ if marks.is_pinned_by_anomaly(&id) => PinOrigin::Anomaly,
+        None => PinOrigin::Lease,
+        Some(_) => PinOrigin::User,
     });
 }
 
@@ -288,6 +296,7 @@ impl CloudSnapshots {
         let keys = listed.iter().map(|item| item.key.clone()).collect();
         self.repositories.forget_deleted_backups(credential.uuid, &repository, known, &keys).await?;
         self.proofs.import_after_listing(credential, &repository, &scope.filter, &listed).await;
+        self.leases.import_after_listing(credential, &repository, &scope.filter).await;
         let now = Timestamp::now();
         let uuid = credential.uuid;
         if scope.whole_store
@@ -378,6 +387,7 @@ impl CloudSnapshots {
                 dirty_bytes: row.detail.bytes_dirty,
                 freeze_stall_micros: row.detail.freeze_stall_micros,
                 pinned: false,
+                leases: Vec::new(),
                 pinned_by: None,
                 expires_at: None,
                 last_proof: None,

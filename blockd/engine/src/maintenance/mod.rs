@@ -14,6 +14,7 @@ use crate::{
     events::EventLog,
     health::{self, ComponentHealth},
     host::{Admission, Host},
+    leases::Leases,
     proofs::Proofs,
     repair::{RepairAttempts, Repairs},
     repositories::Repositories,
@@ -54,6 +55,7 @@ pub struct Maintenance {
     pub(crate) events: Arc<EventLog>,
     pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) proofs: Arc<Proofs>,
     pub(crate) registry: Arc<Registry>,
     /// Plan of the background verification.
@@ -90,6 +92,9 @@ pub async fn run(maintenance: Arc<Maintenance>) {
     let mut repaired = RepairAttempts::default();
     loop {
         tokio::time::sleep(PASS_INTERVAL).await;
+        if let Err(error) = maintenance.leases.renew_due(Timestamp::now()).await {
+            tracing::warn!(%error, "renewing leases failed");
+        }
         if let Err(error) = maintenance.runner.abandon_expired(Timestamp::now()).await {
             tracing::warn!(%error, "abandoning expired tasks failed");
         }
@@ -103,6 +108,9 @@ pub async fn run(maintenance: Arc<Maintenance>) {
             exchange_at = Instant::now() + EXCHANGE_INTERVAL;
             if let Err(error) = maintenance.proofs.exchange().await {
                 tracing::warn!(%error, "exchanging proofs failed");
+            }
+            if let Err(error) = maintenance.leases.import_all().await {
+                tracing::warn!(%error, "importing leases failed");
             }
         }
         if let Err(error) = maintenance.check_proof_ages(Timestamp::now()).await {

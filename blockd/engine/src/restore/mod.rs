@@ -10,6 +10,7 @@ mod start_in_place;
 use crate::{
     error::ServiceError,
     host::Admission,
+    ids::random_id,
     repositories::{Repositories, locate::Purpose, preflight::check_cancelled},
     restore::{in_place::InPlaceWork, lazy::LazyVolumes},
     tasks::{Tasks, requests::check_limits, runner::Runner},
@@ -27,6 +28,8 @@ use blockd_api::{
 };
 use blockd_catalog::{CredentialRow, Db, LazyRow, RestoreTask, TaskRow, TaskSpec, VolumeRow, VolumeState};
 use blockd_cloud::{CloudSnapshotId, Manifest};
+use blockd_extent::VolumeId;
+use jiff::Timestamp;
 use std::sync::Arc;
 use tokio::sync::MutexGuard;
 use uuid::Uuid;
@@ -52,6 +55,14 @@ impl Restores {
         credential: Option<&CredentialRef>,
     ) -> Result<(CredentialRow, Manifest, MutexGuard<'_, ()>), ServiceError> {
         let credential = self.repositories.credential_with(id, credential, Purpose::Read).await?;
+        self.admit_from(credential, id).await
+    }
+
+    async fn admit_from(
+        &self,
+        credential: CredentialRow,
+        id: &CloudSnapshotId,
+    ) -> Result<(CredentialRow, Manifest, MutexGuard<'_, ()>), ServiceError> {
         let manifest = self.repositories.manifest_or_cached(credential.uuid, id).await?;
         let admission = self.admission.lock().await;
         check_cancelled()?;
@@ -119,9 +130,31 @@ impl Restores {
         request: &StartLazyRestore,
     ) -> Result<LazyRestored, ServiceError> {
         let id = request.cloud_snapshot_id;
-        let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
+        let credential =
+            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
+        let (uuid, volume) = (credential.uuid, VolumeId::from_u64(random_id()?));
+        // Before the manifest is read: another host that deletes it afterwards finds the lease.
+        let leased = self.lazy.leases.take(uuid, id, volume).await;
+        self.lazy.host.failpoints.reached("lease stored")?;
+        let created = Box::pin(self.start_leased(request, credential, volume, leased)).await;
+        if created.is_err() {
+            self.lazy.leases.release(uuid, id, volume);
+        }
+        created
+    }
+
+    async fn start_leased(
+        self: &Arc<Self>,
+        request: &StartLazyRestore,
+        credential: CredentialRow,
+        volume: VolumeId,
+        leased: Option<Timestamp>,
+    ) -> Result<LazyRestored, ServiceError> {
+        let id = request.cloud_snapshot_id;
+        let (credential, manifest, _admission) = self.admit_from(credential, &id).await?;
         let (name, labels) = (request.volume_name.as_ref(), request.labels.as_ref());
         let row = self.lazy.row_of_restored(&manifest, name, labels, VolumeState::Creating)?;
+        let row = VolumeRow { id: volume, ..row };
         let (entry, schedules) = self.reserve(&row, EntryState::Creating).await?;
         let lazy = LazyRow {
             volume: row.id,
@@ -129,6 +162,7 @@ impl Restores {
             cloudsnap: id,
             hydrate: request.hydrate,
             on_store_loss: request.on_store_loss,
+            leased,
         };
         match self.lazy.create_lazy_volume(row, lazy, manifest).await {
             Ok(volume) => entry.set_state(EntryState::Up(volume)),

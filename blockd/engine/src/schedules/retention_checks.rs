@@ -5,6 +5,7 @@ use crate::{
     events::EventLog,
     health::{self, ComponentHealth},
     host::Host,
+    leases::Leases,
     repositories::Repositories,
     schedules::judgement::Judgement,
     volumes::registry::Registry,
@@ -30,6 +31,7 @@ pub struct RetentionChecks {
     pub(crate) events: Arc<EventLog>,
     pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
 }
@@ -167,11 +169,13 @@ impl RetentionChecks {
     }
 
     /// [`check_store_clock`](Self::check_store_clock) of a credential, after a proof of its location: the
-    /// directory of an unmounted disk must not get a probe object.
+    /// directory of an unmounted disk must not get a probe object. Then imports the leases of the location,
+    /// which the decision considers.
     pub async fn check_clock_of(&self, credential: Uuid) -> Result<(), ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential).await?;
         repository.prove_key_slot().await?;
-        self.check_store_clock(&repository, credential).await
+        self.check_store_clock(&repository, credential).await?;
+        self.leases.import(credential, &repository, &ManifestFilter::default()).await
     }
 
     /// Refuses deletions if the clocks of this host and of a store differ, and reports it once. The time of a

@@ -9,7 +9,7 @@ use crate::{
     },
 };
 use blockd_api::{Deleted, ErrorCode, VolumeRef, first_names, tasks::ways_to_end};
-use blockd_catalog::{RestoreTask, SnapshotRow, TaskRow, TaskSpec, VolumeRow, VolumeState};
+use blockd_catalog::{LazyRow, RestoreTask, SnapshotRow, TaskRow, TaskSpec, VolumeRow, VolumeState};
 use blockd_volume::Volume;
 use std::sync::Arc;
 
@@ -50,6 +50,8 @@ impl Volumes {
             return Err(error);
         }
         // The deletion is durable from here: the next start completes it.
+        let lazy = self.db.run(LazyRow::all).await.unwrap_or_default();
+        let lazy = lazy.into_iter().find(|row| row.volume == id);
         let volume = match before {
             EntryState::Up(volume) => Some(volume),
             _ => None,
@@ -61,6 +63,9 @@ impl Volumes {
         }
         self.registry.remove(&entry);
         self.lazy.drop_source(id);
+        if let Some(lazy) = lazy {
+            self.lazy.leases.release(lazy.credential, lazy.cloudsnap, id);
+        }
         // Layers shared with other volumes may be mergeable now.
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");

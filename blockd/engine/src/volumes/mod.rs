@@ -111,7 +111,7 @@ impl Volumes {
         let dir = self.host.data_dir.volume_dir(id);
         let rows = self.db.run(LazyRow::all).await?;
         let lazy = rows.into_iter().find(|lazy| lazy.volume == parent.id);
-        let lazy = lazy.map(|lazy| LazyRow { volume: id, ..lazy });
+        let lazy = lazy.map(|lazy| LazyRow { volume: id, leased: None, ..lazy });
         let made = self.add_volume(row, lazy, move || volume.clone_to(snapshot, &dir, id)).await;
         // Merges of the parent were blocked during the clone.
         self.merger.wake();

@@ -355,6 +355,7 @@ fn is_state(known: &Known, event: &Event) -> bool {
         | "volume-damaged"
         | "data-directory-full"
         | "key-slot-damaged"
+        | "lease-not-renewed"
         | "proof-too-old"
         | "reload-failed" => true,
         "backing-snapshot-deleted" => known.problems.iter().any(|problem| problem.kind == "backing-snapshot"),

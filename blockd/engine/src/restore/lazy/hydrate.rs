@@ -248,8 +248,10 @@ async fn finish(
     let id = entry.id;
     live.detail(|detail| (detail.bytes_processed, detail.note) = (detail.bytes_total, None));
     work.host.failpoints.reached("hydration ended")?;
+    let (credential, cloudsnap) = (live.view().credential, live.view().cloudsnap);
     let done = work.tasks.finish(live, move |tx| LazyRow::remove(tx, id)).await?;
     work.lazy.drop_source(id);
+    work.lazy.leases.release(credential, cloudsnap, id);
     // Its layers can be merged with the base now.
     work.merger.wake();
     tracing::info!(volume = %id, name = %entry.name, "volume hydrated");

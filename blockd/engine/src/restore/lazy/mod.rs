@@ -16,6 +16,7 @@ use crate::{
     health::BACKING_SNAPSHOT,
     host::Host,
     ids::random_id,
+    leases::Leases,
     repositories::Repositories,
     schedules::selection::selects_labels,
     tasks::findings::is_in_doubt,
@@ -44,6 +45,7 @@ pub struct LazyVolumes {
     pub(crate) db: Arc<Db>,
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) host: Arc<Host>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) lazy_sources: Mutex<HashMap<VolumeId, Arc<CloudSource>>>,
     /// Held while a deleted backing snapshot is reported.
     pub(crate) reporting: tokio::sync::Mutex<()>,
@@ -65,6 +67,7 @@ impl LazyVolumes {
             } else {
                 // Its hydration ended right before the daemon did.
                 self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?;
+                self.leases.release(row.credential, row.cloudsnap, row.volume);
             }
         }
         Ok(())

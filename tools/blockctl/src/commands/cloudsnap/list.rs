@@ -19,7 +19,7 @@ use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
     cloudsnaps::{
         CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, DamagedCloudsnap, ListCloudsnaps,
-        VerifyDepth,
+        PinOrigin, VerifyDepth,
     },
     format_time, operations,
     tasks::BackupType,
@@ -319,7 +319,11 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
         .wide("NAME", |entry| or_dash(entry.name.as_ref()))
         .wide("LABELS", |entry| or_dash(labels_of(entry)))
         .wide("LAST-PROOF", proof_text)
-        .wide("PINNED", |entry| if entry.pinned { "yes" } else { "-" })
+        .wide("PINNED", |entry| match entry.pinned_by {
+            Some(PinOrigin::Lease) => "lease",
+            _ if entry.pinned => "yes",
+            _ => "-",
+        })
         .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)))
         .narrow_if(!is_all_done, "STATUS", |entry| entry.status)
         .narrow_if(has_names, "NAME", |entry| or_dash(own_name(entry)));

@@ -29,8 +29,8 @@ pub const RESTORE_HELP: &str = "\
 The restore creates a volume with the size and labels of the original; it is served when the \
 restore is done. Schedules by labels include it from then on; --label and --no-labels set other \
 labels. With --lazy the volume is served and writable at once: reads are \
-fetched first, the rest in the background, and this daemon does not delete the cloud snapshot \
-until hydration is done; another host with the same bucket does not know of it. With --in-place, a \
+fetched first, the rest in the background. Until hydration is done, no host of the location deletes \
+the cloud snapshot without --force: a lease there names this host. With --in-place, a \
 backup of another volume needs --yes in scripts.
 
 Examples:
@@ -43,8 +43,8 @@ Examples:
 /// Help of `cloudsnap clone`.
 pub const CLONE_HELP: &str = "\
 The clone exists at once, independent of its size: it fetches data on read, and keeps it. It needs the \
-cloud snapshot as long as it exists, so this daemon refuses to delete that. Another host does not \
-know of the clone; if it deletes the cloud snapshot, reads of missing data fail. `cloudsnap \
+cloud snapshot as long as it exists: this daemon refuses to delete that, and a lease makes other \
+hosts of the location refuse it, unless this host does not renew the lease for 7 days. `cloudsnap \
 restore --lazy` fetches all data.
 
 Examples:

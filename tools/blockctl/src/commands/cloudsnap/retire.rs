@@ -181,6 +181,7 @@ async fn delete_each(
             Err(ClientError::Api(error)) if is_gone(&error) => continue,
             started => started?,
         };
+        context.output.warn(&started.warnings);
         let task = follow(&context.client, started.task_id, context.output).await?;
         if task.error.as_ref().is_some_and(is_gone) {
             continue;

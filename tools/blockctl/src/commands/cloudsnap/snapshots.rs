@@ -13,7 +13,8 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
     cloudsnaps::{
-        CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, LastDrill, LastProof, StartDelete,
+        CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, LastDrill, LastProof, PinOrigin,
+        StartDelete,
     },
     format_time, operations,
 };
@@ -28,10 +29,10 @@ Examples:
 
 pub const DELETE_HELP: &str = "\
 No cloud snapshot depends on another one: any of them can be deleted, and shared data stays. A \
-pinned one needs --force, as does one that another host made, or whose manifest, or that of another \
-one of its volume, is unreadable. One that a clone, a lazy volume or a \
-resumable task of this host needs is never deleted. Needs of other hosts are unknown here: their \
-lazy volumes would fail to read. Scripts need --yes for other forms than a complete id.
+pinned one needs --force, as does one that another host made or leases for a lazy volume, or whose \
+manifest, or that of another one of its volume, is unreadable. One that a clone, a lazy volume or a \
+resumable task of this host needs is never deleted. With --force, lazy volumes of other hosts fail \
+to read what they have not fetched. Scripts need --yes for other forms than a complete id.
 
 Examples:
   blockctl cloudsnap delete ID
@@ -60,7 +61,7 @@ pub struct DeleteArgs {
     /// Delete all that this host made of this volume, by its name or id, and wait
     #[arg(long, value_name = "VOLUME", conflicts_with = "snap")]
     src: Option<VolumeRef>,
-    /// Delete it although it is pinned, of another host, or it or another one of its volume is unreadable
+    /// Delete it although it is pinned, leased, of another host, or it or one of its volume is unreadable
     #[arg(short, long)]
     pub force: bool,
     /// Credential option.
@@ -81,6 +82,22 @@ pub fn proof_text(entry: &Cloudsnap) -> String {
     };
     let result = if *sound { "ok" } else { "damaged" };
     format!("{result} ({kind}, {}, host {host}, blockd {version})", format_time(*proven_at))
+}
+
+/// Describes the origins of the pin; `None` without one.
+pub fn pin_text(entry: &Cloudsnap) -> Option<String> {
+    let origin = match entry.pinned_by? {
+        PinOrigin::User => Some("user".to_owned()),
+        PinOrigin::Anomaly => Some("anomaly".to_owned()),
+        PinOrigin::Lease => None,
+    };
+    let leases = entry.leases.iter().map(|lease| {
+        let until = lease
+            .expires_at
+            .map_or_else(String::new, |at| format!(", until {} unless renewed", format_time(at)));
+        format!("lease (host {}, volume {}{until})", lease.host, lease.volume_id)
+    });
+    Some(origin.into_iter().chain(leases).collect::<Vec<_>>().join("; "))
 }
 
 /// Describes the last restore drill.
@@ -129,6 +146,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Freeze", format!("{} µs", entry.freeze_stall_micros))
         .add("Last proof", proof_text(entry))
         .add("Last drill", drill_text(entry))
+        .add("Pinned by", or_dash(pin_text(entry)))
         .add("Restore reads", size(detail.chain_stored_bytes));
     for (nth, id) in detail.chain.iter().enumerate() {
         facts.add(if nth == 0 { "Shares data of" } else { "" }, id);
@@ -189,6 +207,14 @@ pub fn source_volume(entry: &Cloudsnap, here: Uuid) -> String {
 pub fn refuse_kept(entry: &Cloudsnap, here: Uuid) -> Result<(), Failure> {
     let id = entry.cloud_snapshot_id;
     let (code, cause, unpin) = match (entry.pinned, id.cluster == here) {
+        (true, _) if entry.pinned_by == Some(PinOrigin::Lease) => {
+            let holders = pin_text(entry).unwrap_or_default();
+            (
+                ErrorCode::CloudsnapInUse,
+                format!("is pinned by {holders}"),
+                "wait until its lazy volume is hydrated or deleted, or ",
+            )
+        }
         (true, _) => (ErrorCode::CloudsnapPinned, "is pinned".to_owned(), "unpin it, or "),
         (false, false) => {
             (ErrorCode::CloudsnapOfOtherHost, format!("was made by host {}", short_uuid(id.cluster)), "")
@@ -207,6 +233,7 @@ pub async fn delete(context: &Context<'_>, args: DeleteArgs) -> Exit {
     };
     let request = StartDelete { cloud_snapshot_id, credential: args.credential.cred_id, force: args.force };
     let started = context.client.call(operations::START_DELETE, &request).await?;
+    context.output.warn(&started.warnings);
     let line = format!("Cloudsnap delete started successfully with task name:{}", started.task_id);
     report_start(context, started.task_id, &started, &line, args.wait.report()).await
 }
