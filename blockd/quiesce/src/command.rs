@@ -35,10 +35,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 /// Timeout for remaining output of a failed command.
-const FAILED_OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const FAILED_OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Timeout for remaining output of a successful command: the next step must not wait for its background
 /// processes.
-const OUTPUT_TIMEOUT: Duration = Duration::from_millis(20);
+pub(crate) const OUTPUT_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Search path of commands if the daemon has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -46,13 +46,13 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Maximum number of consecutive reads; more than a pipe holds.
 const MAX_READS: usize = 4096;
 
-/// Polling interval for a stop of the daemon.
+/// Polling interval for a stop.
 const STOP_PAUSE: Duration = Duration::from_millis(50);
 
 /// Shell script that replaces itself by the command. A second shell kills the process group when standard
 /// input ends without a line. Standard output is the lock, which the command and its children inherit; their
 /// output goes to standard error.
-const WRAPPER: &str = r#"exec 3<&0 0</dev/null 4>&1 1>&2
+pub(crate) const WRAPPER: &str = r#"exec 3<&0 0</dev/null 4>&1 1>&2
 (exec 1>/dev/null 2>&1 4>&-; read -r _ <&3 || kill -s KILL -- "-$$") &
 exec 3<&-
 exec "$@""#;
@@ -87,7 +87,8 @@ impl Hook<'_> {
             // `wait` would close standard input.
             let stdin = child.stdin.take();
             let output = child.stderr.take().map(|pipe| listen(pipe.into())).transpose()?.unwrap_or_default();
-            let ended = wait(&mut child, began + self.timeout, self.stopping)?;
+            let is_stopping = || self.stopping.is_some_and(CancellationToken::is_cancelled);
+            let ended = wait(&mut child, began + self.timeout, &is_stopping)?;
             // Tells the wrapper not to kill background processes of the command.
             let _ = stdin.map(|mut stdin| stdin.write_all(b"\n"));
             Ok((ended, output))
@@ -158,13 +159,13 @@ impl Hook<'_> {
 }
 
 /// Returns the variables of the daemon's environment that every command gets. Others may hold secrets.
-fn inherited_environment() -> impl Iterator<Item = (&'static str, OsString)> {
+pub(crate) fn inherited_environment() -> impl Iterator<Item = (&'static str, OsString)> {
     let lang = std::env::var_os("LANG").map(|lang| ("LANG", lang));
     [("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))].into_iter().chain(lang)
 }
 
 /// Returns the environment variables of a user.
-fn user_environment(user: &User) -> [(&'static str, OsString); 4] {
+pub(crate) fn user_environment(user: &User) -> [(&'static str, OsString); 4] {
     let name = || OsString::from(&user.name);
     [("HOME", user.dir.clone().into()), ("USER", name()), ("LOGNAME", name()), ("SHELL", "/bin/sh".into())]
 }
@@ -193,7 +194,7 @@ fn without_capabilities(command: &mut Command) -> io::Result<Child> {
 
 /// Output of a command.
 #[derive(Default)]
-struct CommandOutput {
+pub(crate) struct CommandOutput {
     reader: Option<Arc<Mutex<OutputReader>>>,
     ended: Option<mpsc::Receiver<()>>,
 }
@@ -201,7 +202,7 @@ struct CommandOutput {
 impl CommandOutput {
     /// Returns the output of a command that has ended, even if the reader thread did not run since. Does not
     /// wait for background processes that hold standard error.
-    fn collect(&self, time_limit: Duration) -> Vec<u8> {
+    pub(crate) fn collect(&self, time_limit: Duration) -> Vec<u8> {
         if let Some(ended) = &self.ended {
             let _ = ended.recv_timeout(time_limit);
         }
@@ -251,7 +252,7 @@ fn is_readable(pipe: &File, time_limit: Option<&Timespec>) -> bool {
 }
 
 /// Reads the output on a thread, which ends when the last process closes the pipe.
-fn listen(pipe: OwnedFd) -> io::Result<CommandOutput> {
+pub(crate) fn listen(pipe: OwnedFd) -> io::Result<CommandOutput> {
     let pipe = File::from(pipe);
     let watched = pipe.try_clone()?;
     let reader = Arc::new(Mutex::new(OutputReader { pipe, kept: Vec::new() }));
@@ -265,14 +266,13 @@ fn listen(pipe: OwnedFd) -> io::Result<CommandOutput> {
     Ok(CommandOutput { reader: Some(reader), ended: Some(ended) })
 }
 
-/// Waits for the end, the deadline or a stop of the daemon, and kills the process group in the last two
-/// cases.
-fn wait(
+/// Waits for the end, the deadline or a stop, and kills the process group in the last two cases.
+pub(crate) fn wait(
     child: &mut Child,
     deadline: Instant,
-    stopping: Option<&CancellationToken>,
+    is_stopping: &dyn Fn() -> bool,
 ) -> io::Result<Option<ExitStatus>> {
-    let ended = wait_until(child, deadline, stopping);
+    let ended = wait_until(child, deadline, is_stopping);
     if matches!(ended, Ok(true)) {
         return child.wait().map(Some);
     }
@@ -284,17 +284,14 @@ fn wait(
     ended.map(|_| None)
 }
 
-fn wait_until(child: &Child, deadline: Instant, stopping: Option<&CancellationToken>) -> io::Result<bool> {
+fn wait_until(child: &Child, deadline: Instant, is_stopping: &dyn Fn() -> bool) -> io::Result<bool> {
     let pid = pid_of(child).ok_or(io::ErrorKind::NotFound)?;
     let ended = pidfd_open(pid, PidfdFlags::empty())?;
     loop {
-        let mut left = deadline.saturating_duration_since(Instant::now());
-        if let Some(stopping) = stopping {
-            if stopping.is_cancelled() {
-                return Ok(false);
-            }
-            left = left.min(STOP_PAUSE);
+        if is_stopping() {
+            return Ok(false);
         }
+        let left = deadline.saturating_duration_since(Instant::now()).min(STOP_PAUSE);
         let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&left)) {
             Ok(0) if Instant::now() < deadline => {}
@@ -310,7 +307,7 @@ fn pid_of(child: &Child) -> Option<Pid> {
     Pid::from_raw(i32::try_from(child.id()).ok()?)
 }
 
-fn failure(status: ExitStatus, output: &[u8]) -> String {
+pub(crate) fn failure(status: ExitStatus, output: &[u8]) -> String {
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),

@@ -1,0 +1,262 @@
+//! Command in its own mount, network, PID and IPC namespaces, for content that is not trusted.
+//!
+//! `unshare` creates the namespaces, and a script in them prepares the files: the filesystems of the host are
+//! read-only, `/tmp` and `/dev/shm` are empty and private, a device is mounted. `setpriv` then gives up all
+//! privileges. Mounts and processes end with the namespaces, and these with the daemon: the shell of
+//! [hooks](crate::command) kills the process group then, and `unshare` its child.
+
+use crate::command::{
+    FAILED_OUTPUT_TIMEOUT, OUTPUT_TIMEOUT, WRAPPER, failure, inherited_environment, listen, user_environment,
+    wait,
+};
+use nix::unistd::{User, geteuid};
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Directory with the device, mount point or socket of the command.
+pub const PRIVATE_DIR: &str = "/tmp/blockd-drill";
+
+/// Programs that the isolation needs, besides those that every system has.
+const PROGRAMS: [&str; 3] = ["unshare", "setpriv", "mount"];
+
+/// Timeout of the [test](IsolatedCommand::check), which takes some milliseconds.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// First process of the namespaces. Its parameters are the directory of the daemon, the user and group ids,
+/// the command, and what the command gets. Descriptor 4 takes a line when the namespaces are ready. A mount
+/// that cannot become read-only, such as the FUSE mount of another user, is detached.
+const SETUP: &str = r#"set -eu
+dir=$1 uid=$2 gid=$3 command=$4 kind=$5 source=$6 type=$7
+ulimit -c 0
+while read -r _ _ _ _ point options _; do
+    point=$(printf %b "$point")
+    mount -n -o "remount,bind,$options,ro" "$point" 2>/dev/null || umount -n -l "$point" 2>/dev/null || :
+done </proc/self/mountinfo
+ip link set lo up 2>/dev/null || :
+[ ! -d /dev/shm ] || mount -n -t tmpfs -o nosuid,nodev,mode=1777,size=256m tmpfs /dev/shm
+mount -n -t tmpfs -o nosuid,mode=1777,size=256m tmpfs "$dir"
+private=$dir/blockd-drill
+mkdir -m 0755 "$private"
+case $kind in
+    socket)
+        : >"$private/nbd.sock"
+        mount -n --bind "$source" "$private/nbd.sock"
+        ;;
+    device | replayed)
+        number=$(stat -c '0x%t 0x%T' "$source")
+        mknod -m 0600 "$private/device" b $number
+        chown "$uid:$gid" "$private/device"
+        ;;
+esac
+mkdir "$private/mount"
+mount -n --move "$dir" /tmp
+cd /tmp
+echo ready >&4
+exec 4>&-
+private=/tmp/blockd-drill
+[ -z "$type" ] || mount -n -t "$type" -o "nosuid,nodev$8" "$source" "$private/mount"
+[ "$kind" != replayed ] || umount -n "$private/mount"
+setpriv --reuid "$uid" --regid "$gid" --init-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
+    --ambient-caps=-all -- /bin/sh -c "$command""#;
+
+/// Object that the command uses, in [`PRIVATE_DIR`].
+#[derive(Clone, Copy, Debug)]
+pub enum IsolatedDevice<'a> {
+    /// Nothing.
+    None,
+    /// Unix socket `nbd.sock`, writable for the user.
+    Socket(&'a Path),
+    /// Block device `device`, owned by the user.
+    Device(&'a Path),
+    /// Filesystem of a block device, mounted at `mount`.
+    Mounted {
+        /// Device.
+        device: &'a Path,
+        /// Type for `mount -t`.
+        filesystem: &'a str,
+        /// Further mount options.
+        options: &'a [&'a str],
+    },
+    /// As [`Device`](Self::Device), after a mount that replays the journal of its filesystem.
+    Replayed {
+        /// Device.
+        device: &'a Path,
+        /// Type for `mount -t`.
+        filesystem: &'a str,
+        /// Further mount options.
+        options: &'a [&'a str],
+    },
+}
+
+/// Command to run.
+pub struct IsolatedCommand<'a> {
+    /// Command line for `/bin/sh -c`.
+    pub command: &'a str,
+    /// User, not root.
+    pub user: &'a str,
+    /// Timeout.
+    pub timeout: Duration,
+    /// Environment variables, besides those of the user. `HOME` is `/tmp`.
+    pub env: &'a [(&'a str, String)],
+    /// Empty directory, on which the private files are prepared.
+    pub dir: &'a Path,
+    /// Its object.
+    pub device: IsolatedDevice<'a>,
+    /// Returns true to kill the command.
+    pub is_stopping: &'a dyn Fn() -> bool,
+}
+
+/// End of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Isolated {
+    /// Cause of its failure.
+    pub error: Option<String>,
+    /// Last output.
+    pub output: String,
+}
+
+/// Reasons why commands cannot run in isolation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IsolationError {
+    /// The daemon is not root.
+    #[error("blockd runs as user {0}, and only root may create namespaces and mount in them")]
+    NotRoot(String),
+    /// A program is missing.
+    #[error("the program {0} is missing on the daemon's host")]
+    Missing(&'static str),
+    /// Unknown user.
+    #[error("there is no user {0} on the daemon's host")]
+    UnknownUser(String),
+    /// The user is root.
+    #[error("user {0} is root, from whom nothing is isolated")]
+    Root(String),
+    /// The namespaces could not be prepared.
+    #[error("isolation failed on the command: {0}")]
+    Setup(String),
+    /// A system call failed.
+    #[error("start failed on the command: {0}")]
+    Start(#[from] io::Error),
+}
+
+/// Returns true if a program is in the search path of commands.
+fn has_program(name: &str) -> bool {
+    let path = inherited_environment().find(|(variable, _)| *variable == "PATH");
+    path.is_some_and(|(_, path)| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
+}
+
+impl IsolatedCommand<'_> {
+    /// Runs an empty command with the same user. Blocks.
+    ///
+    /// # Errors
+    /// Commands cannot run in isolation.
+    pub fn check(user: &str, dir: &Path) -> Result<(), IsolationError> {
+        let empty = IsolatedCommand {
+            command: ":",
+            user,
+            timeout: CHECK_TIMEOUT,
+            env: &[],
+            dir,
+            device: IsolatedDevice::None,
+            is_stopping: &|| false,
+        };
+        match empty.run()?.error {
+            None => Ok(()),
+            Some(error) => Err(IsolationError::Setup(error)),
+        }
+    }
+
+    /// Runs the command, waits for its end, and returns the result. Blocks.
+    ///
+    /// # Errors
+    /// The command was not started.
+    pub fn run(&self) -> Result<Isolated, IsolationError> {
+        let user = self.user()?;
+        if let Some(missing) = PROGRAMS.into_iter().find(|name| !has_program(name)) {
+            return Err(IsolationError::Missing(missing));
+        }
+        let ready_path = self.dir.with_extension("ready");
+        let ready = File::create(&ready_path)?;
+        std::fs::remove_file(&ready_path)?;
+        let deadline = Instant::now() + self.timeout;
+        let mut child = self.spawn(&user, ready.try_clone()?)?;
+        // `wait` would close standard input.
+        let stdin = child.stdin.take();
+        let output = child.stderr.take().map(|pipe| listen(pipe.into())).transpose()?.unwrap_or_default();
+        let ended = wait(&mut child, deadline, self.is_stopping)?;
+        let _ = stdin.map(|mut stdin| stdin.write_all(b"\n"));
+        let is_success = ended.as_ref().is_some_and(ExitStatus::success);
+        let output = output.collect(if is_success { OUTPUT_TIMEOUT } else { FAILED_OUTPUT_TIMEOUT });
+        let error = match ended {
+            Some(_) if is_success => None,
+            Some(status) => Some(failure(status, &output)),
+            None if (self.is_stopping)() => Some("killed: the drill ends".to_owned()),
+            None => Some(format!("killed after {} s", self.timeout.as_secs())),
+        };
+        let is_ready = ready.metadata()?.len() > 0;
+        match error {
+            Some(error) if !is_ready => Err(IsolationError::Setup(error)),
+            error => Ok(Isolated { error, output: String::from_utf8_lossy(&output).into_owned() }),
+        }
+    }
+
+    fn user(&self) -> Result<User, IsolationError> {
+        let own = geteuid();
+        if !own.is_root() {
+            let name = User::from_uid(own).ok().flatten().map_or_else(|| own.to_string(), |user| user.name);
+            return Err(IsolationError::NotRoot(name));
+        }
+        match User::from_name(self.user).map_err(io::Error::from)? {
+            None => Err(IsolationError::UnknownUser(self.user.to_owned())),
+            Some(user) if user.uid.is_root() => Err(IsolationError::Root(user.name)),
+            Some(user) => Ok(user),
+        }
+    }
+
+    fn spawn(&self, user: &User, ready: File) -> io::Result<Child> {
+        let mut command = Command::new("/bin/sh");
+        command.env_clear().envs(inherited_environment()).envs(user_environment(user));
+        command.envs([("HOME", "/tmp"), ("TMPDIR", "/tmp")]);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.args(["-c", WRAPPER, "sh", "unshare", "--mount", "--net", "--pid", "--ipc", "--fork"]);
+        command.args(["--kill-child", "--mount-proc", "--", "/bin/sh", "-c", SETUP, "sh"]).arg(self.dir);
+        command.args([user.uid.to_string(), user.gid.to_string(), self.command.to_owned()]);
+        let Object { kind, source, filesystem, options } = self.device.object();
+        command.arg(kind).arg(source).args([filesystem, options]);
+        command.stdin(Stdio::piped()).stdout(Stdio::from(ready)).stderr(Stdio::piped());
+        command.process_group(0).current_dir("/").spawn()
+    }
+}
+
+/// Parameters of the [script](SETUP).
+struct Object {
+    kind: &'static str,
+    source: PathBuf,
+    filesystem: String,
+    options: String,
+}
+
+impl IsolatedDevice<'_> {
+    fn object(&self) -> Object {
+        let of = |kind, source: &Path, filesystem: &str, options: &[&str]| {
+            let options = options.iter().map(|option| format!(",{option}")).collect();
+            Object { kind, source: source.to_owned(), filesystem: filesystem.to_owned(), options }
+        };
+        match *self {
+            Self::None => of("none", Path::new(""), "", &[]),
+            Self::Socket(path) => of("socket", path, "", &[]),
+            Self::Device(path) => of("device", path, "", &[]),
+            Self::Mounted { device, filesystem, options } => of("mounted", device, filesystem, options),
+            Self::Replayed { device, filesystem, options } => of("replayed", device, filesystem, options),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

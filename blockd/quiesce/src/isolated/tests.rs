@@ -1,0 +1,113 @@
+use super::*;
+use std::{
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    process::id,
+};
+
+const LONG: Duration = Duration::from_secs(120);
+
+fn isolated<'a>(dir: &'a Path, command: &'a str) -> IsolatedCommand<'a> {
+    let device = IsolatedDevice::None;
+    IsolatedCommand { command, user: "nobody", timeout: LONG, env: &[], dir, device, is_stopping: &|| false }
+}
+
+/// Returns a directory, or `None` where nothing can be isolated.
+fn empty_dir(test: &str) -> Option<(tempfile::TempDir, PathBuf)> {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("drill");
+    std::fs::create_dir(&dir).unwrap();
+    match IsolatedCommand::check("nobody", &dir) {
+        Ok(()) => Some((root, dir)),
+        Err(IsolationError::NotRoot(_)) => {
+            eprintln!("=== SKIPPED: {test}: only root creates namespaces ===");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn isolated_command_sees_no_processes_network_or_host_files() {
+    let Some((root, dir)) = empty_dir("isolated commands") else { return };
+    std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let planted = root.path().join("planted");
+    let command = format!(
+        "id -un; id -Gn; grep -c . /proc/net/dev; ls -d /proc/[0-9]* | wc -l; ls -A /tmp /tmp/blockd-drill; \
+         grep -E 'Cap(Prm|Eff|Bnd)|NoNewPrivs' /proc/self/status; echo x >/dev/shm/mine; echo x >/var/tmp/planted; \
+         test -e {}; echo $?; test -d /proc/{}; echo $?; echo $HOME $DRILL; exit 3",
+        planted.display(),
+        id()
+    );
+    std::fs::write(&planted, "x").unwrap();
+    let env = [("DRILL", "seven".to_owned())];
+    let ended = IsolatedCommand { env: &env, ..isolated(&dir, &command) }.run().unwrap();
+    assert!(ended.error.as_ref().unwrap().starts_with("exit status 3: "), "{ended:?}");
+    let lines: Vec<_> = ended.output.lines().collect();
+    assert_eq!(lines[..2], ["nobody", "nogroup"]);
+    // Two headings and the loopback device.
+    assert_eq!(lines[2], "3");
+    assert!(lines[3].parse::<u32>().unwrap() < 10, "{lines:?}");
+    assert_eq!(ended.output.matches("000000000000").count(), 3, "no capabilities: {lines:?}");
+    assert!(lines.iter().any(|line| line.contains("NoNewPrivs:\t1")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("/var/tmp/planted") && line.contains("Read-only")));
+    assert_eq!(lines[lines.len() - 3..], ["1", "1", "/tmp seven"]);
+    assert!(!Path::new("/dev/shm/mine").exists() && std::fs::read_dir(&dir).unwrap().next().is_none());
+}
+
+#[test]
+fn isolated_command_connects_to_its_socket() {
+    let Some((root, dir)) = empty_dir("socket of an isolated command") else { return };
+    let path = root.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+    let command =
+        "perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Peer=>\"/tmp/blockd-drill/nbd.sock\") or die $!'";
+    let device = IsolatedDevice::Socket(&path);
+    let ended = IsolatedCommand { device, ..isolated(&dir, command) }.run().unwrap();
+    assert_eq!(ended, Isolated { error: None, output: String::new() });
+    listener.set_nonblocking(true).unwrap();
+    let _: (UnixStream, _) = listener.accept().unwrap();
+}
+
+#[test]
+fn isolated_command_is_killed_at_its_timeout_and_at_a_stop() {
+    let Some((_root, dir)) = empty_dir("kill of an isolated command") else { return };
+    // A process of another session is in the namespaces as well.
+    let mark = format!("6{:06}", id());
+    let command = format!("setsid sleep {mark} & sleep {mark}");
+    let is_left = || {
+        let found = Command::new("pgrep").args(["-f", &format!("^sleep {mark}")]).output().unwrap();
+        !found.stdout.is_empty()
+    };
+    let ended =
+        IsolatedCommand { timeout: Duration::from_secs(1), ..isolated(&dir, &command) }.run().unwrap();
+    assert_eq!(ended.error.as_deref(), Some("killed after 1 s"));
+    let deadline = Instant::now() + LONG;
+    while is_left() {
+        assert!(Instant::now() < deadline, "a process is left");
+    }
+    let started = Instant::now();
+    let is_stopping = || is_left() || started.elapsed() > LONG;
+    let ended = IsolatedCommand { is_stopping: &is_stopping, ..isolated(&dir, &command) }.run().unwrap();
+    assert!(ended.error.as_ref().unwrap().starts_with("killed"), "{ended:?}");
+    assert!(started.elapsed() < LONG);
+}
+
+#[test]
+fn impossible_isolation_names_its_cause() {
+    let Some((_root, dir)) = empty_dir("refused isolation") else { return };
+    let refused = |user| IsolatedCommand::check(user, &dir).unwrap_err().to_string();
+    assert_eq!(refused("no-such-user"), "there is no user no-such-user on the daemon's host");
+    assert!(refused("root").contains("root"));
+    let missing = IsolatedCommand { dir: Path::new("/proc/drill"), ..isolated(&dir, ":") }.run();
+    assert!(missing.is_err());
+    let device = IsolatedDevice::Device(Path::new("/dev/no-such-device"));
+    let ended = IsolatedCommand { device, ..isolated(&dir, ":") }.run();
+    assert!(
+        matches!(&ended, Err(IsolationError::Setup(what)) if what.contains("no-such-device")),
+        "{ended:?}"
+    );
+}
