@@ -1,6 +1,6 @@
 //! Restore drills: tests of a restore, with its measured cost.
 
-use crate::{CredentialRef, GroupName, List, VolumeName, VolumeRef};
+use crate::{CredentialRef, GroupName, List, ProbeName, VolumeName, VolumeRef};
 use blockd_extent::CloudSnapshotId;
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -32,6 +32,10 @@ pub struct StartDrill {
     pub seed: Option<u32>,
     /// Timeout, in seconds; [`DEFAULT_DRILL_TIMEOUT_S`] by default.
     pub timeout_seconds: Option<u32>,
+    /// Probe of the daemon's configuration (`[drill_probes]`), which uses a writable clone of the cloud
+    /// snapshot; none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeName>,
 }
 
 /// Body of `POST /v1/group-drills`: drills of all volumes of a group, of their newest point in time.

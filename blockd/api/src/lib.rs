@@ -50,8 +50,8 @@ pub use labels::{
 pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS, NO_LIMIT};
 pub use list::{Document, List, SCHEMA_VERSION};
 pub use names::{
-    CredentialName, CredentialRef, GroupName, GroupRef, GroupSnapshotRef, NameError, ObjectName, RuleName,
-    SnapshotName, SnapshotRef, VolumeName, VolumeRef,
+    CredentialName, CredentialRef, GroupName, GroupRef, GroupSnapshotRef, NameError, ObjectName, ProbeName,
+    RuleName, SnapshotName, SnapshotRef, VolumeName, VolumeRef,
 };
 pub use size::{ByteSize, SizeError, check_volume_size};
 pub use text::{first_names, format_duration, format_time, matches_wildcard, with_sources};

@@ -231,6 +231,11 @@ name_type! {
     PolicyName, "policy name", ""
 }
 
+name_type! {
+    /// Name of a probe of restore drills; the same rules as for a volume.
+    ProbeName, "probe name", ""
+}
+
 impl SnapshotName {
     /// Returns the default name of a snapshot: `snap-20190116T215153.042Z`.
     pub fn from_time(time: Timestamp) -> Self {

@@ -5,8 +5,8 @@
 
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, GroupSnapshotRef,
-    LabelSelector, Labels, LimitWindow, ObjectName, RuleName, SnapshotName, SnapshotRef, VolumeName,
-    VolumeRef, browse::FilePath, schedules::PolicyName, tasks::TaskState,
+    LabelSelector, Labels, LimitWindow, ObjectName, ProbeName, RuleName, SnapshotName, SnapshotRef,
+    VolumeName, VolumeRef, browse::FilePath, schedules::PolicyName, tasks::TaskState,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
@@ -42,6 +42,7 @@ text_schema! {
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
     RuleName: "Name of a rule; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     PolicyName: "Name of a schedule policy", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    ProbeName: "Name of a probe of restore drills", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     VolumeRef: "A volume, by its id (a decimal number) or its name",
         "pattern": NAME_OR_ID, "maxLength": NAME_MAX_LEN;
     SnapshotRef: "A snapshot, by its id (a decimal number) or as VOLUME@NAME",

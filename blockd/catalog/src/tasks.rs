@@ -3,7 +3,7 @@
 use crate::volumes::UnknownWord;
 use crate::{DbError, json, parsed, rows, to_json};
 use blockd_api::{
-    ApiError, GroupName, Labels, SnapshotName, VolumeName,
+    ApiError, GroupName, Labels, ProbeName, SnapshotName, VolumeName,
     cloudsnaps::BackupOptions,
     tasks::{Findings, TaskKind, TaskLimits, TaskOwner, TaskStage},
 };
@@ -115,7 +115,7 @@ pub struct VerifyTask {
 }
 
 /// Request of a restore drill.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DrillTask {
     /// Number of files of the sample.
     pub files: u32,
@@ -125,6 +125,9 @@ pub struct DrillTask {
     pub timeout_s: u32,
     /// Drill of a group, which has one for each volume.
     pub group: Option<Uuid>,
+    /// Probe of the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeName>,
 }
 
 /// Request of a scrub of the row's volume, or of all. Its row has no credential and no cloud snapshot.

@@ -8,6 +8,7 @@ mod ranges;
 pub(crate) mod values;
 
 pub use blockd_api::anomalies::AnomalyPolicy;
+pub use blockd_engine::drills::probe_config::{ProbeAccess, ProbeConfig};
 pub use blockd_engine::events::webhook_config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 pub use blockd_engine::settings::{BrowseConfig, Intervals, TaskPriority};
 pub use blockd_secrets::SecretsConfig;
@@ -17,7 +18,7 @@ pub use error::ConfigError;
 
 pub use crate::config::values::{LogFormat, NbdAddress, NbdTls};
 use crate::{cli::Cli, logging};
-use blockd_api::{DailyLimit, credentials::CredentialLimits};
+use blockd_api::{DailyLimit, ProbeName, credentials::CredentialLimits};
 use blockd_engine::{repositories::limits::LimitPlan, settings::Settings};
 use blockd_nbd::TlsFiles;
 use ranges::{config, range, zero_or};
@@ -145,6 +146,8 @@ config! {
     control: ControlConfig = ControlConfig::default();
     /// External secrets.
     secrets: SecretsConfig = SecretsConfig::default();
+    /// Probes of restore drills.
+    drill_probes: BTreeMap<ProbeName, ProbeConfig> = BTreeMap::new();
     /// By volume: names of client certificates that may use it over TCP. Almost last, since TOML puts tables
     /// after plain values.
     nbd_access: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -228,6 +231,7 @@ impl Config {
             wanted: error.wanted.into(),
         })?;
         blockd_engine::events::webhook_config::check(&self.webhook)?;
+        blockd_engine::drills::probe_config::check(&self.drill_probes)?;
         self.limit_plan()?;
         let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
         if relative(&self.browse.mountpoint) || relative(&self.browse.cache_dir) {
@@ -274,6 +278,7 @@ impl Config {
             scrub_bytes_per_day: self.scrub_bytes_per_day,
             secrets_wait_s: self.secrets.wait_s,
             browse: self.browse.clone(),
+            drill_probes: self.drill_probes.clone(),
             intervals: self.intervals,
         }
     }

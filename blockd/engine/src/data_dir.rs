@@ -63,6 +63,11 @@ impl DataDir {
         self.join("volumes")
     }
 
+    /// Returns the directory of the running drill.
+    pub fn drill_dir(&self) -> PathBuf {
+        self.join("drill")
+    }
+
     /// Returns the directory of the tasks' files.
     pub fn tasks_dir(&self) -> PathBuf {
         self.join("tasks")

@@ -295,7 +295,7 @@ impl Engine {
         let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, proofs, registry, repositories, snapshots, tasks });
         let repair_work = service!(RepairWork { db, host, registry, repositories, snapshots, tasks });
-        let drill_work = service!(DrillWork { db, host, proofs, repositories, tasks } turn);
+        let drill_work = service!(DrillWork { attachments, db, host, proofs, repositories, tasks } turn);
         let scrub_work = service!(ScrubWork { db, events, health, host, registry, repositories, tasks } totals);
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, drill_work, events, health,
             host, hydration_work, in_place_work, task_workers, registry, repair_work, repositories, restore_work,
@@ -309,7 +309,7 @@ impl Engine {
         let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner,
             snapshots, tasks });
         let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, leases, proofs, registry, repositories });
-        let drills = service!(Drills { admission, cloud_snapshots, db, host, registry, repositories, runner, snapshots });
+        let drills = service!(Drills { admission, attachments, cloud_snapshots, db, host, registry, repositories, runner, snapshots });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host, leases,
             registry, repositories, runner, scheduler, tasks });
         let repairs = service!(Repairs { admission, db, deletions, host, registry, repositories, runner, tasks });

@@ -55,7 +55,7 @@ impl SpaceLevel {
 }
 
 /// Returns the space of a directory's filesystem that unprivileged users can use.
-fn space_of(dir: &Path) -> std::io::Result<DataSpace> {
+pub(crate) fn space_of(dir: &Path) -> std::io::Result<DataSpace> {
     let found = rustix::fs::statvfs(dir)?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
     Ok(DataSpace { total_bytes: bytes(found.f_blocks), free_bytes: bytes(found.f_bavail) })

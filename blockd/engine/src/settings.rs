@@ -1,9 +1,10 @@
 //! Settings of the engine. The daemon reads them from its configuration.
 
-use blockd_api::{CredentialRef, anomalies::AnomalyPolicy};
+use crate::drills::probe_config::ProbeConfig;
+use blockd_api::{CredentialRef, ProbeName, anomalies::AnomalyPolicy};
 use blockd_store::RetryPolicy;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Scheduling priority of tasks that move data, relative to guests on the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -97,6 +98,8 @@ pub struct Settings {
     pub secrets_wait_s: u64,
     /// Browsing of snapshots as files.
     pub browse: BrowseConfig,
+    /// Probes of restore drills.
+    pub drill_probes: BTreeMap<ProbeName, ProbeConfig>,
     /// Intervals that no administrator changes.
     pub intervals: Intervals,
 }

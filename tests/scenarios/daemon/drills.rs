@@ -25,6 +25,7 @@ pub(super) fn drill_of(snap: &str) -> StartDrill {
         files: Some(8),
         seed: Some(7),
         timeout_seconds: None,
+        probe: None,
     }
 }
 
@@ -66,7 +67,7 @@ impl Host {
     }
 
     /// Backs up a filesystem.
-    async fn backed_up_files(&self) -> String {
+    pub(super) async fn backed_up_files(&self) -> String {
         self.create_credential().await;
         self.backed_up_image("data", &ext4(self.dir.path())).await
     }
@@ -75,12 +76,12 @@ impl Host {
         self.wait(self.call(START_DRILL, request).await.task_id).await
     }
 
-    async fn drills(&self) -> Vec<Drill> {
+    pub(super) async fn drills(&self) -> Vec<Drill> {
         self.call(LIST_DRILLS, &ListDrills::default()).await.items
     }
 
     /// Makes a drill, which fails; returns its error code and its result.
-    async fn failed_drill(&self, request: &StartDrill) -> (ErrorCode, Option<Drill>) {
+    pub(super) async fn failed_drill(&self, request: &StartDrill) -> (ErrorCode, Option<Drill>) {
         let task = self.drill(request).await;
         assert_eq!(task.state.to_string(), "Drill-Failed", "{task:?}");
         let drill = self.drills().await.into_iter().find(|drill| drill.drill_id == task.task_id);
@@ -88,14 +89,14 @@ impl Host {
         (task.error.unwrap().code, drill)
     }
 
-    fn drill_proofs(&self) -> usize {
+    pub(super) fn drill_proofs(&self) -> usize {
         let proofs = walk(&self.store.path().join("blockd/proofs"));
         proofs.iter().filter(|path| path.contains("-drill-")).count()
     }
 }
 
 /// Returns the step that failed.
-fn failed_at(drill: &Drill) -> DrillStage {
+pub(super) fn failed_at(drill: &Drill) -> DrillStage {
     let failed: Vec<_> = drill.steps.iter().filter(|step| step.outcome == DrillOutcome::Failed).collect();
     assert_eq!(failed.len(), 1, "{drill:?}");
     failed[0].stage

@@ -47,6 +47,7 @@ mod damaged_manifests;
 mod damaged_packs;
 mod deletions;
 mod discarded_restores;
+mod drill_probes;
 mod drills;
 mod events;
 mod existing_snapshots;

@@ -48,7 +48,13 @@ fn stored_specs_keep_their_kind() {
         TaskSpec::Restore(RestoreTask::InPlace(in_place)),
         TaskSpec::Delete(DeleteTask { force: true, ..DeleteTask::default() }),
         TaskSpec::Verify(verify),
-        TaskSpec::Drill(DrillTask { files: 9, seed: 7, timeout_s: 60 }),
+        TaskSpec::Drill(DrillTask {
+            files: 9,
+            seed: 7,
+            timeout_s: 60,
+            group: None,
+            probe: Some("db".parse().unwrap()),
+        }),
     ];
     db.transaction::<_, DbError>(|tx| {
         for spec in specs {

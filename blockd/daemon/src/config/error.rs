@@ -1,6 +1,6 @@
 //! Errors of a configuration.
 
-use blockd_engine::events::webhook_config::WebhookConfigError;
+use blockd_engine::{drills::probe_config::ProbeConfigError, events::webhook_config::WebhookConfigError};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// Reasons why a configuration is invalid.
@@ -52,6 +52,9 @@ pub enum ConfigError {
         /// Cause.
         reason: String,
     },
+    /// A probe of restore drills is invalid.
+    #[error(transparent)]
+    Probe(#[from] ProbeConfigError),
     /// A webhook is invalid.
     #[error(transparent)]
     Webhook(#[from] WebhookConfigError),

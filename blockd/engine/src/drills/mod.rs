@@ -4,8 +4,12 @@
 //! A drill writes nothing except its proof: a journal is replayed in memory. It reads through the caches of
 //! lazy reads, in memory of its own, and at the lowest priority; drills of a host run one at a time.
 
+mod clone;
+mod clone_server;
 mod image;
 mod newest;
+mod probe;
+pub mod probe_config;
 mod sample;
 mod steps;
 pub(crate) mod task;
@@ -13,7 +17,7 @@ pub(crate) mod task;
 use crate::{
     cloud_snapshots::CloudSnapshots, error::ServiceError, host::Host, ids::random_id,
     repositories::Repositories, repositories::locate::Purpose, snapshots::Snapshots, tasks::runner::Runner,
-    volumes::registry::Registry,
+    volumes::attachments::Attachments, volumes::registry::Registry,
 };
 use blockd_api::{
     ErrorCode, VolumeRef,
@@ -25,12 +29,14 @@ use blockd_api::{
 };
 use blockd_catalog::{CredentialRow, Db, DrillRow, DrillTask, TaskRow, TaskSpec};
 use blockd_cloud::{CloudSnapshotId, DrillOutcome, DrillStage};
+use clone_server::CloneHost;
 use std::sync::Arc;
 
 /// Requests for restore drills.
 pub struct Drills {
     pub(crate) admission: Arc<crate::host::Admission>,
     pub(crate) cloud_snapshots: Arc<CloudSnapshots>,
+    pub(crate) attachments: Arc<Attachments>,
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Arc<Registry>,
@@ -47,6 +53,10 @@ impl Drills {
     pub async fn start(self: &Arc<Self>, request: &StartDrill) -> Result<TaskStarted, ServiceError> {
         let id = request.cloud_snapshot_id;
         let task = drill_task(request.files, request.seed, request.timeout_seconds, &id.to_string())?;
+        if let Some(name) = &request.probe {
+            probe::check(&self.host, &self.clone_host(), name).await?;
+        }
+        let task = DrillTask { probe: request.probe.clone(), ..task };
         let credential =
             self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
         self.repositories.preflight_manifest(credential.uuid, &id).await?;
@@ -69,6 +79,10 @@ impl Drills {
         let limit = self.host.settings.drill_limit_bytes_per_s;
         row.detail.limits.limit_download_bytes_per_second = (limit > 0).then_some(limit);
         row
+    }
+
+    fn clone_host(&self) -> CloneHost {
+        CloneHost::new(&self.host, &self.attachments)
     }
 
     /// Returns drills, newest first.
@@ -122,7 +136,7 @@ pub(crate) fn drill_task(
         // Any 32 of its bits are random.
         None => (random_id()? & u64::from(u32::MAX)) as u32,
     };
-    Ok(DrillTask { files, seed, timeout_s, group: None })
+    Ok(DrillTask { files, seed, timeout_s, group: None, probe: None })
 }
 
 /// Converts a drill to the API.

@@ -2,6 +2,7 @@
 
 use super::{
     image::{DrillImage, ReadFailure},
+    probe::DrillProbe,
     sample::{Random, Sample},
 };
 use crate::error::{ServiceError, cloud_code};
@@ -15,6 +16,9 @@ use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 /// Limits of the check of a filesystem. One that reaches them names it in its note.
 const CHECK_LIMITS: Limits = Limits { memory_bytes: 128 << 20, read_bytes: 64 << 30 };
+
+/// Maximum number of the last lines of a failed probe's output that are findings.
+const MAX_OUTPUT_LINES: usize = 12;
 
 /// Result of the steps.
 pub(super) struct Examined {
@@ -32,6 +36,8 @@ pub(super) struct Steps<F> {
     /// Number and total bytes of the files to read.
     pub files: u32,
     pub files_bytes: u64,
+    /// Probe to run last.
+    pub probe: Option<DrillProbe>,
     pub before: F,
 }
 
@@ -75,7 +81,10 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
         if let Err(error) = self.read_files(&opened) {
             return self.failed(DrillStage::Files, &error);
         }
-        Ok(Examined { report: self.report, damage: None })
+        match self.probe.take() {
+            Some(probe) => self.probe(&probe, &found),
+            None => Ok(Examined { report: self.report, damage: None }),
+        }
     }
 
     fn end(&mut self, stage: DrillStage, outcome: DrillOutcome, note: &str) {
@@ -217,5 +226,32 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
         let note = format!("{} files, {} bytes", self.report.files, self.report.files_bytes);
         self.end(DrillStage::Files, outcome, &note);
         Ok(())
+    }
+
+    /// Runs the probe, unless the content is known to be unusable.
+    fn probe(mut self, probe: &DrillProbe, found: &[FoundFilesystem]) -> Result<Examined, ServiceError> {
+        (self.before)(DrillStage::Probe)?;
+        if !self.report.is_passed() {
+            self.end(DrillStage::Probe, DrillOutcome::Skipped, "an earlier step failed");
+            return Ok(Examined { report: self.report, damage: None });
+        }
+        let ended = probe.run(&self.image, found)?;
+        if self.image.failure().is_some() {
+            let error = io::Error::other("the clone could not be read");
+            return self.failed(DrillStage::Probe, &error);
+        }
+        let lines: Vec<_> = ended.output.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        let name = &probe.name;
+        let Some(error) = ended.error else {
+            let note = lines.last().map_or_else(|| name.to_string(), |line| format!("{name}: {line}"));
+            self.end(DrillStage::Probe, DrillOutcome::Passed, &note);
+            return Ok(Examined { report: self.report, damage: None });
+        };
+        self.find(&format!("probe {name} failed: {error}"));
+        for line in &lines[lines.len().saturating_sub(MAX_OUTPUT_LINES)..] {
+            self.find(&format!("output: {line}"));
+        }
+        self.end(DrillStage::Probe, DrillOutcome::Failed, name.as_str());
+        Ok(Examined { report: self.report, damage: None })
     }
 }

@@ -1,16 +1,19 @@
 //! Task of a restore drill.
 
 use super::{
+    clone_server::CloneHost,
     image::DrillImage,
+    probe::{self, DrillProbe},
     steps::{Examined, Steps},
 };
 use crate::{
     cloud_snapshots::is_not_found,
-    error::ServiceError,
+    error::{ServiceError, blocking},
     host::Host,
     proofs::Proofs,
     repositories::Repositories,
     tasks::{LiveTask, Tasks, priority::raise_nice, secrets},
+    volumes::attachments::Attachments,
 };
 use blockd_api::ErrorCode;
 use blockd_catalog::{Db, DbError, DrillRow, DrillTask, KnownProofs, ProofRow, TaskRow};
@@ -38,6 +41,7 @@ const MAX_SAMPLE_BYTES: u64 = 256 << 20;
 
 /// Work of restore drills.
 pub struct DrillWork {
+    pub(crate) attachments: Arc<Attachments>,
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
     pub(crate) proofs: Arc<Proofs>,
@@ -58,6 +62,9 @@ pub(crate) async fn run(
         turn = work.turn.lock() => turn,
         () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
     };
+    let clone_host = CloneHost::new(&work.host, &work.attachments);
+    let left = clone_host.clone();
+    blocking(move || left.discard()).await?;
     let (repository, requests) = secrets::repository(&work.tasks, live).await?;
     let repository = live.limited(&repository);
     live.begin(Arc::new(Progress::new(Arc::clone(&requests))));
@@ -69,7 +76,20 @@ pub(crate) async fn run(
     let (manifest, opened) = opened?;
     let id = live.view().cloudsnap;
     let mut examined = match opened {
-        Ok(opened) => opened.examine(work, live, asked).await?,
+        Ok(opened) => {
+            let probe = match &asked.probe {
+                Some(name) => Some(DrillProbe {
+                    name: name.clone(),
+                    config: probe::find(&work.host, name)?.clone(),
+                    drill: live.id,
+                    cloudsnap: id,
+                    volume_name: manifest.description.volume_name.clone(),
+                    host: clone_host,
+                }),
+                None => None,
+            };
+            opened.examine(work, live, &asked, probe).await?
+        }
         Err(unreadable) => unreadable,
     };
     examined.report.seed = asked.seed;
@@ -151,7 +171,8 @@ impl Opened {
         self,
         work: &Arc<DrillWork>,
         live: &LiveTask,
-        asked: DrillTask,
+        asked: &DrillTask,
+        probe: Option<DrillProbe>,
     ) -> Result<Examined, ServiceError> {
         let deadline = self.started + Duration::from_secs(asked.timeout_s.into());
         let host = Arc::clone(&work.host);
@@ -160,6 +181,7 @@ impl Opened {
             started: self.started,
             report: DrillReport { seed: asked.seed, ..self.report },
             files: asked.files,
+            probe,
             files_bytes: (self.data_bytes / SAMPLE_SHARE).clamp(MIN_SAMPLE_BYTES, MAX_SAMPLE_BYTES),
             before: move |stage| match stage {
                 DrillStage::FirstByte => host.failpoints.reached("drill first byte"),
@@ -167,7 +189,8 @@ impl Opened {
                 DrillStage::Mount => host.failpoints.reached("drill mount"),
                 DrillStage::Check => host.failpoints.reached("drill check"),
                 DrillStage::Files => host.failpoints.reached("drill files"),
-                DrillStage::Open | DrillStage::Probe => Ok(()),
+                DrillStage::Probe => host.failpoints.reached("drill probe"),
+                DrillStage::Open => Ok(()),
             },
         };
         let (reply, answer) = oneshot::channel();

@@ -32,6 +32,20 @@ impl FoundFilesystem {
     pub fn open(&self) -> Result<Filesystem, ExtError> {
         Filesystem::open(Arc::new(ext::Source(Arc::clone(&self.image))))
     }
+
+    /// Returns the image or partition.
+    pub fn image(&self) -> &Arc<dyn BlockSource> {
+        &self.image
+    }
+
+    /// Returns the type for `mount -t`, for a filesystem that may be mounted beside its origin; btrfs may not.
+    pub fn mount_type(&self) -> Option<&'static str> {
+        match self.other {
+            None => Some("ext4"),
+            Some("an XFS filesystem") => Some("xfs"),
+            Some(_) => None,
+        }
+    }
 }
 
 /// Returns the known content of an image or, if it has a partition table, of each partition. Empty and

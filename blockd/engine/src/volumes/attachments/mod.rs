@@ -113,6 +113,11 @@ impl Attachments {
         self.shared.backend(volume)
     }
 
+    /// Returns the kernel devices of this host.
+    pub(crate) fn system(&self) -> &System {
+        &self.shared.system
+    }
+
     /// Returns true while the thread that reconnects devices runs.
     pub fn is_reconnecting(&self) -> bool {
         self.thread.lock().as_ref().is_some_and(|thread| !thread.has_ended())

@@ -14,7 +14,7 @@ use crate::{
     wait::{report_group_start, report_start},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, GroupName, List, VolumeRef,
+    ApiError, ByteSize, ErrorCode, GroupName, List, ProbeName, VolumeRef,
     drills::{Drill, DrillOutcome, ListDrills, StartDrill, StartGroupDrill},
     format_time, operations,
 };
@@ -25,13 +25,14 @@ use serde::Serialize;
 pub const RUN_HELP: &str = "\
 A drill opens a cloud snapshot as a lazy restore would, finds its filesystems, replays journals in memory, \
 checks the metadata of ext2, ext3 and ext4, and reads a random sample of files. Nothing is written \
-except its proof. Times, bytes and requests are those of a real recovery.
+except its proof. Times, bytes and requests are those of a real recovery. With --probe, a command of the daemon's configuration ([drill_probes.NAME]) then uses a writable clone, which is removed: it starts a database on it, for example. A probe that fails fails the drill.
 
 Examples:
   blockctl cloudsnap drill run db@latest
   blockctl cs drill run db@latest web@latest --wait
   blockctl cs drill run --group shop --cred-id offsite --wait
-  blockctl cs drill run ID --files 500 --seed 7 --timeout 10m";
+  blockctl cs drill run ID --files 500 --seed 7 --timeout 10m
+  blockctl cs drill run db@latest --probe postgresql --wait";
 
 pub const LIST_HELP: &str = "\
 FIRST-BYTE and MOUNTED are the measured times to the first byte and to opened filesystems (RTO), RPO is the age of the \
@@ -87,6 +88,9 @@ pub struct RunArgs {
     /// Time after which the drill fails [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     timeout: Option<u32>,
+    /// Run this probe of the daemon's configuration at the end
+    #[arg(long, value_name = "NAME")]
+    probe: Option<ProbeName>,
     /// Credential option.
     #[command(flatten)]
     credential: CredentialArg,
@@ -161,6 +165,7 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
             files: args.files,
             seed: args.seed,
             timeout_seconds: args.timeout,
+            probe: args.probe.clone(),
         };
         let started = context.client.call(operations::START_DRILL, &request).await?;
         let line = format!("Restore drill of {id} started successfully with id: {}", started.task_id);
