@@ -325,6 +325,41 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
     });
 }
 
+#[test]
+fn postgresql_probe_notices_a_damaged_control_file() {
+    let name = "postgresql_probe_notices_a_damaged_control_file";
+    let programs = match postgres_programs() {
+        Ok(programs) if rustix::process::geteuid().is_root() => programs,
+        Ok(_) => return skip(name, "root, which may become the database's user"),
+        Err(program) => return skip(name, &format!("{program}: install the Debian package of the database")),
+    };
+    let bed = Bed::on_disk();
+    fs::set_permissions(bed.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mount = bed.path("mount");
+    fs::create_dir(&mount).unwrap();
+    run(Command::new("chown").arg(format!("{POSTGRES}:")).arg(&mount));
+    let initdb = programs.iter().find(|path| path.ends_with("initdb")).unwrap();
+    run(as_user(POSTGRES, initdb).arg("--pgdata").arg(mount.join("main")));
+    // A power cut leaves the lock file of the server.
+    fs::write(mount.join("main/postmaster.pid"), "1\n").unwrap();
+    let probe = repository().join("examples/postgresql/probe");
+    let probed = |sql: &str| {
+        let mut command = as_user(POSTGRES, &probe);
+        command.env("BLOCKD_DRILL_MOUNT", &mount).env("PROBE_SQL", sql).output().unwrap()
+    };
+    let sound = probed("SELECT 6 * 7");
+    let text = String::from_utf8_lossy(&sound.stdout);
+    assert!(sound.status.success() && text.trim().ends_with("answers: 42"), "{sound:?}");
+    assert!(!probed("SELECT no_such_column").status.success());
+    let control = mount.join("main/global/pg_control");
+    let mut bytes = fs::read(&control).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&control, bytes).unwrap();
+    let damaged = probed("SELECT 1");
+    let text = String::from_utf8_lossy(&damaged.stderr);
+    assert!(!damaged.status.success() && text.trim().ends_with("does not start"), "{damaged:?}");
+}
+
 /// Restores the backup of a volume.
 fn restore(ctl: &Ctl, volume: &str) {
     let id = ctl.volume_id(volume);

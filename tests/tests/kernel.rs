@@ -1,7 +1,7 @@
 //! The kernel's NBD client, `/dev/nbdN`, in a virtual machine: attach, filesystems, crashes of the daemon
 //! under load, more dirty data than memory, a power cut, and filesystems frozen for a snapshot
-//! (`--freeze-fs`) by a daemon that dies. `BLOCKD_TEST_LAZY_VM=1` adds a lazy volume that is mounted while it
-//! hydrates, which takes some minutes.
+//! (`--freeze-fs`) by a daemon that dies; and probes of restore drills on the clone of a cloud snapshot.
+//! `BLOCKD_TEST_LAZY_VM=1` adds a lazy volume that is mounted while it hydrates, which takes some minutes.
 
 use crate::harness::{
     Bed,
@@ -31,4 +31,11 @@ fn attached_volume_survives_crashes_pressure_and_power_cut() {
         arguments.push("VM_LAZY=1".to_owned());
     }
     machine.boot("after", &arguments).finish();
+}
+
+#[test]
+fn drill_probe_uses_a_clone_that_the_kernel_mounts() {
+    let Some(parts) = Parts::fetch() else { return };
+    let bed = Bed::on_disk();
+    Machine::new(parts, bed.dir(), MEMORY_MIB).boot("probe", &[]).finish();
 }

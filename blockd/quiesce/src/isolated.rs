@@ -49,8 +49,8 @@ case $kind in
         mount -n --bind "$source" "$private/nbd.sock"
         ;;
     device | replayed)
-        number=$(stat -c '0x%t 0x%T' "$source")
-        mknod -m 0600 "$private/device" b $number
+        major=$(stat -c %t "$source") minor=$(stat -c %T "$source")
+        mknod -m 0600 "$private/device" b "$((0x$major))" "$((0x$minor))"
         chown "$uid:$gid" "$private/device"
         ;;
 esac

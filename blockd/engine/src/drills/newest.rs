@@ -42,7 +42,7 @@ impl Drills {
         let task = DrillTask { group: (point.len() > 1).then(Uuid::new_v4), ..task };
         let rows = point
             .iter()
-            .map(|id| self.row(id, &credential, task, TaskOwner::Schedule { schedule_id: schedule }));
+            .map(|id| self.row(id, &credential, task.clone(), TaskOwner::Schedule { schedule_id: schedule }));
         let (rows, runs): (Vec<TaskRow>, _) = (rows.collect(), runs.to_vec());
         let tasks = rows.clone();
         let _admission = self.admission.lock().await;
@@ -74,7 +74,7 @@ impl Drills {
         let point = self.newest_point(&volumes, &credential).await?;
         let group_id = Uuid::new_v4();
         let task = DrillTask { group: Some(group_id), ..task };
-        let rows = point.iter().map(|id| self.row(id, &credential, task, crate::owner::current()));
+        let rows = point.iter().map(|id| self.row(id, &credential, task.clone(), crate::owner::current()));
         let rows: Vec<TaskRow> = rows.collect();
         let started = volumes.into_iter().filter_map(|(volume, volume_name)| {
             let row = rows.iter().find(|row| row.cloudsnap.volume == volume)?;

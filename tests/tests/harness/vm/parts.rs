@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Programs of the guest from the host.
-const TOOLS: [&str; 5] = ["bash", "fio", "perl", "mke2fs", "e2fsck"];
+const TOOLS: [&str; 9] = ["bash", "fio", "perl", "mke2fs", "e2fsck", "unshare", "setpriv", "mount", "umount"];
 /// Size of the guest's disk; the file is sparse.
 const DISK_BYTES: u64 = 24 << 30;
 /// Exit status of `tools/test-vm-image` on hosts that cannot run the machine.
@@ -126,6 +126,7 @@ impl Parts {
             ("lazy.sh", include_str!("guest/lazy.sh")),
             ("anomalies.sh", include_str!("../../../../benches/anomalies/guest.sh")),
             ("work.pl", include_str!("../../../../benches/anomalies/work.pl")),
+            ("probe.sh", include_str!("guest/probe.sh")),
         ] {
             std::fs::write(stage.join(name), script).expect("a script of the guest");
         }
