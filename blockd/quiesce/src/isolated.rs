@@ -146,7 +146,7 @@ pub enum IsolationError {
 }
 
 /// Returns true if a program is in the search path of commands.
-fn has_program(name: &str) -> bool {
+pub fn has_program(name: &str) -> bool {
     let path = inherited_environment().find(|(variable, _)| *variable == "PATH");
     path.is_some_and(|(_, path)| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
 }
@@ -177,10 +177,7 @@ impl IsolatedCommand<'_> {
     /// # Errors
     /// The command was not started.
     pub fn run(&self) -> Result<Isolated, IsolationError> {
-        let user = self.user()?;
-        if let Some(missing) = PROGRAMS.into_iter().find(|name| !has_program(name)) {
-            return Err(IsolationError::Missing(missing));
-        }
+        let user = Self::check_host(self.user)?;
         let ready_path = self.dir.with_extension("ready");
         let ready = File::create(&ready_path)?;
         std::fs::remove_file(&ready_path)?;
@@ -206,14 +203,21 @@ impl IsolatedCommand<'_> {
         }
     }
 
-    fn user(&self) -> Result<User, IsolationError> {
+    /// Checks what needs no namespaces: the privileges, the programs and the user, whom it returns.
+    ///
+    /// # Errors
+    /// One of them is missing.
+    pub fn check_host(user: &str) -> Result<User, IsolationError> {
         let own = geteuid();
         if !own.is_root() {
             let name = User::from_uid(own).ok().flatten().map_or_else(|| own.to_string(), |user| user.name);
             return Err(IsolationError::NotRoot(name));
         }
-        match User::from_name(self.user).map_err(io::Error::from)? {
-            None => Err(IsolationError::UnknownUser(self.user.to_owned())),
+        if let Some(missing) = PROGRAMS.into_iter().find(|name| !has_program(name)) {
+            return Err(IsolationError::Missing(missing));
+        }
+        match User::from_name(user).map_err(io::Error::from)? {
+            None => Err(IsolationError::UnknownUser(user.to_owned())),
             Some(user) if user.uid.is_root() => Err(IsolationError::Root(user.name)),
             Some(user) => Ok(user),
         }

@@ -28,7 +28,7 @@ pub use error::{FreezeError, QuiesceError};
 pub use failures::Failures;
 pub use filesystems::FreezeTarget;
 pub use holder::hold_filesystem;
-pub use isolated::{Isolated, IsolatedCommand, IsolatedDevice, IsolationError, PRIVATE_DIR};
+pub use isolated::{Isolated, IsolatedCommand, IsolatedDevice, IsolationError, PRIVATE_DIR, has_program};
 pub use keyed_locks::{KeyedGuard, KeyedLocks};
 pub use mounted::Mounted;
 pub use operation::{Members, QuiesceOperation, Returned, is_release_due, release, was_thawed_early};

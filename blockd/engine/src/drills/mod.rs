@@ -6,6 +6,7 @@
 
 mod clone;
 mod clone_server;
+mod external_check;
 mod image;
 mod newest;
 mod probe;

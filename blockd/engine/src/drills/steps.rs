@@ -1,6 +1,8 @@
 //! Steps of a drill on the content of its image.
 
 use super::{
+    clone_server::CloneHost,
+    external_check::{self, Checked},
     image::{DrillImage, ReadFailure},
     probe::DrillProbe,
     sample::{Random, Sample},
@@ -36,6 +38,8 @@ pub(super) struct Steps<F> {
     /// Number and total bytes of the files to read.
     pub files: u32,
     pub files_bytes: u64,
+    /// Place of clones for checks by other programs.
+    pub clone_host: CloneHost,
     /// Probe to run last.
     pub probe: Option<DrillProbe>,
     pub before: F,
@@ -74,7 +78,7 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
             Err(error) => return self.failed(DrillStage::Mount, &error),
         };
         (self.before)(DrillStage::Check)?;
-        if let Err(error) = self.check(&opened) {
+        if let Err(error) = self.check(&found, &opened) {
             return self.failed(DrillStage::Check, &error);
         }
         (self.before)(DrillStage::Files)?;
@@ -176,12 +180,46 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
         }
     }
 
-    fn check(&mut self, opened: &Opened) -> io::Result<()> {
-        if opened.is_empty() {
-            self.end(DrillStage::Check, DrillOutcome::Skipped, "no filesystem was opened");
+    /// Checks XFS and btrfs by the programs of the host. Returns true if one was checked.
+    fn check_externally(
+        &mut self,
+        found: &[FoundFilesystem],
+        notes: &mut Vec<String>,
+        is_failed: &mut bool,
+    ) -> io::Result<bool> {
+        let mut is_checked = false;
+        for one in found {
+            let checked = external_check::check(&self.clone_host, &self.image, one);
+            if self.image.failure().is_some() {
+                return Err(io::Error::other("the clone could not be read"));
+            }
+            let name = one.other.unwrap_or_default();
+            match checked {
+                None => {}
+                Some(Checked::Skipped(reason)) => notes.push(format!("{name} is not checked: {reason}")),
+                Some(Checked::Sound(note)) => {
+                    is_checked = true;
+                    notes.push(note);
+                }
+                Some(Checked::Unsound(findings)) => {
+                    (is_checked, *is_failed) = (true, true);
+                    findings.iter().for_each(|finding| self.find(&format!("{name}: {finding}")));
+                }
+            }
+        }
+        Ok(is_checked)
+    }
+
+    fn check(&mut self, found: &[FoundFilesystem], opened: &Opened) -> io::Result<()> {
+        let (mut notes, mut is_failed) = (Vec::new(), false);
+        let is_checked = self.check_externally(found, &mut notes, &mut is_failed)?;
+        if opened.is_empty() && !is_checked {
+            if notes.is_empty() {
+                notes.push("no filesystem was opened".into());
+            }
+            self.end(DrillStage::Check, DrillOutcome::Skipped, &notes.join("; "));
             return Ok(());
         }
-        let (mut notes, mut is_failed) = (Vec::new(), false);
         let image = Arc::clone(&self.image);
         let mut go_on = |_| if image.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         for (name, filesystem) in opened {

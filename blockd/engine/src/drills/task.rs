@@ -181,6 +181,7 @@ impl Opened {
             started: self.started,
             report: DrillReport { seed: asked.seed, ..self.report },
             files: asked.files,
+            clone_host: CloneHost::new(&work.host, &work.attachments),
             probe,
             files_bytes: (self.data_bytes / SAMPLE_SHARE).clamp(MIN_SAMPLE_BYTES, MAX_SAMPLE_BYTES),
             before: move |stage| match stage {

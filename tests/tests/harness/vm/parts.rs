@@ -14,7 +14,19 @@ use std::{
 };
 
 /// Programs of the guest from the host.
-const TOOLS: [&str; 9] = ["bash", "fio", "perl", "mke2fs", "e2fsck", "unshare", "setpriv", "mount", "umount"];
+const TOOLS: [&str; 11] = [
+    "bash",
+    "fio",
+    "perl",
+    "mke2fs",
+    "e2fsck",
+    "unshare",
+    "setpriv",
+    "mount",
+    "umount",
+    "mkfs.xfs",
+    "xfs_repair",
+];
 /// Size of the guest's disk; the file is sparse.
 const DISK_BYTES: u64 = 24 << 30;
 /// Exit status of `tools/test-vm-image` on hosts that cannot run the machine.

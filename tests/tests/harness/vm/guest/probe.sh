@@ -67,6 +67,24 @@ grep -q '"probedMillis":[0-9]' /tmp/output || fail "no time of the probe: $(cat 
 refused "failed at step probe: probe fault failed: exit status 5: planted fault" drill fault
 is_free || fail "the device is left"
 
+step "XFS is checked"
+blockctl volume create xfs --size 320MiB >/dev/null || fail create
+blockctl volume attach xfs --block-size 512 >/dev/null || fail attach
+mkfs.xfs -q /dev/nbd0 && mount -t xfs /dev/nbd0 /mnt || fail mkfs.xfs
+echo good >/mnt/planted && sync || fail files
+# The log has changes: the check replays them.
+blockctl cloudsnap backup xfs --wait >/dev/null || fail backup
+umount /mnt
+# A lost write: the second block has the free space of the first allocation group.
+dd if=/dev/zero of=/dev/nbd0 bs=4096 seek=1 count=1 conv=fsync 2>/dev/null || fail dd
+blockctl cloudsnap drill run xfs@latest --wait >/tmp/output 2>&1 || fail "xfs: $(cat /tmp/output)"
+blockctl --json cloudsnap drill list xfs | tr -d ' \n' >/tmp/output
+grep -q 'xfs_repair-nfoundnoinconsistency' /tmp/output || fail "no check of XFS: $(cat /tmp/output)"
+blockctl cloudsnap backup xfs --wait >/dev/null || fail backup
+refused "failed at step check: an XFS filesystem: xfs_repair -n failed" blockctl cloudsnap drill run xfs@latest --wait
+blockctl volume detach xfs >/dev/null || fail detach
+is_free || fail "a device is left"
+
 step "the daemon dies during a probe"
 blockctl cloudsnap drill run origin@latest --probe slow >/dev/null || fail "slow"
 becomes_true sleeps || fail "the probe does not run"

@@ -1,0 +1,103 @@
+//! Checks of XFS and btrfs by the programs of the host, on a clone of the image: the journal of XFS is
+//! replayed first, as `xfs_repair -n` ignores it.
+
+use super::{
+    clone_server::{CloneHost, ServedClone},
+    image::DrillImage,
+    probe::mount_options,
+};
+use crate::error::ServiceError;
+use blockd_fuse::inside::FoundFilesystem;
+use blockd_quiesce::{IsolatedCommand, IsolatedDevice, IsolationError, PRIVATE_DIR, has_program};
+use std::{sync::Arc, time::Duration};
+
+/// Timeout of a program.
+const TIMEOUT: Duration = Duration::from_secs(1800);
+/// User of the programs, which need no privileges.
+const USER: &str = "nobody";
+/// Maximum number of the last lines of their output that are findings.
+const MAX_LINES: usize = 8;
+
+/// Result of a check.
+pub(super) enum Checked {
+    /// It found nothing.
+    Sound(String),
+    /// Its findings.
+    Unsound(Vec<String>),
+    /// The host cannot make it, with the reason.
+    Skipped(String),
+}
+
+/// Program that checks a filesystem.
+struct Checker {
+    program: &'static str,
+    arguments: &'static str,
+    /// Type for `mount -t`, to replay the journal.
+    replayed: Option<&'static str>,
+}
+
+fn checker(kind: &str) -> Option<Checker> {
+    match kind {
+        "an XFS filesystem" => {
+            Some(Checker { program: "xfs_repair", arguments: "-n", replayed: Some("xfs") })
+        }
+        "a btrfs filesystem" => {
+            Some(Checker { program: "btrfs", arguments: "check --readonly", replayed: None })
+        }
+        _ => None,
+    }
+}
+
+/// Checks a filesystem, if it has a known program. Blocks.
+pub(super) fn check(host: &CloneHost, image: &Arc<DrillImage>, found: &FoundFilesystem) -> Option<Checked> {
+    let checker = checker(found.other?)?;
+    if !has_program(checker.program) {
+        return Some(Checked::Skipped(format!("{} is not installed", checker.program)));
+    }
+    let run = checker.run(host, image, found);
+    Some(run.unwrap_or_else(|error| Checked::Skipped(format!("{} cannot run: {error}", checker.program))))
+}
+
+impl Checker {
+    fn run(
+        &self,
+        host: &CloneHost,
+        image: &Arc<DrillImage>,
+        found: &FoundFilesystem,
+    ) -> Result<Checked, ServiceError> {
+        let not_isolated = |error: IsolationError| ServiceError::Internal(error.to_string());
+        IsolatedCommand::check_host(USER).map_err(not_isolated)?;
+        let mut served = ServedClone::start(host, Arc::clone(found.image()), false)?;
+        let device = served.attach()?;
+        let isolated = match self.replayed {
+            Some(filesystem) => {
+                let options = mount_options(filesystem);
+                IsolatedDevice::Replayed { device: &device, filesystem, options }
+            }
+            None => IsolatedDevice::Device(&device),
+        };
+        let command = IsolatedCommand {
+            command: &format!("exec {} {} {PRIVATE_DIR}/device", self.program, self.arguments),
+            user: USER,
+            timeout: TIMEOUT,
+            env: &[],
+            dir: &host.private_dir(),
+            device: isolated,
+            is_stopping: &|| image.is_over(),
+        };
+        let ended = command.run().map_err(not_isolated)?;
+        let program = format!("{} {}", self.program, self.arguments);
+        Ok(match ended.error {
+            None => Checked::Sound(format!("{program} found no inconsistency")),
+            Some(error) if ended.output.contains("unknown filesystem type") => {
+                Checked::Skipped(format!("the kernel does not support it: {error}"))
+            }
+            Some(error) => {
+                let lines: Vec<_> = ended.output.lines().filter(|line| !line.trim().is_empty()).collect();
+                let last = lines[lines.len().saturating_sub(MAX_LINES)..].iter();
+                let first = format!("{program} failed: {error}");
+                Checked::Unsound(std::iter::once(first).chain(last.map(|line| (*line).to_owned())).collect())
+            }
+        })
+    }
+}
