@@ -214,10 +214,11 @@ Keys of the configuration file (defaults in brackets):
   file_dir                (secrets) directory of `file:` and `command:`; its
                           files must not be readable and its programs not
                           writable by other users [\"/etc/blockd/secrets\"]
-  [drill_probes.NAME]     tables: commands for `blockctl cloudsnap drill run
-                          --probe NAME`, with these keys
+  [drill_probes]          tables [drill_probes.NAME]: commands for `blockctl
+                          cloudsnap drill run --probe NAME`, with these keys
+                          [empty]
   command                 (drill_probes) command line for /bin/sh
-  user                    (drill_probes) its user, not root [\"nobody\"]
+  user                    (drill_probes) its user, not root [user nobody]
   access                  (drill_probes) \"mount\", \"device\" or \"socket\": how it
                           gets the clone [\"mount\"]
   timeout_s               (drill_probes) timeout of the command [600]

@@ -187,3 +187,20 @@ fn invalid_webhook_is_refused_without_showing_its_url() {
     }
     checked(&hook("url = \"http://h.example/\"\nallow_http = true")).unwrap();
 }
+
+#[test]
+fn probe_of_root_or_without_a_command_is_refused() {
+    let table = |keys: &str| checked(&format!("[drill_probes.db]\n{keys}"));
+    let probe = &table("command = \"true\"").unwrap().drill_probes[&"db".parse().unwrap()];
+    assert_eq!((probe.user.as_str(), probe.access, probe.timeout_s), ("nobody", ProbeAccess::Mount, 600));
+    for (keys, named) in [
+        ("command = \" \"", "the command is empty"),
+        ("command = \"true\"\nuser = \"root\"", "the user must not be root"),
+        ("command = \"true\"\ntimeout_s = 0", "timeout_s"),
+        ("command = \"true\"\naccess = \"all\"", "all"),
+        ("user = \"postgres\"", "command"),
+    ] {
+        let error = table(keys).unwrap_err();
+        assert!(error.contains(named), "{keys}: {error}");
+    }
+}

@@ -38,7 +38,7 @@ impl FoundFilesystem {
         &self.image
     }
 
-    /// Returns the type for `mount -t`, for a filesystem that may be mounted beside its origin; btrfs may not.
+    /// Returns the type for `mount -t`, for a filesystem that may be mounted beside its origin, unlike btrfs.
     pub fn mount_type(&self) -> Option<&'static str> {
         match self.other {
             None => Some("ext4"),

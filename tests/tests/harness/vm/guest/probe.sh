@@ -3,7 +3,7 @@
 VM_BOOT=3
 [ -e /bin/sh ] || ln -s /usr/bin/bash /bin/sh
 mkdir -p /etc/blockd
-echo "nobody:x:65534:65534:nobody:/:/bin/sh" >/etc/passwd
+echo 'nobody':x:65534:65534::/:/bin/sh >/etc/passwd
 echo "nogroup:x:65534:" >/etc/group
 echo "root:x:0:0:root:/:/bin/sh" >>/etc/passwd
 cat >/etc/blockd/blockd.toml <<'TEXT'
