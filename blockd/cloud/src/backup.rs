@@ -11,7 +11,7 @@ use crate::{
     backup_spec::BackupSpec,
     clock::RunClock,
     index_writer::write_index,
-    job::{Job, Packing},
+    job::{Job, Packing, Recorder},
     journal::BackupJournal,
     manifest::Manifest,
     plan::Layout,
@@ -75,14 +75,18 @@ pub async fn backup(
     cancel: &CancelToken,
 ) -> Result<Manifest, CloudError> {
     repo.check_writable()?;
-    cancel.guard(run(repo.clone(), spec, reader, journal, *options, progress, cancel.clone())).await
+    let recorder = Recorder::new(journal);
+    let run = run(repo.clone(), spec, reader, recorder.clone(), *options, progress, cancel.clone());
+    let outcome = cancel.guard(run).await;
+    recorder.finish().await;
+    outcome
 }
 
 async fn run(
     repo: Repository,
     spec: Arc<BackupSpec>,
     reader: Arc<dyn BlockSource>,
-    journal: Arc<dyn BackupJournal>,
+    recorder: Recorder,
     options: UploadOptions,
     progress: Arc<Progress>,
     cancel: CancelToken,
@@ -96,8 +100,8 @@ async fn run(
         Layout::new(&planned.data, planned.size_bytes)
     });
     let layout = layout.await?;
-    let was_committing = journal.may_be_committed();
-    let is_resumed = options.resumed || !journal.completed().is_empty();
+    let was_committing = recorder.journal().may_be_committed();
+    let is_resumed = options.resumed || !recorder.journal().completed().is_empty();
     let key = repo.key().clone();
     let job = Arc::new(Job {
         sealer: Sealer::new(&key, &spec.delta_id(), &spec.delta_salt),
@@ -107,7 +111,7 @@ async fn run(
         store: repo.store().clone(),
         work: repo.work().clone(),
         reader,
-        journal,
+        recorder,
         progress,
         packing: Packing::new(cpu_threads(options.cpu_threads)),
         write_once: options.write_once,
@@ -131,7 +135,7 @@ async fn run(
 impl Job {
     async fn packs(self: &Arc<Self>, concurrency: usize) -> Result<(), CloudError> {
         let mut done = vec![false; self.layout.pack_count as usize];
-        let mut recorded = self.journal.completed();
+        let mut recorded = self.recorder.journal().completed();
         recorded.retain(|pack_no| *pack_no < self.layout.pack_count);
         for &pack_no in &recorded {
             if let Some(done) = done.get_mut(pack_no as usize) {
@@ -185,8 +189,7 @@ impl Job {
             let object = self.spec.delta_id().pack_key(pack_no);
             self.put(&object, body).await?;
         }
-        let journal = self.journal.clone();
-        run_blocking(move || journal.record(pack_no, &pack.lens)).await?;
+        self.recorder.write(move |journal| journal.record(pack_no, &pack.lens)).await?;
         Ok(pack.raw_len_bytes)
     }
 }

@@ -8,7 +8,6 @@ use crate::{
     manifest::{BackupType, Delta, Manifest},
     names::ObjectKind,
     pack::OBJECT_HEADER_LEN,
-    repository::run_blocking,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
 use blockd_store::{BlobStore, StoreErrorKind};
@@ -87,8 +86,7 @@ impl Job {
         assert!(decoded == manifest, "the manifest does not decode to itself");
         // As late as possible: garbage collection relies on it.
         spec.check_age(Timestamp::now())?;
-        let journal = self.journal.clone();
-        run_blocking(move || journal.record_commit()).await?;
+        self.recorder.write(|journal| journal.record_commit()).await?;
         let puts = || self.progress.snapshot().requests.put;
         let (own, salt) = (manifest.id(), spec.delta_salt);
         let (manifest, at_once) = repo.put_manifest(manifest, object.into(), puts).await?;

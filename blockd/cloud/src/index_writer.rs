@@ -225,7 +225,7 @@ fn frame_lens(job: &Job, frames: std::ops::Range<u64>) -> Result<Vec<u32>, Cloud
     while next < frames.end {
         let pack_no = (next / PACK_FRAMES) as u32;
         let (first, end) = job.layout.pack_frames(pack_no);
-        let recorded = job.journal.frame_lens(pack_no)?;
+        let recorded = job.recorder.journal().frame_lens(pack_no)?;
         let recorded = recorded.filter(|lens| lens.len() as u64 == end - first).ok_or_else(|| {
             let detail = format!("it has no record of pack {pack_no}");
             CloudError::Internal { what: "the backup journal", detail }

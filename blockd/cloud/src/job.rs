@@ -8,7 +8,7 @@ use blockd_extent::BlockSource;
 use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 
 /// Maximum number of packs that are assembled concurrently; others in flight are being uploaded.
 const BUILD_CONCURRENCY: usize = 2;
@@ -39,6 +39,42 @@ impl Packing {
     }
 }
 
+/// Writer of the journal of one run.
+#[derive(Clone)]
+pub(crate) struct Recorder {
+    journal: Arc<dyn BackupJournal>,
+    writes: Arc<RwLock<()>>,
+}
+
+impl Recorder {
+    pub fn new(journal: Arc<dyn BackupJournal>) -> Self {
+        Self { journal, writes: Arc::default() }
+    }
+
+    pub fn journal(&self) -> &Arc<dyn BackupJournal> {
+        &self.journal
+    }
+
+    /// Writes to the journal outside of the async threads.
+    pub async fn write(
+        &self,
+        write: impl FnOnce(&dyn BackupJournal) -> Result<(), CloudError> + Send + 'static,
+    ) -> Result<(), CloudError> {
+        let (journal, writing) = (self.journal.clone(), self.writes.clone().read_owned().await);
+        run_blocking(move || {
+            let _writing = writing;
+            write(&*journal)
+        })
+        .await
+    }
+
+    /// Waits for the writes whose callers were dropped, by a failure or a cancellation: the next run opens
+    /// the same journal.
+    pub async fn finish(&self) {
+        drop(self.writes.write().await);
+    }
+}
+
 /// State shared by all packs of a backup.
 pub(crate) struct Job {
     pub spec: Arc<BackupSpec>,
@@ -47,7 +83,7 @@ pub(crate) struct Job {
     pub sealer: Sealer,
     pub store: Arc<dyn BlobStore>,
     pub reader: Arc<dyn BlockSource>,
-    pub journal: Arc<dyn BackupJournal>,
+    pub recorder: Recorder,
     pub progress: Arc<Progress>,
     pub packing: Packing,
     pub work: Work,
@@ -63,7 +99,7 @@ pub(crate) struct Job {
 impl Job {
     /// Returns true if a pack recorded by an earlier run is still in the store.
     pub(crate) async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
-        let journal = self.journal.clone();
+        let journal = self.recorder.journal().clone();
         let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
         debug_assert!(lens.is_some(), "pack {pack_no} is neither stored nor recorded");
         if lens.unwrap_or_default().iter().all(|len| *len == 0) {

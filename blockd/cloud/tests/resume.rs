@@ -1,12 +1,23 @@
 //! Backups interrupted at each operation, by each fault: the stored objects are no snapshot, and the next run
 //! resumes.
 use crate::common::{BLOCK, fixed, restored, run, run_with, set};
-use blockd_cloud::{CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository};
+use blockd_cloud::{
+    BackupJournal, CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, MemoryJournal,
+    Repository,
+};
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, LocalStore, StoreErrorKind};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 const SIZE: u64 = 200_000 * BLOCK as u64;
 
@@ -217,4 +228,53 @@ async fn failed_restore_is_reported_and_a_second_one_completes() {
         }
     }
     assert_eq!(restored(&repo, &done.manifest).await.unwrap(), live.content());
+}
+
+/// A journal on a slow disk.
+#[derive(Default)]
+struct SlowJournal {
+    journal: MemoryJournal,
+    writes: AtomicUsize,
+    completed: AtomicUsize,
+}
+
+impl BackupJournal for SlowJournal {
+    fn completed(&self) -> Vec<u32> {
+        self.journal.completed()
+    }
+
+    fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError> {
+        self.journal.frame_lens(pack_no)
+    }
+
+    fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_secs(1));
+        self.journal.record(pack_no, frame_lens)?;
+        self.completed.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn record_commit(&self) -> Result<(), CloudError> {
+        self.journal.record_commit()
+    }
+
+    fn may_be_committed(&self) -> bool {
+        self.journal.may_be_committed()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_backup_waits_for_writes_of_its_journal() {
+    let (live, data) = volume();
+    let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    let repo = fixed(faults.clone(), EncryptionMode::Aes256GcmSiv);
+    faults.fail_at(1, Fault::Unauthorized);
+    let journal = Arc::new(SlowJournal::default());
+    let spec = spec(7, SIZE, data, set([]), None);
+    let failed = run_with(&repo, spec, Arc::new(live), journal.clone(), &CancelToken::new()).await;
+    assert!(failed.is_err());
+    let writes = journal.writes.load(Ordering::SeqCst);
+    assert!(writes > 0, "no pack was stored before the failure");
+    assert_eq!(journal.completed.load(Ordering::SeqCst), writes);
 }
