@@ -198,7 +198,8 @@ impl IsolatedCommand<'_> {
         };
         let is_ready = ready.metadata()?.len() > 0;
         match error {
-            Some(error) if !is_ready => Err(IsolationError::Setup(error)),
+            // A kill during the preparations is an end of the command as well.
+            Some(error) if ended.is_some() && !is_ready => Err(IsolationError::Setup(error)),
             error => Ok(Isolated { error, output: String::from_utf8_lossy(&output).into_owned() }),
         }
     }
