@@ -13,7 +13,7 @@ work() { perl /work.pl /mnt "$@" || fail "work.pl $*"; }
 backup() {
     now=$((now + INTERVAL_S))
     date -s "@$now" >/dev/null
-    blockctl cloudsnap backup data --freeze-fs --wait >/tmp/backup 2>&1 || fail "backup: $(cat /tmp/backup)"
+    blockctl cloudsnap backup data --freeze-fs --expires 10d --wait >/tmp/backup 2>&1 || fail "backup: $(cat /tmp/backup)"
     blockctl --json anomaly list >/tmp/anomalies || fail "anomaly list"
     grep -q '"anomalyId"' /tmp/anomalies || return 1
     blockctl anomaly list
