@@ -1,5 +1,5 @@
-//! Change anomalies of an ext4 filesystem that the kernel mounts over NBD: days of normal work without a false
-//! alarm, then encryption in place and a mass deletion, by the clock of a virtual machine.
+//! Change anomalies of an ext4 filesystem that the kernel mounts over NBD: days of normal work without a
+//! false alarm, then encryption in place and a mass deletion, by the clock of a virtual machine.
 
 use crate::harness::{
     Bed,

@@ -263,7 +263,7 @@ fn deleted_base_of_a_lazy_volume_is_reported() {
     let ctl = daemon.ctl();
     clone(&ctl, &origin.snap, "copy", &[]);
     let other = origin.bed.daemon("a").start();
-    other.ctl().json(&["cloudsnap", "delete", "--snap", &origin.snap, "--wait"]);
+    other.ctl().json(&["cloudsnap", "delete", "--snap", &origin.snap, "--force", "--wait"]);
     let mut client = daemon.nbd("copy");
     assert_eq!(
         refused(client.try_read(origin.data_offsets()[0], BLOCK)),

@@ -1,7 +1,7 @@
 //! Leases: objects by which the lazy volumes of a host hold their backing snapshots.
 //!
-//! A host stores a lease before it uses a cloud snapshot, then checks that the manifest exists, and stores the
-//! lease again each day. Deletions by other hosts respect it until the store's clock is
+//! A host stores a lease before it uses a cloud snapshot, then checks that the manifest exists, and stores
+//! the lease again each day. Deletions by other hosts respect it until the store's clock is
 //! [`LEASE_LIFETIME`] later. A lease keeps and never deletes, so it counts even if it does not open.
 
 use crate::{

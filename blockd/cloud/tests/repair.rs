@@ -1,18 +1,21 @@
 //! Repair of damaged snapshots: with any damage and any sources, a repaired snapshot has its whole content,
 //! or the blocks without a source are named.
-use crate::common::{BLOCK, Noise, open, requests, restored, run, set, with_slot};
+use crate::common::{BLOCK, CHECKED, CLUSTER, Noise, open, requests, restored, run, set, with_slot};
 use blockd_cloud::{
     BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions, Manifest,
     ManifestKey, MemoryJournal, NoCache, Progress, Repair, RepairSource, Repository, SnapshotReader,
-    UnreadableSiblings, UploadOptions, VerifyDepth, VerifyOptions, backup, collect_garbage, delete_snapshot,
-    differing_blocks, verify,
+    UploadOptions, VerifyDepth, VerifyOptions, backup, collect_garbage, delete_snapshot, differing_blocks,
+    verify,
 };
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent, SnapshotId};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 const TIB_BLOCKS: u64 = 1 << 28;
 const SIZE: u64 = (TIB_BLOCKS + 1000) * BLOCK as u64;
@@ -204,10 +207,16 @@ proptest! {
             // The damaged ones are deleted, with all that no other one needs, and garbage is collected.
             for repair in &repairs {
                 let id = repair.repairs.unwrap();
-                delete_snapshot(&repo, &id, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+                delete_snapshot(&repo, &id, &[], &NoCache, CHECKED).await.unwrap();
             }
             let later = Timestamp::now() + SignedDuration::from_hours(24 * 30);
-            let options = GarbageOptions { now: later, dry_run: false, protected: Default::default() };
+            let options = GarbageOptions {
+                now: later,
+                dry_run: false,
+                protected: BTreeSet::new(),
+                host: CLUSTER,
+                backing: BTreeSet::new(),
+            };
             collect_garbage(&repo, &options, &NoCache).await.unwrap();
             for made in &now {
                 assert_sound(&repo, made).await;
@@ -252,7 +261,7 @@ async fn later_snapshots_share_the_repair_of_their_base() {
     // Another host reads them after all damaged ones are gone.
     for made in &made {
         let id = made.manifest.id();
-        delete_snapshot(&repo, &id, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
+        delete_snapshot(&repo, &id, &[], &NoCache, CHECKED).await.unwrap();
     }
     let other = open(store.clone(), Some("correct horse")).await.unwrap();
     for (manifest, made) in repairs.into_iter().zip(made) {

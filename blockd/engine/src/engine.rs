@@ -319,8 +319,7 @@ impl Engine {
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,
             references, registry, repositories, runner, schedules, secrets, snapshots, tasks });
-        let webhook_delivery = service!(WebhookDelivery { db, events, host, log_reader, references,
-            webhooks });
+        let webhook_delivery = service!(WebhookDelivery { db, events, host, log_reader, references, webhooks });
         let monitor = service!(Monitor { readers, db, free_space, health, host, meters, quiescing,
             registry, repositories, schedules, scrub_work, tasks, volumes, webhook_delivery });
         let names = service!(Names { registry, repositories, snapshots });

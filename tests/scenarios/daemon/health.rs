@@ -199,7 +199,7 @@ async fn deleted_backing_snapshot_is_reported_with_its_volume() {
     other.restore_lazily(&id, "copy", false).await;
     let files = walk(host.store.path()).into_iter().map(|name| host.store.path().join(name));
     let objects: Vec<_> = files.map(|path| (fs::read(&path).unwrap(), path)).collect();
-    host.delete_cloudsnap(&delete_of(&id)).await;
+    host.delete_cloudsnap(&StartDelete { force: true, ..delete_of(&id) }).await;
     let read = async || {
         let copy = other.volume("copy");
         let read = tokio::task::spawn_blocking(move || copy.read(0, &mut [0; BLOCK as usize]));
