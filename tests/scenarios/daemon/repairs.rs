@@ -35,6 +35,7 @@ impl Host {
 
     /// Deletes the repaired cloud snapshots, as the maintenance does.
     async fn delete_repaired(&self) {
+        self.damaged_snapshots(VerifyDepth::Full).await;
         self.engine().repairs.delete_repaired().await.unwrap();
         let query = ListTasks::default();
         for task in self.call(LIST_TASKS, &query).await.items {

@@ -20,7 +20,7 @@ use blockd_api::{
 use blockd_catalog::{
     Db, DbManifestCache, KnownDamage, ProofRow, RepairTask, RetentionOverride, TaskRow, TaskSpec,
 };
-use blockd_cloud::{CloudError, CloudSnapshotId};
+use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
 use std::{collections::HashMap, sync::Arc};
@@ -95,10 +95,10 @@ impl Repairs {
     /// # Errors
     /// The database or a store fails.
     pub async fn repair_next(&self, attempts: &mut RepairAttempts) -> Result<(), ServiceError> {
-        self.delete_repaired().await?;
         if self.tasks.unfinished_tasks().await?.iter().any(|task| task.kind() == TaskKind::Repair) {
             return Ok(());
         }
+        self.delete_repaired().await?;
         let now = Timestamp::now();
         for damage in self.db.run(move |tx| KnownDamage::all(tx, now)).await? {
             let key = (damage.credential, damage.cloudsnap);
@@ -124,8 +124,8 @@ impl Repairs {
         Ok(())
     }
 
-    /// Starts the deletion of damaged cloud snapshots of this host that have a repaired one. Those in use
-    /// stay.
+    /// Starts the deletion of damaged cloud snapshots of this host that have a repaired one of the same point
+    /// in time. This host has found the damage and read the repaired one completely. Those in use stay.
     ///
     /// # Errors
     /// The database fails.
@@ -137,10 +137,17 @@ impl Repairs {
             let proofs = self.db.run(move |tx| ProofRow::of_repository(tx, uuid)).await?;
             let is_damaged =
                 |id: &CloudSnapshotId| proofs.iter().any(|proof| proof.cloudsnap == *id && !proof.sound);
-            let is_known = |id: &CloudSnapshotId| known.iter().any(|manifest| manifest.id() == *id);
+            let reads = |proof: &&ProofRow| proof.sound && proof.depth > VerifyDepth::Quick;
+            let is_proven =
+                |id: &CloudSnapshotId| proofs.iter().filter(reads).any(|proof| proof.cloudsnap == *id);
+            let is_of_same_point = |id: &CloudSnapshotId, repaired: &Manifest| {
+                let point = |one: &Manifest| (one.description.created, one.size_bytes);
+                known.iter().any(|one| one.id() == *id && point(one) == point(repaired))
+            };
             for repaired in &known {
                 let Some(damaged) = repaired.repairs else { continue };
-                if damaged.cluster != self.host.cluster || !is_known(&damaged) || is_damaged(&repaired.id()) {
+                let is_own = damaged.cluster == self.host.cluster && is_damaged(&damaged);
+                if !is_own || !is_proven(&repaired.id()) || !is_of_same_point(&damaged, repaired) {
                     continue;
                 }
                 // Another host may have deleted it since the last listing.

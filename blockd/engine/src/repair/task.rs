@@ -250,7 +250,12 @@ impl RepairWork {
         live.abandon_commit();
         let manifest = stored?;
         self.host.failpoints.reached("repair stored")?;
-        self.record(live, repository, &manifest, &blocks, in_doubt.was_in_doubt()).await?;
+        let recorded = self.record(live, repository, &manifest, &blocks, in_doubt.was_in_doubt()).await;
+        if recorded.as_ref().is_err_and(|error| error.to_api().code == ErrorCode::CloudsnapDamaged) {
+            // It hides the damaged one, which still exists.
+            repository.store().delete(&manifest.id().manifest_key()).await?;
+        }
+        recorded?;
         Ok(manifest)
     }
 
@@ -266,8 +271,6 @@ impl RepairWork {
         let (credential, id) = (live.view().credential, manifest.id());
         let unreadable = check_repaired(repository, manifest, blocks).await?;
         if !unreadable.is_empty() {
-            // The damaged one must not be deleted because of it.
-            repository.store().delete(&id.manifest_key()).await?;
             let message = format!(
                 "repair failed on cloud snapshot {id}: {} stored bytes cannot be read back",
                 unreadable.len_bytes()
