@@ -89,10 +89,11 @@ impl DrillClone {
         if more == 0 || (*checked > 0 && size_bytes < *checked + SPACE_CHECK_BYTES) {
             return Ok(());
         }
+        if size_bytes > MAX_WRITTEN_BYTES || SpaceLevel::of(space_of(&self.dir)?) != SpaceLevel::Enough {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         *checked = size_bytes;
-        let is_full =
-            size_bytes > MAX_WRITTEN_BYTES || SpaceLevel::of(space_of(&self.dir)?) != SpaceLevel::Enough;
-        if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        Ok(())
     }
 
     fn write_from(&self, offset_bytes: u64, data: &[u8]) -> io::Result<()> {
@@ -288,8 +289,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let clone = DrillClone::new(Arc::new(Large), false, dir.path()).unwrap();
         clone.write_zeroes(0, MAX_WRITTEN_BYTES, ZeroFlags::default()).unwrap();
-        let full = clone.write_zeroes(MAX_WRITTEN_BYTES, SPACE_CHECK_BYTES, ZeroFlags::default());
-        assert_eq!(full.unwrap_err().kind(), DeviceErrorKind::NoSpace);
+        for further in [MAX_WRITTEN_BYTES, MAX_WRITTEN_BYTES + SPACE_CHECK_BYTES] {
+            let full = clone.write_zeroes(further, SPACE_CHECK_BYTES - 4096, ZeroFlags::default());
+            assert_eq!(full.unwrap_err().kind(), DeviceErrorKind::NoSpace);
+        }
         // Written blocks can be written again.
         clone.write(8192, &[1; 4096], false).unwrap();
     }

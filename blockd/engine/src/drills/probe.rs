@@ -95,7 +95,8 @@ pub(super) struct DrillProbe {
 pub(super) fn mount_options(filesystem: &str) -> &'static [&'static str] {
     match filesystem {
         "xfs" => &["nouuid"],
-        _ => &["noinit_itable"],
+        // The superblock may ask for a panic of the host.
+        _ => &["noinit_itable", "errors=remount-ro"],
     }
 }
 
