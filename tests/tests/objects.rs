@@ -96,7 +96,7 @@ fn planned_file_changes_nothing() {
     let file = file(&dir, "objects.yaml", &example(&dir));
     ctl.create_volume("pgdata", "8MiB");
     let (code, planned) = ctl.document(&["diff", "-f", &file]);
-    assert_eq!((code, results(&planned).len()), (1, 9), "{planned:#}");
+    assert_eq!((code, results(&planned).len()), (1, 10), "{planned:#}");
     ctl.json(&["apply", "-f", &file, "--dry-run"]);
     assert!(get(&ctl, "backuplocations").is_empty() && get(&ctl, "sp").is_empty());
 }

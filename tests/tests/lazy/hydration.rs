@@ -167,9 +167,9 @@ fn filesystem_metadata_is_fetched_before_files() {
     // The inode table of the last block group is behind most files.
     let (block, table) = (number("Block size:"), number("Inode table at "));
     lazy(&ctl, &origin.snap, "now", &["--on-store-loss", "error"]);
-    // One fetch of 4 MiB may be in flight before the metadata is located; in block order the last inodes
+    // Fetches in block order may be in flight before the metadata is located; in that order the last inodes
     // follow after 16 MiB.
-    wait_for_fetched(&ctl, "now", 9 * MIB);
+    wait_for_fetched(&ctl, "now", 14 * MIB);
     origin.disconnect_store();
     let mut client = daemon.nbd("now");
     let found = client.try_read(table * block, BLOCK).expect("an inode table before the files");
