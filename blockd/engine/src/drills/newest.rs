@@ -25,7 +25,7 @@ impl Drills {
     /// tasks are recorded by `and` in the same transaction.
     ///
     /// # Errors
-    /// Those of [`Self::newest_point`]; a run is no longer queued.
+    /// No point in time is complete at the location; a run is no longer queued.
     pub(crate) async fn start_scheduled(
         self: &Arc<Self>,
         runs: &[RunRow],
@@ -59,7 +59,7 @@ impl Drills {
     /// Starts drills of all volumes of a group, all of their newest point in time at a location.
     ///
     /// # Errors
-    /// The group has no volume; a limit is out of range; those of [`Self::newest_point`].
+    /// The group has no volume; a limit is out of range; no point in time is complete at the location.
     pub async fn start_group(
         self: &Arc<Self>,
         request: &StartGroupDrill,
