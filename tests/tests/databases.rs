@@ -4,7 +4,7 @@
 
 use crate::harness::{
     Bed, Ctl, Daemon,
-    database::{Disk, as_user, programs, run, run_ledger_client, start_server},
+    database::{Disk, as_user, postgres_programs, programs, run, run_ledger_client, start_server},
     process::{Process, repository},
     replay::filesystem::{Filesystem, missing, with_private_mounts},
     skip, time_of_another_half_day, wait_until,
@@ -180,19 +180,6 @@ fn run_scheduled(ctl: &Ctl, of: &[&str], runs: usize) -> Value {
         assert!(!steps.is_empty() && steps.iter().all(|step| step["exitStatus"] == 0), "{task:#}");
     }
     history()
-}
-
-fn postgres_programs() -> Result<Vec<PathBuf>, String> {
-    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
-    versions.sort();
-    let newest = versions.pop().unwrap_or_default().join("bin");
-    let dirs = [newest.to_str().unwrap_or_default(), "/usr/bin"];
-    programs(&dirs, &["initdb", "postgres", "psql", "pgbench", "pg_amcheck", "pg_checksums"])
 }
 
 const POSTGRES: &str = "postgres";

@@ -105,3 +105,17 @@ pub fn programs(dirs: &[&str], names: &[&str]) -> Result<Vec<PathBuf>, String> {
     };
     names.iter().map(found).collect()
 }
+
+/// Returns the programs of the newest installed version of PostgreSQL, or the name of a missing one.
+pub fn postgres_programs() -> Result<Vec<PathBuf>, String> {
+    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    versions.sort();
+    let newest = versions.pop().unwrap_or_default().join("bin");
+    let dirs = [newest.to_str().unwrap_or_default(), "/usr/bin"];
+    programs(&dirs, &["initdb", "postgres", "psql", "pgbench", "pg_amcheck", "pg_checksums"])
+}
