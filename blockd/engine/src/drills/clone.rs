@@ -290,7 +290,7 @@ mod tests {
         let clone = DrillClone::new(Arc::new(Large), false, dir.path()).unwrap();
         clone.write_zeroes(0, MAX_WRITTEN_BYTES, ZeroFlags::default()).unwrap();
         for further in [MAX_WRITTEN_BYTES, MAX_WRITTEN_BYTES + SPACE_CHECK_BYTES] {
-            let full = clone.write_zeroes(further, SPACE_CHECK_BYTES - 4096, ZeroFlags::default());
+            let full = clone.write_zeroes(further, SPACE_CHECK_BYTES, ZeroFlags::default());
             assert_eq!(full.unwrap_err().kind(), DeviceErrorKind::NoSpace);
         }
         // Written blocks can be written again.
