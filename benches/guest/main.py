@@ -96,49 +96,27 @@ def make_image(path, size_bytes):
             out.write(source.randbytes(64) * 1024)
 
 
-class Backups:
-    """Consecutive full backups of a volume while the context is active."""
+class Load:
+    """Consecutive tasks of the daemon while the context is active: runs of a command until their end."""
 
-    def __init__(self, blockd, volume, credential):
-        self.blockd, self.volume, self.credential = blockd, volume, credential
-        self.is_over, self.reads, self.failed = threading.Event(), threading.Event(), None
-        self.done_bytes, self.count, self.task = 0, 0, None
+    def __init__(self, blockd, *command):
+        self.blockd, self.command = blockd, command
+        self.is_over, self.failed, self.count = threading.Event(), None, 0
 
     def run(self):
         try:
             while not self.is_over.is_set():
-                started = self.blockd.ctl("cloudsnap", "backup", self.volume, "--cred-id", self.credential, "--full")
-                self.task = started["items"][0]["taskId"]
-                self.follow(self.task)
+                self.run_once()
+                self.count += 1
         except Exception as error:
             self.failed = error
-            self.reads.set()
 
-    def look(self, task):
-        return self.blockd.ctl("cloudsnap", "status", "--name", task)["items"][0]
-
-    def follow(self, task):
-        """Adds the progress of a backup, up to the end of the pass."""
-        before = 0
-        while True:
-            seen = self.look(task)
-            if not self.is_over.is_set():
-                self.done_bytes += seen["processedBytes"] - before
-                before = seen["processedBytes"]
-            if seen["phase"] == "data":
-                self.reads.set()
-            if seen["completed"]:
-                if not seen["state"].endswith("-Done"):
-                    raise shared.Failed(f"a backup ended as {seen['state']}: {seen['error']}")
-                self.count += 1
-                return
-            time.sleep(0.1)
+    def run_once(self):
+        self.blockd.ctl(*self.command, "--wait")
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
-        if not self.reads.wait(shared.START_TIMEOUT_S):
-            self.failed = self.failed or shared.Failed("the backup does not start to read")
         return self
 
     def __exit__(self, *_):
@@ -149,31 +127,42 @@ class Backups:
             raise self.failed
 
 
-class Repeated:
-    """Consecutive runs of a command while the context is active."""
+class Backups(Load):
+    """Consecutive full backups of a volume, with their progress."""
 
-    def __init__(self, blockd, *command):
-        self.blockd, self.command = blockd, command
-        self.is_over, self.failed, self.count = threading.Event(), None, 0
+    def __init__(self, blockd, volume, credential):
+        super().__init__(blockd, "cloudsnap", "backup", volume, "--cred-id", credential, "--full")
+        self.reads, self.done_bytes = threading.Event(), 0
 
     def run(self):
-        try:
-            while not self.is_over.is_set():
-                self.blockd.ctl(*self.command, "--wait")
-                self.count += 1
-        except Exception as error:
-            self.failed = error
+        super().run()
+        self.reads.set()
+
+    def look(self, task):
+        return self.blockd.ctl("cloudsnap", "status", "--name", task)["items"][0]
+
+    def run_once(self):
+        """Adds the progress of a backup, up to the end of the pass."""
+        task = self.blockd.ctl(*self.command)["items"][0]["taskId"]
+        before = 0
+        while True:
+            seen = self.look(task)
+            if not self.is_over.is_set():
+                self.done_bytes += seen["processedBytes"] - before
+                before = seen["processedBytes"]
+            if seen["phase"] == "data":
+                self.reads.set()
+            if seen["completedAt"]:
+                if not seen["state"].endswith("-Done"):
+                    raise shared.Failed(f"a backup ended as {seen['state']}: {seen['error']}")
+                return
+            time.sleep(0.1)
 
     def __enter__(self):
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
+        super().__enter__()
+        if not self.reads.wait(shared.START_TIMEOUT_S):
+            self.failed = self.failed or shared.Failed("the backup does not start to read")
         return self
-
-    def __exit__(self, *_):
-        self.is_over.set()
-        self.thread.join()
-        if self.failed:
-            raise self.failed
 
 
 def make_filesystem(path, size_bytes):
@@ -258,7 +247,7 @@ class Bench:
         self.settle()
         if self.given.load != "backup":
             command = {"scrub": ("volume", "scrub", "vm"), "drill": ("cloudsnap", "drill", "run", "drilled@latest")}
-            with Repeated(self.blockd, *command[self.given.load]) as load:
+            with Load(self.blockd, *command[self.given.load]) as load:
                 found = self.write(seed)
             return {**found, "count": load.count}
         with Backups(self.blockd, "vm", "nas") as backups:
