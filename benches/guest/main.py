@@ -1,11 +1,13 @@
 """tools/bench guest: latency of guest writes during backups and scrubs of the volume, and during restore drills."""
 
 import argparse
+import http.client
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from bench import MIB
 # Ratio of p99 beside a load and alone.
 GOALS = {"backup": 1.5, "scrub": 1.2, "drill": 1.2}
 PERCENTILES = ("50.000000", "99.000000", "99.900000")
+# Pause between two drills. A drill of this volume takes some 60 ms, and its start and end cost more than its reads.
+DRILL_PAUSE_S = 1
 # Timeout of merges after a backup.
 MERGE_TIMEOUT_S = 120
 
@@ -29,12 +33,12 @@ full, encrypted backups of the volume to a directory. Both alternate for ROUNDS,
 the first backup reads; between two backups is only the time to request the next. Before each pass, merges and deletions of the previous pass are
 completed and dirty pages written back, and a snapshot is taken and deleted, so that all passes write to blocks that were not written since.
 
-With --load scrub, consecutive scrubs of the volume run beside the writes instead, with --load drill restore drills of another volume, an ext4 filesystem
-with files of half of SIZE.
+With --load scrub, consecutive scrubs of the volume run beside the writes instead. With --load drill it is a restore drill each second, of another volume:
+an ext4 filesystem with files of half of SIZE.
 
   alone, beside  p50, p99 and p99.9 of the writes, in microseconds; medians over the rounds
   ratio          p99 beside / p99 alone of each round: the median, and the worst and the best round
-  backup         MiB/s of blocks processed by the backups; scrubs and drills are counted
+  load           number of tasks that ended, and MiB/s of blocks that backups and scrubs processed
 
 With --iops 0 fio writes at the maximum rate. The store is a directory on the same disk unless --store names another one. With --cold (as root)
 the page cache is dropped before each pass, so that backups read from the disk.
@@ -96,27 +100,69 @@ def make_image(path, size_bytes):
             out.write(source.randbytes(64) * 1024)
 
 
-class Load:
-    """Consecutive tasks of the daemon while the context is active: runs of a command until their end."""
+class Api(http.client.HTTPConnection):
+    """Connection to the daemon: a process for each request would take CPU time from the guest."""
 
-    def __init__(self, blockd, *command):
-        self.blockd, self.command = blockd, command
-        self.is_over, self.failed, self.count = threading.Event(), None, 0
+    def __init__(self, blockd):
+        super().__init__("localhost", timeout=shared.START_TIMEOUT_S)
+        self.path = blockd.dir / "blockd.sock"
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+    def call(self, method, path, body=None):
+        self.request(method, f"/v1/{path}", json.dumps(body) if body else None, {"Content-Type": "application/json"})
+        reply = self.getresponse()
+        text = reply.read()
+        if reply.status >= 300:
+            raise shared.Failed(f"{method} {path}: {text.decode(errors='replace')}")
+        return json.loads(text)
+
+
+class Load:
+    """Consecutive tasks of the daemon while the context is active, with their progress."""
+
+    def __init__(self, blockd, path, body, pause_s=0):
+        self.api, self.path, self.body, self.pause_s = Api(blockd), path, body, pause_s
+        self.is_over, self.reads, self.failed = threading.Event(), threading.Event(), None
+        self.count, self.done_bytes = 0, 0
 
     def run(self):
         try:
             while not self.is_over.is_set():
                 self.run_once()
                 self.count += 1
+                self.is_over.wait(self.pause_s)
         except Exception as error:
             self.failed = error
+        self.reads.set()
 
     def run_once(self):
-        self.blockd.ctl(*self.command, "--wait")
+        """Runs a task; adds its progress up to the end of the pass."""
+        started = self.api.call("POST", self.path, self.body)
+        task = started.get("items", [started])[0]["taskId"]
+        before = 0
+        while True:
+            seen = self.api.call("GET", f"tasks/{task}")
+            if not self.is_over.is_set():
+                self.done_bytes += seen["processedBytes"] - before
+                before = seen["processedBytes"]
+            if seen["phase"] == "data":
+                self.reads.set()
+            if seen["completedAt"]:
+                self.reads.set()
+                if not seen["state"].endswith("-Done"):
+                    raise shared.Failed(f"a task ended as {seen['state']}: {seen['error']}")
+                return
+            time.sleep(0.05)
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
+        if not self.reads.wait(shared.START_TIMEOUT_S):
+            self.failed = self.failed or shared.Failed("the task does not start to read")
         return self
 
     def __exit__(self, *_):
@@ -125,44 +171,6 @@ class Load:
         self.thread.join()
         if self.failed:
             raise self.failed
-
-
-class Backups(Load):
-    """Consecutive full backups of a volume, with their progress."""
-
-    def __init__(self, blockd, volume, credential):
-        super().__init__(blockd, "cloudsnap", "backup", volume, "--cred-id", credential, "--full")
-        self.reads, self.done_bytes = threading.Event(), 0
-
-    def run(self):
-        super().run()
-        self.reads.set()
-
-    def look(self, task):
-        return self.blockd.ctl("cloudsnap", "status", "--name", task)["items"][0]
-
-    def run_once(self):
-        """Adds the progress of a backup, up to the end of the pass."""
-        task = self.blockd.ctl(*self.command)["items"][0]["taskId"]
-        before = 0
-        while True:
-            seen = self.look(task)
-            if not self.is_over.is_set():
-                self.done_bytes += seen["processedBytes"] - before
-                before = seen["processedBytes"]
-            if seen["phase"] == "data":
-                self.reads.set()
-            if seen["completedAt"]:
-                if not seen["state"].endswith("-Done"):
-                    raise shared.Failed(f"a backup ended as {seen['state']}: {seen['error']}")
-                return
-            time.sleep(0.1)
-
-    def __enter__(self):
-        super().__enter__()
-        if not self.reads.wait(shared.START_TIMEOUT_S):
-            self.failed = self.failed or shared.Failed("the backup does not start to read")
-        return self
 
 
 def make_filesystem(path, size_bytes):
@@ -196,6 +204,7 @@ class Bench:
                 self.blockd.make_volume("drilled", given.data, image)
                 image.unlink()
                 self.blockd.ctl("cloudsnap", "backup", "drilled", "--wait")
+                self.drilled = self.blockd.ctl("cloudsnap", "list", "--src", "drilled")["items"][0]["cloudSnapshotId"]
         except BaseException:
             self.blockd.stop()
             raise
@@ -243,18 +252,21 @@ class Bench:
         self.settle()
         return self.write(seed)
 
+    def load(self):
+        """Returns the load of a pass."""
+        if self.given.load == "backup":
+            return Load(self.blockd, "cloudsnaps/backup", {"volume": "vm", "credentials": ["nas"], "full": True})
+        if self.given.load == "scrub":
+            return Load(self.blockd, "scrub", {"volume": "vm", "repair": False})
+        return Load(self.blockd, "drills", {"cloudSnapshotId": self.drilled}, DRILL_PAUSE_S)
+
     def beside(self, seed):
         self.settle()
-        if self.given.load != "backup":
-            command = {"scrub": ("volume", "scrub", "vm"), "drill": ("cloudsnap", "drill", "run", "drilled@latest")}
-            with Load(self.blockd, *command[self.given.load]) as load:
-                found = self.write(seed)
-            return {**found, "count": load.count}
-        with Backups(self.blockd, "vm", "nas") as backups:
+        with self.load() as load:
             began = time.monotonic()
             found = self.write(seed)
             took = time.monotonic() - began
-        return {**found, "count": backups.count, "backup_mib_per_s": backups.done_bytes / MIB / took}
+        return {**found, "count": load.count, "load_mib_per_s": load.done_bytes / MIB / took}
 
     def round(self, nth):
         # The same offsets in both passes, other ones in each round.
@@ -272,8 +284,7 @@ def summary(given, rounds):
     found = {kind: {name: statistics.median(one[kind][name] for one in rounds) for name in names} for kind in ("alone", "beside")}
     ratios = [one["ratio"] for one in rounds]
     found["ratio"] = {"median": statistics.median(ratios), "best": min(ratios), "worst": max(ratios)}
-    if given.load == "backup":
-        found["backup_mib_per_s"] = statistics.median(one["beside"]["backup_mib_per_s"] for one in rounds)
+    found["load_mib_per_s"] = statistics.median(one["beside"]["load_mib_per_s"] for one in rounds)
     found["count"] = sum(one["beside"]["count"] for one in rounds)
     found["met"] = found["ratio"]["median"] <= GOALS[given.load]
     return found
@@ -287,7 +298,7 @@ def report(given, found):
         one = found[kind]
         print(f"{kind:8}{one['p50']:10.1f}{one['p99']:10.1f}{one['p99.9']:10.1f}{one['mean']:10.1f}{one['iops']:10.0f}")
     ratio = found["ratio"]
-    rate = f", {found['backup_mib_per_s']:.0f} MiB/s" if "backup_mib_per_s" in found else ""
+    rate = f", {found['load_mib_per_s']:.0f} MiB/s" if found["load_mib_per_s"] else ""
     print(f"load {given.load}: {found['count']}{rate}")
     print(f"p99 beside / alone: {ratio['median']:.2f} x (best {ratio['best']:.2f}, worst {ratio['worst']:.2f}; "
           f"goal <= {GOALS[given.load]:g}: {'met' if found['met'] else 'NOT MET'})")
