@@ -79,7 +79,7 @@ pub use rotate::{Rekey, Rekeyed, rekey};
 pub use slots::{SlotFinding, SlotRepair};
 pub use verify::{
     AffectedSnapshot, BlockCheck, VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
-    verify,
+    verify, verify_manifests,
 };
 pub use write_key::WriteKey;
 

@@ -306,7 +306,8 @@ async fn readable_blocks(
     Ok(RepairSource { blocks, data, reader: Arc::new(Stored { reader, runtime: Handle::current() }) })
 }
 
-/// Returns those of the blocks that cannot be read back from a repaired snapshot.
+/// Returns those of the blocks, and of all blocks of its own delta, that cannot be read back from a repaired
+/// snapshot.
 ///
 /// # Errors
 /// [`CloudError::UnknownKey`]; errors of the store.
@@ -315,9 +316,32 @@ pub async fn check_repaired(
     manifest: &Manifest,
     blocks: &BlockSet,
 ) -> Result<BlockSet, CloudError> {
-    let mut unreadable = blocks.clone();
-    unreadable.subtract(&readable_blocks(repo, manifest, blocks).await?.blocks);
+    let mut unreadable = indexed_blocks(repo, &manifest.delta, manifest.size_bytes).await?;
+    unreadable.union_with(blocks);
+    unreadable.subtract(&readable_blocks(repo, manifest, &unreadable).await?.blocks);
     Ok(unreadable)
+}
+
+/// Returns the blocks of a delta. All those behind an unreadable index count.
+async fn indexed_blocks(repo: &Repository, delta: &Delta, size_bytes: u64) -> Result<BlockSet, CloudError> {
+    let (mut blocks, mut keep) = (BlockSet::new(), 0);
+    let reader = match DeltaReader::open(repo, delta, &mut keep).await {
+        Ok(reader) => Arc::new(reader),
+        Err(CloudError::Damaged { .. }) => return Ok(BlockSet::from_iter([Extent::whole(size_bytes)])),
+        Err(error) => return Err(error),
+    };
+    for (number, page) in reader.root.pages.iter().enumerate() {
+        match reader.page(number).await {
+            Ok(Some(page)) => {
+                blocks.union_with(&page.data);
+                blocks.union_with(&page.zero);
+            }
+            Ok(None) => {}
+            Err(CloudError::Damaged { .. }) => blocks.insert_extent(page.range),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(blocks)
 }
 
 /// Returns blocks whose content may differ between two snapshots; `None` if none is in the other's chain. An
@@ -337,26 +361,8 @@ pub async fn differing_blocks(
     let Some(between) = above(one, other).or_else(|| above(other, one)) else { return Ok(None) };
     let mut differing = BlockSet::new();
     for delta in &between {
-        let mut keep = 0;
-        let reader = match DeltaReader::open(repo, delta, &mut keep).await {
-            Ok(reader) => Arc::new(reader),
-            Err(CloudError::Damaged { .. }) => {
-                differing.insert_extent(Extent::whole(one.size_bytes.max(other.size_bytes)));
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        for (number, page) in reader.root.pages.iter().enumerate() {
-            match reader.page(number).await {
-                Ok(Some(page)) => {
-                    differing.union_with(&page.data);
-                    differing.union_with(&page.zero);
-                }
-                Ok(None) => {}
-                Err(CloudError::Damaged { .. }) => differing.insert_extent(page.range),
-                Err(error) => return Err(error),
-            }
-        }
+        let size_bytes = one.size_bytes.max(other.size_bytes);
+        differing.union_with(&indexed_blocks(repo, delta, size_bytes).await?);
     }
     Ok(Some(differing))
 }

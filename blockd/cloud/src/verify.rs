@@ -172,7 +172,6 @@ async fn run(
 ) -> Result<VerifyReport, CloudError> {
     progress.enter(Phase::Planning);
     let mut report = VerifyReport::default();
-    let mut found = Damage::default();
     report.slots = repo.check_key_slots().await?;
     report.findings_total += report.slots.len() as u64;
     report.findings.extend(report.slots.iter().map(|slot| VerifyFinding {
@@ -182,7 +181,42 @@ async fn run(
         affects: Vec::new(),
     }));
     let manifests = load(repo, ids, &mut report).await?;
-    let deltas = distinct_deltas(&manifests);
+    read_all(repo, &manifests, options, check_of, cache, &progress, &mut report).await?;
+    assert!(report.snapshots.len() <= ids.len(), "more snapshots than were requested");
+    progress.finish();
+    Ok(report)
+}
+
+/// Verifies snapshots with given manifests, as [`verify`] does, but without the key slots and without a
+/// comparison.
+///
+/// # Errors
+/// [`CloudError::Cancelled`]; errors of the store that are not about its content.
+pub async fn verify_manifests(
+    repo: &Repository,
+    manifests: &[Manifest],
+    options: &VerifyOptions,
+    cache: &dyn ManifestCache,
+    progress: &Progress,
+    cancel: &CancelToken,
+) -> Result<VerifyReport, CloudError> {
+    let mut report = VerifyReport::default();
+    cancel.guard(read_all(repo, manifests, options, &|_| None, cache, progress, &mut report)).await?;
+    Ok(report)
+}
+
+/// Checks all deltas of snapshots and adds the results to the report.
+async fn read_all(
+    repo: &Repository,
+    manifests: &[Manifest],
+    options: &VerifyOptions,
+    check_of: &(dyn Fn(&CloudSnapshotId) -> Option<Arc<dyn BlockCheck>> + Send + Sync),
+    cache: &dyn ManifestCache,
+    progress: &Progress,
+    report: &mut VerifyReport,
+) -> Result<(), CloudError> {
+    let mut found = Damage::default();
+    let deltas = distinct_deltas(manifests);
     report.deltas = deltas.len() as u64;
     let block_bytes = |delta: &Delta| delta.data_blocks * BLOCK_SIZE_BYTES;
     progress.begin(match options.depth {
@@ -195,19 +229,19 @@ async fn run(
         report.objects += 1 + u64::from(nth(manifest, *at).pack_count);
         quick(repo, &alone, &mut found).await?;
         if options.depth == VerifyDepth::Full {
-            let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), &progress).await?;
+            let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), progress).await?;
             found.merge(damage);
             report.block_bytes += blocks * BLOCK_SIZE_BYTES;
         }
     }
     let mut digests = HashMap::new();
     if options.depth == VerifyDepth::Deep {
-        for manifest in &manifests {
+        for manifest in manifests {
             let id = manifest.id();
             let content = Arc::new(Content { check: check_of(&id), digest: Mutex::default() });
             let taken = content.clone();
             let sink: Arc<BlockSink> = Arc::new(move |start, data: &[u8]| taken.take(start, data));
-            let (damage, blocks) = frames(repo, manifest, options, sink, &progress).await?;
+            let (damage, blocks) = frames(repo, manifest, options, sink, progress).await?;
             if damage.is_empty() {
                 digests.insert(id, *content.digest.lock());
             }
@@ -215,19 +249,17 @@ async fn run(
             report.block_bytes += blocks * BLOCK_SIZE_BYTES;
         }
     }
-    let damaged = trace(repo, &manifests, found, cache, &mut report).await?;
-    for manifest in &manifests {
+    let damaged = trace(repo, manifests, found, cache, report).await?;
+    for manifest in manifests {
         let id = manifest.id();
         let damaged = damaged.get(&id).cloned().unwrap_or_default();
         let digest = digests.get(&id).copied();
         report.snapshots.push(VerifiedSnapshot { id, damaged, has_manifest: true, digest });
     }
-    assert!(report.snapshots.len() <= ids.len(), "more snapshots than were requested");
     assert!(report.findings_total >= report.findings.len() as u64, "findings that are not counted");
     report.snapshots.sort_by_key(|snapshot| snapshot.id);
     report.findings.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
-    progress.finish();
-    Ok(report)
+    Ok(())
 }
 
 /// Reads the manifests of the snapshots; an unreadable one is a finding, a missing one is skipped.

@@ -245,3 +245,62 @@ async fn repaired_backup_of_a_schedule_stays_under_its_retention() {
     })
     .await;
 }
+
+/// A quick verification sees the missing pack, but not the damaged frame below it.
+#[tokio::test(flavor = "multi_thread")]
+async fn repair_after_a_quick_finding_rebuilds_all_damage() {
+    let host = Host::new().await;
+    let (full, volume, model) = host.one_backup().await;
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
+    let next = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    drop(volume);
+    host.lose_pack(&next);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Quick).await, std::slice::from_ref(&next));
+    let done = host.run_repair(&repair_of(&next)).await;
+    assert_eq!(done.state.to_string(), "Repair-Done", "{done:?}");
+    let repaired = host.repaired(&next).await;
+    model.assert_is(&*host.restore(&repaired, "copy").await);
+    let damaged = host.call(GET_STATUS, &()).await.damaged_cloudsnaps;
+    assert!(damaged.iter().any(|one| one.cloud_snapshot_id == snap_id(&full)), "{damaged:?}");
+}
+
+/// The damage that was found does not name blocks, so that only the index of the repair does.
+#[tokio::test(flavor = "multi_thread")]
+async fn resumed_repair_reads_all_of_its_blocks_back() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    Model::new().write(&volume, 0, 1, 1 << 20);
+    drop(volume);
+    let full = host.backup("data", true).await.cloud_snapshot_id.unwrap();
+    let index = walk(host.store.path()).into_iter().find(|path| path.ends_with("/index")).unwrap();
+    fs::remove_file(index).unwrap();
+    let drill = super::drills::drill_of(&full);
+    assert_eq!(host.failed_drill(&drill).await.0, ErrorCode::CloudsnapDamaged);
+    let before = host.packs();
+    host.die_at("repair stored");
+    let task = host.call(START_REPAIR, &repair_of(&full)).await.task_id;
+    host.crashed().await;
+    host.stop().await;
+    let stored = host.packs().into_iter().find(|pack| !before.contains(pack)).unwrap();
+    flip_bit(stored, IN_SECOND_FRAME);
+    host.start().await;
+    let failed = host.wait(task).await;
+    let error = failed.error.unwrap();
+    assert_eq!(error.code, ErrorCode::CloudsnapDamaged, "{error:?}");
+    assert!(error.message.contains(&format!("{FRAME} stored bytes cannot be read back")), "{error:?}");
+}
+
+/// An outage may look like damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn repair_of_a_passing_finding_changes_nothing() {
+    let host = Host::new().await;
+    let (full, _, _) = host.one_backup().await;
+    let pack = host.packs().remove(0);
+    let away = move_away(Path::new(&pack));
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Quick).await, std::slice::from_ref(&full));
+    fs::rename(away, &pack).unwrap();
+    let done = host.done(host.call(START_REPAIR, &repair_of(&full)).await.task_id).await;
+    assert!(done.note.as_ref().unwrap().contains("nothing is damaged"), "{done:?}");
+    assert_eq!((host.manifests().len(), host.call(GET_STATUS, &()).await.damaged_cloudsnaps), (1, vec![]));
+}

@@ -1,6 +1,7 @@
 //! Repairs of damaged cloud snapshots: the lost blocks are stored again, from the volume or from another
 //! location, in a new cloud snapshot of the same point in time, which replaces the damaged one.
 
+mod examine;
 mod sources;
 pub(crate) mod task;
 

@@ -15,10 +15,10 @@ use crate::{
     tasks::{LiveTask, Tasks, findings::unrecovered, secrets},
     volumes::registry::Registry,
 };
-use blockd_api::{CredentialRef, ErrorCode, tasks::Findings};
+use blockd_api::{ApiError, CredentialRef, ErrorCode, tasks::Findings};
 use blockd_catalog::{
-    Chain, Db, DbError, DbManifestCache, ProofRow, RepairTask, RetentionOverride, RunRow, SnapshotRow,
-    SnapshotState, TaskRow,
+    Chain, Db, DbError, DbManifestCache, RepairTask, RetentionOverride, RunRow, SnapshotRow, SnapshotState,
+    TaskRow,
 };
 use blockd_cloud::{
     CloudSnapshotId, Manifest, ManifestCache, ManifestFilter, ManifestKey, MemoryJournal, Progress, Repair,
@@ -39,12 +39,12 @@ pub struct RepairWork {
 }
 
 /// Cloud snapshots of a volume at a location.
-struct Known {
+pub(super) struct Known {
     manifests: Vec<Manifest>,
     /// Known damage: blocks, or none if only the manifest or its index is damaged.
-    damaged: BTreeMap<CloudSnapshotId, BlockSet>,
+    pub(super) damaged: BTreeMap<CloudSnapshotId, BlockSet>,
     /// Cloud snapshots whose manifest is damaged.
-    unreadable: Vec<CloudSnapshotId>,
+    pub(super) unreadable: Vec<CloudSnapshotId>,
 }
 
 impl Known {
@@ -52,12 +52,12 @@ impl Known {
         !self.unreadable.contains(id)
     }
 
-    fn repaired(&self, id: &CloudSnapshotId) -> Option<&Manifest> {
+    pub(super) fn repaired(&self, id: &CloudSnapshotId) -> Option<&Manifest> {
         self.manifests.iter().find(|manifest| manifest.repairs.as_ref() == Some(id))
     }
 
     /// Returns the damaged cloud snapshot and the later ones that need its delta, oldest first.
-    fn to_repair(&self, id: &CloudSnapshotId) -> Result<Vec<Manifest>, ServiceError> {
+    pub(super) fn to_repair(&self, id: &CloudSnapshotId) -> Result<Vec<Manifest>, ServiceError> {
         let Some(own) = self.manifests.iter().find(|manifest| manifest.id() == *id) else {
             let message = format!(
                 "repair failed on cloud snapshot {id}: its manifest is damaged, and this host has no copy of it"
@@ -119,7 +119,11 @@ async fn repair_all(
     work.repositories.prove_location(live.view().credential, &repository).await?;
     let mut known = work.known(live, &repository).await?;
     let (mut findings, mut stored) = (Findings::default(), Vec::new());
-    for damaged in known.to_repair(&live.view().cloudsnap)? {
+    let affected = work.examine(live, &repository, &mut known, &progress).await?;
+    if affected.is_empty() {
+        return Ok((findings, "all frames of the cloud snapshot can be read: nothing is damaged".to_owned()));
+    }
+    for damaged in affected {
         check_cancelled(live)?;
         // Of an earlier run, or by another host.
         if let Some(manifest) = known.repaired(&damaged.id()).filter(|_| !asked.dry_run) {
@@ -160,7 +164,7 @@ impl RepairWork {
         let (id, credential) = (row.cloudsnap, row.credential);
         let cache = DbManifestCache::new(Arc::clone(&self.db), credential);
         let filter = ManifestFilter { cluster: Some(id.cluster), volume: Some(id.volume) };
-        let (mut manifests, mut unreadable, mut damaged) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let (mut manifests, mut unreadable) = (Vec::new(), Vec::new());
         for listed in repository.list_manifests(&filter, &cache).await? {
             let Some(id) = listed.id else { continue };
             // The listing takes unchanged objects from the cache: this one may be damaged since.
@@ -174,19 +178,12 @@ impl RepairWork {
                     let (cache, key) = (cache.clone(), id.manifest_key());
                     let copy = blocking(move || Ok::<_, ServiceError>(cache.load(&key))).await?;
                     manifests.extend(copy.filter(|copy| copy.id() == id));
-                    damaged.insert(id, BlockSet::new());
                     unreadable.push(id);
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        let proofs = self.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
-        let of_volume = |proof: &&ProofRow| {
-            (proof.cloudsnap.cluster, proof.cloudsnap.volume) == (id.cluster, id.volume) && !proof.sound
-        };
-        for proof in proofs.iter().filter(of_volume) {
-            damaged.entry(proof.cloudsnap).or_default().union_with(&proof.damaged);
-        }
+        let damaged = self.damage(live, &unreadable).await?;
         Ok(Known { manifests, damaged, unreadable })
     }
 
@@ -275,7 +272,10 @@ impl RepairWork {
                 "repair failed on cloud snapshot {id}: {} stored bytes cannot be read back",
                 unreadable.len_bytes()
             );
-            return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, message));
+            let error = ApiError::new(ErrorCode::CloudsnapDamaged, message);
+            return Err(ServiceError::Refused(error.with_hint(format!(
+                "if it is listed, run blockctl cloudsnap verify {id}, then blockctl cloudsnap repair {id}"
+            ))));
         }
         let (replaced, recorded) = (manifest.repairs, manifest.clone());
         self.db
