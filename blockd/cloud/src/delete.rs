@@ -9,7 +9,7 @@ use crate::{
     CloudError, CloudSnapshotId, ManifestKey, Repository,
     error::random,
     listing::ManifestCache,
-    manifest::{Delta, Manifest},
+    manifest::{Delta, MANIFEST, Manifest},
     names::DeltaId,
     plan::PACK_FRAMES,
     proof::ProofId,
@@ -17,6 +17,7 @@ use crate::{
     verify::is_whole,
 };
 use blockd_extent::SnapshotId;
+use blockd_store::PutMode;
 use std::collections::HashSet;
 use uuid::Uuid;
 
@@ -38,7 +39,8 @@ pub struct DeleteReport {
 pub enum DeleteMode {
     /// Refuses it with [`CloudError::SiblingUnreadable`] if another manifest of the same volume cannot be
     /// read, because the snapshot may be the last one that can be restored; and with [`CloudError::Leased`]
-    /// if a lazy volume of another host than this one needs it.
+    /// if a lazy volume of another host than this one needs it. A snapshot with a damaged manifest of its own
+    /// cannot be restored, so that the other manifests do not matter for it.
     Checked {
         /// Installation of this host.
         host: Uuid,
@@ -69,7 +71,7 @@ pub async fn delete_snapshot(
 ) -> Result<DeleteReport, CloudError> {
     match repo.manifest(id).await {
         Ok(manifest) => delete_with_manifest(repo, &manifest, protected, cache, mode).await,
-        Err(CloudError::Damaged { .. }) => delete_damaged(repo, id, protected, cache).await,
+        Err(CloudError::Damaged { .. }) => delete_damaged(repo, id, protected, cache, mode).await,
         Err(error) => Err(error),
     }
 }
@@ -229,14 +231,34 @@ async fn refuse_recommit(repo: &Repository, id: &CloudSnapshotId) -> Result<(), 
 /// is deleted, as the others are unknown. While another manifest is unreadable, only the manifest is deleted.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; errors of the store. A repeated call completes the work.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::Leased`], after which the manifest still exists as it was;
+/// errors of the store. A repeated call completes the work.
 pub async fn delete_damaged(
     repo: &Repository,
     id: &CloudSnapshotId,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
+    mode: DeleteMode,
 ) -> Result<DeleteReport, CloudError> {
-    let there = repo.store().delete(&id.manifest_key()).await?;
+    let key = id.manifest_key();
+    let there = match mode {
+        DeleteMode::Forced => repo.store().delete(&key).await?,
+        DeleteMode::Checked { host } => {
+            repo.refuse_if_leased(id, host).await?;
+            let object = match MANIFEST.get(&**repo.store(), &key).await {
+                // Too long to be stored again.
+                Err(CloudError::Damaged { .. }) => None,
+                object => object?,
+            };
+            let there = repo.store().delete(&key).await?;
+            let leased = repo.refuse_if_leased(id, host).await;
+            if let (Err(CloudError::Leased { .. }), Some(object)) = (&leased, object) {
+                repo.store().put(&key, object, PutMode::Overwrite).await?;
+            }
+            leased?;
+            there
+        }
+    };
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_own(repo, id, protected, cache, &mut report).await;
     let proofs = delete_proofs(repo, id).await;

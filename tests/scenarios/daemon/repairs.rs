@@ -304,3 +304,35 @@ async fn repair_of_a_passing_finding_changes_nothing() {
     assert!(done.note.as_ref().unwrap().contains("nothing is damaged"), "{done:?}");
     assert_eq!((host.manifests().len(), host.call(GET_STATUS, &()).await.damaged_cloudsnaps), (1, vec![]));
 }
+
+/// The manifest is damaged after a lazy volume of another host was created.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_backup_that_another_host_leases_stays() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    let id = host.backup("data", true).await.cloud_snapshot_id.unwrap();
+    drop(volume);
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.create_credential().await;
+    other.restore_lazily(&id, "lazy", false).await;
+    flip_bit(host.manifest(&id), 90);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await, std::slice::from_ref(&id));
+    assert_eq!(host.run_repair(&repair_of(&id)).await.state.to_string(), "Repair-Done");
+    let tasks = host.call(LIST_TASKS, &ListTasks::default()).await.items.len();
+    host.delete_repaired().await;
+    assert!(host.manifest(&id).exists());
+    let after = host.call(LIST_TASKS, &ListTasks::default()).await.items;
+    assert_eq!(after.len(), tasks + 1, "only the verification: {after:?}");
+    model.assert_is(&other.volume("lazy"));
+    other.delete_volume("lazy").await;
+    eventually(async || match host.leases() {
+        leases if leases.is_empty() => Ok(()),
+        leases => Err(leases),
+    })
+    .await;
+    host.delete_repaired().await;
+    assert!(!host.manifest(&id).exists());
+}

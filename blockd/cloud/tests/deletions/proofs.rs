@@ -25,7 +25,7 @@ async fn deletion_removes_the_proofs_of_its_snapshot_only() {
         prove(&repo, &second, ProofKind::Full).await;
         match is_damaged {
             false => delete(&repo, &first).await,
-            true => drop(delete_damaged(&repo, &first.id(), &[], &NoCache).await.unwrap()),
+            true => drop(delete_damaged(&repo, &first.id(), &[], &NoCache, CHECKED).await.unwrap()),
         }
         assert_eq!(proven(&repo).await, [second.id().to_string()]);
     }

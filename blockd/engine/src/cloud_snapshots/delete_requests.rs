@@ -14,11 +14,11 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    ApiError, ErrorCode,
+    ApiError, CredentialRef, ErrorCode,
     cloudsnaps::{DeleteStarted, StartDelete},
     tasks::TaskStarted,
 };
-use blockd_catalog::{Db, DeleteTask, RetentionOverride, TaskRow, TaskSpec};
+use blockd_catalog::{CredentialRow, Db, DeleteTask, RetentionOverride, TaskRow, TaskSpec};
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -104,6 +104,34 @@ impl Deletions {
         let credential =
             self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Delete).await?;
         let damaged = self.has_damaged_manifest(credential.uuid, &id, request.force).await?;
+        self.start(request, credential, damaged, judged_by).await
+    }
+
+    /// Starts the deletion of a damaged cloud snapshot that a repaired one replaces, also if its manifest is
+    /// damaged. Returns the task, or `None` if its retention override has changed.
+    ///
+    /// # Errors
+    /// Another host leases it, or a task or lazy volume of this host uses it.
+    pub(crate) async fn start_delete_repaired(
+        self: &Arc<Self>,
+        credential: Uuid,
+        id: &CloudSnapshotId,
+        judged_by: Option<RetentionOverride>,
+    ) -> Result<Option<TaskStarted>, ServiceError> {
+        self.overridden_leases(credential, id, false).await?;
+        let damaged = self.has_damaged_manifest(credential, id, true).await?;
+        let credential = self.repositories.credential(Some(&CredentialRef::Id(credential))).await?;
+        self.start(&StartDelete::of(*id), credential, damaged, Some(judged_by)).await
+    }
+
+    async fn start(
+        self: &Arc<Self>,
+        request: &StartDelete,
+        credential: CredentialRow,
+        damaged: bool,
+        judged_by: Option<Option<RetentionOverride>>,
+    ) -> Result<Option<TaskStarted>, ServiceError> {
+        let id = request.cloud_snapshot_id;
         let _admission = self.admission.lock().await;
         check_cancelled()?;
         self.tasks.refuse_if_deleting(&id).await?;

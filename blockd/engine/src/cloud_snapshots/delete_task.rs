@@ -90,7 +90,7 @@ pub(crate) async fn run(
             Some(manifest) => {
                 delete_with_manifest(&repository, manifest, &protected, &manifest_cache, mode).await
             }
-            None => delete_damaged(&repository, &row.cloudsnap, &protected, &manifest_cache).await,
+            None => delete_damaged(&repository, &row.cloudsnap, &protected, &manifest_cache, mode).await,
         }
     };
     let report = tokio::select! {

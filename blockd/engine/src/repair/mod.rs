@@ -15,7 +15,7 @@ use crate::{
 };
 use blockd_api::{
     CredentialRef, ErrorCode,
-    cloudsnaps::{StartDelete, StartRepair},
+    cloudsnaps::StartRepair,
     tasks::{TaskKind, TaskStarted},
 };
 use blockd_catalog::{
@@ -24,7 +24,12 @@ use blockd_catalog::{
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
-use std::{collections::HashMap, sync::Arc};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use uuid::Uuid;
 
 /// Requests for repairs.
@@ -37,7 +42,13 @@ pub struct Repairs {
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
     pub(crate) tasks: Arc<Tasks>,
+    /// Times of the last deletions of repaired cloud snapshots.
+    pub(crate) deletions_started: Mutex<HashMap<(Uuid, CloudSnapshotId), Instant>>,
 }
+
+/// Time after which a deletion of a repaired cloud snapshot is tried again: a retention lock of the location
+/// refuses it for days.
+const DELETE_AGAIN_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Findings whose repair the maintenance has started, with the times of their proofs.
 pub type RepairAttempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
@@ -167,16 +178,15 @@ impl Repairs {
 
     async fn delete(&self, credential: Uuid, damaged: &CloudSnapshotId) -> Result<(), ServiceError> {
         let (id, now) = (*damaged, Timestamp::now());
+        let last = self.deletions_started.lock().get(&(credential, id)).copied();
+        if last.is_some_and(|at| at.elapsed() < DELETE_AGAIN_AFTER) {
+            return Ok(());
+        }
         let marks = self.db.run(RetentionOverride::all).await?;
         let judged_by = marks.of(&id, credential, now);
-        let request = StartDelete::of(id).under(credential);
-        let started = match self.deletions.start_delete_if(&request, Some(judged_by)).await {
-            Err(error) if error.to_api().code == ErrorCode::CloudsnapDamaged => {
-                let request = StartDelete { force: true, ..request };
-                self.deletions.start_delete_if(&request, Some(judged_by)).await
-            }
-            started => started,
-        };
-        started.map(drop)
+        if self.deletions.start_delete_repaired(credential, &id, judged_by).await?.is_some() {
+            self.deletions_started.lock().insert((credential, id), Instant::now());
+        }
+        Ok(())
     }
 }
