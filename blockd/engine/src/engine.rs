@@ -315,7 +315,7 @@ impl Engine {
         let repairs = service!(Repairs { admission, db, deletions, host, registry, repositories, runner, tasks }
             deletions_started);
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
-            host, leases, proofs, registry, repairs, repositories, runner, scrubs, tasks } plan);
+            host, lazy, leases, proofs, registry, repairs, repositories, runner, scrubs, tasks } plan);
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, drills, events, health,
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,

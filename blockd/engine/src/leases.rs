@@ -15,9 +15,9 @@ use blockd_api::{
     cloudsnaps,
     events::{EventKind, Severity},
 };
-use blockd_catalog::{CredentialRow, Db, LazyRow, LeaseRow, NewEvent};
+use blockd_catalog::{CredentialRow, Db, LazyRow, LeaseRow, NewEvent, VolumeRow};
 use blockd_cloud::{
-    CloudSnapshotId, LEASE_LIFETIME, Lease, LeaseHolder, LeaseId, ManifestFilter, Repository,
+    CloudError, CloudSnapshotId, LEASE_LIFETIME, Lease, LeaseHolder, LeaseId, ManifestFilter, Repository,
 };
 use blockd_extent::VolumeId;
 use jiff::{SignedDuration, Timestamp};
@@ -33,8 +33,11 @@ use uuid::Uuid;
 const RENEWAL_AGE: SignedDuration = SignedDuration::from_hours(12);
 /// Pause after a failed renewal.
 const RETRY_PAUSE: Duration = Duration::from_secs(3600);
-/// Age at which a lease that cannot be renewed is reported.
+/// Age at which a lease that cannot be renewed is reported, days before it expires.
 const REPORT_AGE: SignedDuration = SignedDuration::from_hours(3 * 24);
+/// Age at which a volume whose lease was never stored is reported: no lease holds its cloud snapshot, but an
+/// outage of the location is shorter.
+const FIRST_REPORT_AGE: SignedDuration = SignedDuration::from_hours(24);
 /// Maximum time that the creation of a lazy volume waits for its lease.
 const CREATION_TIME_LIMIT: Duration = Duration::from_secs(5);
 /// Maximum time that a listing waits for the import.
@@ -56,6 +59,15 @@ pub struct Leases {
     pub(crate) repositories: Arc<Repositories>,
     /// Times of the last failed renewals.
     pub(crate) failed: Mutex<HashMap<VolumeId, Instant>>,
+}
+
+/// Renewal of the lease of a lazy volume.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    /// The location has the lease and the cloud snapshot.
+    Leased,
+    /// The cloud snapshot was deleted from the location of this description.
+    Gone(String),
 }
 
 /// Returns a lease for lists.
@@ -84,13 +96,13 @@ impl Leases {
         credential: Uuid,
         cloudsnap: CloudSnapshotId,
         volume: VolumeId,
-    ) -> Result<Timestamp, ServiceError> {
+    ) -> Result<(Repository, Timestamp), ServiceError> {
         let repository = self.repositories.repository_for_client(credential).await?;
         // The mount point of an unmounted disk accepts all writes.
         repository.prove_key_slot().await?;
         let lease = self.lease(cloudsnap, volume);
         repository.put_lease(&lease).await?;
-        Ok(lease.renewed)
+        Ok((repository, lease.renewed))
     }
 
     /// Stores the lease of a volume that is about to be created; returns its time. Returns `None` if the
@@ -104,7 +116,7 @@ impl Leases {
     ) -> Option<Timestamp> {
         let put = Box::pin(self.put(credential, cloudsnap, volume));
         match preflight::in_time(CREATION_TIME_LIMIT, put).await {
-            Ok(at) => Some(at),
+            Ok((_, at)) => Some(at),
             Err(error) => {
                 tracing::warn!(%cloudsnap, %volume, %error, "storing a lease failed; the maintenance tries again");
                 None
@@ -112,20 +124,31 @@ impl Leases {
         }
     }
 
-    /// Stores the lease of a lazy volume again.
-    async fn renew(&self, row: &LazyRow) -> Result<(), ServiceError> {
-        let at = self.put(row.credential, row.cloudsnap, row.volume).await?;
+    /// Stores the lease of a lazy volume again. It counts only if the cloud snapshot exists afterwards:
+    /// another host may have deleted that before the first lease, or after the last one expired.
+    async fn renew(&self, row: &LazyRow) -> Result<Renewal, ServiceError> {
+        let (repository, at) = self.put(row.credential, row.cloudsnap, row.volume).await?;
+        match Box::pin(repository.manifest(&row.cloudsnap)).await {
+            // Damage is no deletion.
+            Ok(_) | Err(CloudError::Damaged { .. }) => {}
+            Err(CloudError::SnapshotNotFound { store, .. }) => {
+                repository.prove_key_slot().await?;
+                return Ok(Renewal::Gone(store));
+            }
+            Err(error) => return Err(error.into()),
+        }
         let volume = row.volume;
         self.db.run(move |tx| LazyRow::set_leased(tx, volume, at)).await?;
-        Ok(())
+        Ok(Renewal::Leased)
     }
 
-    /// Renews the leases that are due. One that cannot be renewed is a problem, and one event, days before it
-    /// expires.
+    /// Renews the leases that are due; returns the results. One that cannot be renewed is a problem, and one
+    /// event, days before it expires.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn renew_due(&self, now: Timestamp) -> Result<(), ServiceError> {
+    pub(crate) async fn renew_due(&self, now: Timestamp) -> Result<Vec<(VolumeId, Renewal)>, ServiceError> {
+        let mut renewed = Vec::new();
         let rows = self.db.run(LazyRow::all).await?;
         let volumes: BTreeSet<_> = rows.iter().map(|row| row.volume).collect();
         self.failed.lock().retain(|volume, _| volumes.contains(volume));
@@ -139,8 +162,13 @@ impl Leases {
                 continue;
             }
             match Box::pin(self.renew(&row)).await {
-                Ok(()) => {
-                    self.failed.lock().remove(&row.volume);
+                Ok(renewal) => {
+                    match renewal {
+                        Renewal::Leased => drop(self.failed.lock().remove(&row.volume)),
+                        // Its objects may be brought back.
+                        Renewal::Gone(_) => drop(self.failed.lock().insert(row.volume, Instant::now())),
+                    }
+                    renewed.push((row.volume, renewal));
                     self.health.clear(health::LEASE, &row.volume.to_string());
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
@@ -153,7 +181,7 @@ impl Leases {
                 }
             }
         }
-        Ok(())
+        Ok(renewed)
     }
 
     /// Lets the next pass try failed renewals again.
@@ -169,7 +197,15 @@ impl Leases {
     ) -> Result<(), ServiceError> {
         let (volume, of) = (row.volume, row.volume.to_string());
         tracing::warn!(%volume, %error, "renewing a lease failed; each hour tries again");
-        if row.leased.is_some_and(|at| now.duration_since(at) < REPORT_AGE) {
+        let (since, limit) = match row.leased {
+            Some(at) => (at, REPORT_AGE),
+            None => {
+                let rows = self.db.run(VolumeRow::all).await?;
+                let created = rows.iter().find(|row| row.id == volume).map(|row| row.created);
+                (created.unwrap_or(now), FIRST_REPORT_AGE)
+            }
+        };
+        if now.duration_since(since) < limit {
             return Ok(());
         }
         let name = self.registry.by_id(volume).map(|entry| entry.name.clone());

@@ -82,7 +82,7 @@ impl Host {
     }
 
     async fn renew_leases(&self, now: Timestamp) {
-        self.engine().leases.renew_due(now).await.unwrap();
+        self.engine().lazy.renew_leases(now).await.unwrap();
     }
 }
 
@@ -254,6 +254,16 @@ async fn lease_that_is_not_renewed_is_reported_before_it_expires() {
     other.engine().leases.forget_failures();
     other.renew_leases(in_hours(80)).await;
     assert!(!is_noted());
+
+    // A lease that was never stored is reported after a day.
+    other.sql("UPDATE lazy_volumes SET leased = NULL");
+    let away = other.hide_store();
+    for (hours, expected) in [(0, false), (23, false), (25, true)] {
+        other.engine().leases.forget_failures();
+        other.renew_leases(in_hours(hours)).await;
+        assert_eq!(is_noted(), expected, "after {hours} hours");
+    }
+    other.show_store(&away);
 }
 
 /// A restore from a location that accepts no lease succeeds, and the lease follows.

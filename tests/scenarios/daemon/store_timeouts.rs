@@ -109,3 +109,35 @@ async fn reads_do_not_take_a_bandwidth_limit_for_silence() {
     host.call_at(LIMIT_CREDENTIAL, &nas, &CredentialLimits::default()).await;
     host.done(task).await;
 }
+
+/// Another host deletes the cloud snapshot before the lease of a lazy volume from a cached manifest.
+#[tokio::test(flavor = "multi_thread")]
+async fn deletion_before_a_lazy_restore_from_a_cache_is_reported() {
+    let (host, faults, _, snap) = faulty_host().await;
+    let (engine, id) = (host.engine(), snap.cloud_snapshot_id.to_string());
+    let kept = tempfile::tempdir().unwrap();
+    let moved = host.store.path().join("blockd/manifests");
+    let away = kept.path().join("manifests");
+    // The store accepts the lease, and does not respond to the request for the manifest.
+    fs::rename(&moved, &away).unwrap();
+    let silent = Arc::clone(&faults);
+    host.act_at("lease stored", move |_| silent.fail_all(Fault::Hang));
+    host.restore_lazily(&id, "lazy", false).await;
+    assert!(engine.host.failpoints.are_over());
+    faults.heal();
+    let is_noted = || engine.health.problems().iter().any(|problem| problem.kind == "backing-snapshot");
+    assert!(!is_noted());
+    engine.lazy.renew_leases(jiff::Timestamp::now()).await.unwrap();
+    assert!(is_noted(), "{:?}", engine.health.problems());
+    assert_eq!(host.events_of("backing-snapshot-deleted").await.len(), 1);
+    // It is brought back.
+    fs::rename(&away, &moved).unwrap();
+    engine.leases.forget_failures();
+    engine.lazy.renew_leases(jiff::Timestamp::now()).await.unwrap();
+    assert!(!is_noted());
+    // A lease that has expired does not show that the cloud snapshot exists either.
+    fs::rename(&moved, &away).unwrap();
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(8 * 24);
+    engine.lazy.renew_leases(later).await.unwrap();
+    assert!(is_noted());
+}

@@ -18,6 +18,7 @@ use crate::{
     proofs::Proofs,
     repair::{RepairAttempts, Repairs},
     repositories::Repositories,
+    restore::lazy::LazyVolumes,
     schedules::retention_checks::RetentionChecks,
     scrub::Scrubs,
     tasks::{Tasks, runner::Runner},
@@ -55,6 +56,7 @@ pub struct Maintenance {
     pub(crate) events: Arc<EventLog>,
     pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
+    pub(crate) lazy: Arc<LazyVolumes>,
     pub(crate) leases: Arc<Leases>,
     pub(crate) proofs: Arc<Proofs>,
     pub(crate) registry: Arc<Registry>,
@@ -92,7 +94,7 @@ pub async fn run(maintenance: Arc<Maintenance>) {
     let mut repaired = RepairAttempts::default();
     loop {
         tokio::time::sleep(PASS_INTERVAL).await;
-        if let Err(error) = maintenance.leases.renew_due(Timestamp::now()).await {
+        if let Err(error) = maintenance.lazy.renew_leases(Timestamp::now()).await {
             tracing::warn!(%error, "renewing leases failed");
         }
         if let Err(error) = maintenance.runner.abandon_expired(Timestamp::now()).await {

@@ -202,7 +202,7 @@ impl Repositories {
 
     /// Returns a manifest for an operation that can begin without its store: the cached one if the store does
     /// not respond soon. Manifests never change; if the manifest was deleted since, reads of its objects fail
-    /// with that error.
+    /// with that error. Also returns true if the store returned it.
     ///
     /// # Errors
     /// The errors of [`preflight_manifest`](Self::preflight_manifest).
@@ -210,21 +210,21 @@ impl Repositories {
         &self,
         credential: Uuid,
         id: &CloudSnapshotId,
-    ) -> Result<Manifest, ServiceError> {
+    ) -> Result<(Manifest, bool), ServiceError> {
         let (manifest_cache, key) =
             (DbManifestCache::new(Arc::clone(&self.db), credential), id.manifest_key());
         let cached = blocking(move || Ok::<_, ServiceError>(manifest_cache.load(&key))).await?;
         let Some(cached) = cached.filter(|cached| cached.id() == *id) else {
-            return self.preflight_manifest(credential, id).await;
+            return Ok((self.preflight_manifest(credential, id).await?, true));
         };
         match tokio::time::timeout(CACHED_FALLBACK_TIMEOUT, self.preflight_manifest(credential, id)).await {
             Ok(Err(error)) if error.to_api().code == ErrorCode::StoreTimeout => {}
-            Ok(answer) => return answer,
+            Ok(answer) => return Ok((answer?, true)),
             Err(_) => {}
         }
         check_cancelled()?;
         tracing::info!(cloudsnap = %id, "the store does not respond; using the cached manifest");
-        Ok(cached)
+        Ok((cached, false))
     }
 }
 

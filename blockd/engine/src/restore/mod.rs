@@ -55,19 +55,16 @@ impl Restores {
         credential: Option<&CredentialRef>,
     ) -> Result<(CredentialRow, Manifest, MutexGuard<'_, ()>), ServiceError> {
         let credential = self.repositories.credential_with(id, credential, Purpose::Read).await?;
-        self.admit_from(credential, id).await
+        let (manifest, _) = self.repositories.manifest_or_cached(credential.uuid, id).await?;
+        let admission = self.admit_read_of(id).await?;
+        Ok((credential, manifest, admission))
     }
 
-    async fn admit_from(
-        &self,
-        credential: CredentialRow,
-        id: &CloudSnapshotId,
-    ) -> Result<(CredentialRow, Manifest, MutexGuard<'_, ()>), ServiceError> {
-        let manifest = self.repositories.manifest_or_cached(credential.uuid, id).await?;
+    async fn admit_read_of(&self, id: &CloudSnapshotId) -> Result<MutexGuard<'_, ()>, ServiceError> {
         let admission = self.admission.lock().await;
         check_cancelled()?;
         self.tasks.refuse_if_deleting(id).await?;
-        Ok((credential, manifest, admission))
+        Ok(admission)
     }
 
     /// Reserves the name of a new volume; returns its entry, and the schedules that will select it.
@@ -151,7 +148,8 @@ impl Restores {
         leased: Option<Timestamp>,
     ) -> Result<LazyRestored, ServiceError> {
         let id = request.cloud_snapshot_id;
-        let (credential, manifest, _admission) = self.admit_from(credential, &id).await?;
+        let (manifest, is_stored) = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
+        let _admission = self.admit_read_of(&id).await?;
         let (name, labels) = (request.volume_name.as_ref(), request.labels.as_ref());
         let row = self.lazy.row_of_restored(&manifest, name, labels, VolumeState::Creating)?;
         let row = VolumeRow { id: volume, ..row };
@@ -162,7 +160,8 @@ impl Restores {
             cloudsnap: id,
             hydrate: request.hydrate,
             on_store_loss: request.on_store_loss,
-            leased,
+            // With a cached manifest, the maintenance checks that the cloud snapshot exists.
+            leased: leased.filter(|_| is_stored),
         };
         match self.lazy.create_lazy_volume(row, lazy, manifest).await {
             Ok(volume) => entry.set_state(EntryState::Up(volume)),

@@ -16,7 +16,7 @@ use crate::{
     health::BACKING_SNAPSHOT,
     host::Host,
     ids::random_id,
-    leases::Leases,
+    leases::{Leases, Renewal},
     repositories::Repositories,
     schedules::selection::selects_labels,
     tasks::findings::is_in_doubt,
@@ -101,6 +101,25 @@ impl LazyVolumes {
                 self.end_deleted_backing(source.volume());
             }
         }
+    }
+
+    /// Renews the leases that are due, and reports the volumes whose backing snapshot another host deleted.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn renew_leases(&self, now: Timestamp) -> Result<(), ServiceError> {
+        for (volume, renewal) in self.leases.renew_due(now).await? {
+            let Some(source) = self.lazy_sources.lock().get(&volume).cloned() else { continue };
+            match renewal {
+                Renewal::Gone(store) => drop(source.note_deleted(self, &store).await),
+                Renewal::Leased if source.deleted().is_some() => {
+                    source.recheck();
+                    self.end_deleted_backing(volume);
+                }
+                Renewal::Leased => {}
+            }
+        }
+        Ok(())
     }
 
     /// Reports a backing snapshot that another host deleted; returns false if its event was not stored.

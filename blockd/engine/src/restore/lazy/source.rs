@@ -123,17 +123,7 @@ impl CloudSource {
                     if let Err(error) = repository.prove_key_slot().await {
                         return Some(SourceError::new(error.to_string(), true));
                     }
-                    let id = &self.row.cloudsnap;
-                    let message = format!(
-                        "cloud snapshot {id} was deleted from {store}: the blocks that the volume has not fetched are lost"
-                    );
-                    let is_reported = lazy.note_deleted_backing(self.row.volume, &message).await;
-                    let deleted = SourceError::new(message, false);
-                    // Otherwise the next read reports it.
-                    if is_reported {
-                        *self.deleted.lock() = Some(deleted.clone());
-                    }
-                    Some(deleted)
+                    Some(self.note_deleted(&lazy, &store).await)
                 }
                 _ => None,
             }
@@ -144,6 +134,21 @@ impl CloudSource {
                 tokio::time::timeout(DELETION_CHECK_TIMEOUT, check).await.ok().flatten().unwrap_or(error)
             }
         }
+    }
+
+    /// Reports that another host deleted the snapshot from its store; returns the error of reads.
+    pub(crate) async fn note_deleted(&self, lazy: &LazyVolumes, store: &str) -> SourceError {
+        let id = &self.row.cloudsnap;
+        let message = format!(
+            "cloud snapshot {id} was deleted from {store}: the blocks that the volume has not fetched are lost"
+        );
+        let is_reported = lazy.note_deleted_backing(self.row.volume, &message).await;
+        let deleted = SourceError::new(message, false);
+        // Otherwise the next read reports it.
+        if is_reported {
+            *self.deleted.lock() = Some(deleted.clone());
+        }
+        deleted
     }
 
     /// Returns the request counts.
