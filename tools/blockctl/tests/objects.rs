@@ -190,37 +190,47 @@ fn schedule_has_a_reclaim_policy_beside_that_of_backups() {
 
 #[test]
 fn object_with_a_pinned_backup_is_not_deleted_in_part() {
-    let backup = |suffix: &str, volume: (&str, &str), pinned: bool| {
+    let backup = |suffix: &str, (id, volume): (&str, &str), pinned: bool| {
         let mut found = cloudsnap(suffix);
-        (found["volumeId"], found["volumeName"]) = (json!(volume.0), json!(volume.1));
+        (found["volumeId"], found["volumeName"]) = (json!(id), json!(volume));
         (found["name"], found["pinned"]) = (json!("before"), json!(pinned));
         found
     };
     let (db, log) = (("59", "db"), ("60", "log"));
-    let listed = |pinned: bool| {
-        let found = [backup("59-61", db, false), backup("60-62", log, pinned)];
+    let listed = |is_leased: bool| {
+        let mut kept = backup("60-62", log, true);
+        if is_leased {
+            kept["pinnedBy"] = json!("lease");
+            kept["leases"] = json!([{ "host": "db2", "volumeId": "7" }]);
+        }
+        let found = [backup("59-61", db, false), kept];
         ok(json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": 2 }))
     };
-    let fake = Fake::with_defaults(vec![
-        ("GET /v1/volumes", ok(list(json!([volume(db.0, db.1), volume(log.0, log.1)])))),
-        ("GET /v1/tasks", ok(list(json!([])))),
-        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
-        ("GET /v1/cloudsnaps", listed(true)),
-    ]);
+    let fake = |is_leased| {
+        Fake::with_defaults(vec![
+            ("GET /v1/volumes", ok(list(json!([volume(db.0, db.1), volume(log.0, log.1)])))),
+            ("GET /v1/tasks", ok(list(json!([])))),
+            ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+            ("GET /v1/cloudsnaps", listed(is_leased)),
+        ])
+    };
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("backup.yaml");
     let object = "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: before}\n\
         spec: {backupLocation: nas, selectors: {app: mysql}, reclaimPolicy: Delete}\n";
     std::fs::write(&file, object).unwrap();
-    for dry in ["", " --dry-run"] {
+    for (is_leased, dry) in [(false, ""), (false, " --dry-run"), (true, "")] {
+        let fake = fake(is_leased);
         let refused = fake.run(&format!("-j delete -f {}{dry}", file.display()));
-        assert_eq!(refused.status, 5, "{refused:?}");
         let error = &refused.json()["error"];
-        assert_eq!(error["code"], "cloudsnap_pinned");
-        let id = snap("60-62");
-        assert!(error["message"].as_str().unwrap().contains(&format!("unpin --snap {id}")), "{error}");
+        assert_eq!(refused.status, 5, "{refused:?}");
+        let words = match is_leased {
+            false => ["cloudsnap_pinned".to_owned(), format!("unpin --snap {}", snap("60-62"))],
+            true => ["host db2, volume 7".to_owned(), format!("delete {} --force", snap("60-62"))],
+        };
+        assert!(words.iter().all(|words| error.to_string().contains(words)), "{error}");
+        assert!(fake.changes().is_empty(), "{:?}", fake.seen());
     }
-    assert!(fake.seen().iter().all(|seen| !seen.line.starts_with("POST")), "{:?}", fake.seen());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     backup_names::{short_name, without_host},
-    commands::cloudsnap::list::short_host,
+    commands::cloudsnap::{list::short_host, snapshots::refuse_kept as refuse_kept_by_daemon},
     failure::Failure,
     objects::{
         backup::Backup,
@@ -17,7 +17,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, CredentialName, CredentialRef, ErrorCode, VolumeId, VolumeName,
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, StartDelete},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, PinOrigin, StartDelete},
     operations,
     schedules::{Schedule, ScheduleSummary},
     snapshots::Snapshot,
@@ -447,8 +447,8 @@ fn refuse_ambiguous(object: &str, found: &[&Cloudsnap], tasks: &[&Task]) -> Resu
     Err(ApiError::new(ErrorCode::InvalidRequest, message))
 }
 
-/// Refuses to delete backups, all of them, if a task is making one, or one is pinned or needed by a lazy
-/// volume.
+/// Refuses to delete backups, all of them, if a task is making one, or one is pinned, leased by another host
+/// or needed by a lazy volume.
 pub fn refuse_kept<'a>(
     object: &str,
     resources: &ResourceSet,
@@ -463,6 +463,11 @@ pub fn refuse_kept<'a>(
         let hint = format!("see `blockctl cloudsnap stop --name {} --discard`", task.task_id);
         (ErrorCode::CloudsnapNotDone, format!("{object} is being made: {hint}"))
     } else if let Some((id, _)) = backups.iter().find(|(_, is_pinned)| *is_pinned) {
+        let is_leased =
+            |one: &&Cloudsnap| one.cloud_snapshot_id == *id && one.pinned_by == Some(PinOrigin::Lease);
+        if let Some(leased) = resources.cloudsnaps.iter().flatten().find(is_leased) {
+            return refuse_kept_by_daemon(leased, id.cluster);
+        }
         let hint = format!("see `blockctl cloudsnap unpin --snap {id}`");
         (ErrorCode::CloudsnapPinned, format!("{object}: cloud snapshot {id} is pinned: {hint}"))
     } else if let Some(volume) = resources.volumes.iter().find(is_needed) {
