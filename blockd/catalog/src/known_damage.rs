@@ -22,9 +22,12 @@ pub struct KnownDamage {
     pub volume_name: Option<String>,
     /// Later backup of the volume at the location.
     pub later: Option<LaterBackup>,
+    /// Repaired cloud snapshot of the same point in time at the location that replaces it, if cached.
+    pub repaired: Option<LaterBackup>,
 }
 
-/// Backup that is not known to be damaged: the newest one whose content was read, or else the newest one.
+/// Backup that is not known to be damaged and replaces a damaged one: of several, the newest one whose
+/// content was read, or else the newest one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LaterBackup {
     /// The backup.
@@ -64,7 +67,8 @@ impl KnownDamage {
                 // Without a cached manifest, a backup is later if it was made after the verification.
                 let created_ns = own.map_or(proof.proven.as_nanosecond(), |own| own.created_ns);
                 let later = later(backups, created_ns, &known);
-                all.push(Self { credential, cloudsnap, proof, volume_name, later });
+                let repaired = repaired(backups, &cloudsnap, &known);
+                all.push(Self { credential, cloudsnap, proof, volume_name, later, repaired });
             }
         }
         Ok(all)
@@ -77,6 +81,7 @@ struct CachedBackup {
     cloudsnap: CloudSnapshotId,
     created_ns: i128,
     volume_name: Option<String>,
+    repairs: Option<String>,
 }
 
 impl CachedBackup {
@@ -86,20 +91,23 @@ impl CachedBackup {
         credentials: &BTreeSet<Uuid>,
         (cluster, volume): (Uuid, VolumeId),
     ) -> Result<Vec<Self>, DbError> {
-        let sql = "SELECT key, created_ns, CASE WHEN json_valid(manifest) THEN manifest ->> 'volume_name' END
+        let sql =
+            "SELECT key, created_ns, CASE WHEN json_valid(manifest) THEN manifest ->> 'volume_name' END,
+                CASE WHEN json_valid(manifest) THEN manifest ->> 'repairs' END
             FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3";
         let (first, last) = manifest_keys_of(cluster, volume);
         let mut all = Vec::new();
         for &credential in credentials {
             let found = rows(tx, sql, params![credential.to_string(), first, last], |row| {
                 let key: String = row.get(0)?;
-                let (created_ns, volume_name): (i64, _) = (row.get(1)?, row.get(2)?);
+                let (created_ns, volume_name, repairs): (i64, _, _) = (row.get(1)?, row.get(2)?, row.get(3)?);
                 let cloudsnap = CloudSnapshotId::from_manifest_key(&key);
                 Ok(cloudsnap.map(|cloudsnap| Self {
                     credential,
                     cloudsnap,
                     created_ns: created_ns.into(),
                     volume_name,
+                    repairs,
                 }))
             })?;
             all.extend(found.into_iter().flatten());
@@ -116,6 +124,21 @@ fn later(backups: &[CachedBackup], created_ns: i128, known: &KnownProofs) -> Opt
     let is_read = |id: &CloudSnapshotId| known.last(id).is_some_and(|last| last.covers_content());
     let read = whole.clone().find(is_read).map(|cloudsnap| LaterBackup { cloudsnap, is_read: true });
     read.or_else(|| whole.next().map(|cloudsnap| LaterBackup { cloudsnap, is_read: false }))
+}
+
+/// Returns the repaired cloud snapshot that replaces a damaged one; of several, one whose content was read.
+fn repaired(
+    backups: &[CachedBackup],
+    cloudsnap: &CloudSnapshotId,
+    known: &KnownProofs,
+) -> Option<LaterBackup> {
+    let id = cloudsnap.to_string();
+    let found = backups.iter().filter(|one| one.repairs.as_ref() == Some(&id)).map(|one| one.cloudsnap);
+    let found = found.filter(|id| known.damage(id).is_none()).map(|cloudsnap| {
+        let is_read = known.last(&cloudsnap).is_some_and(|last| last.covers_content());
+        LaterBackup { cloudsnap, is_read }
+    });
+    found.max_by_key(|one| one.is_read)
 }
 
 #[cfg(test)]
@@ -270,6 +293,27 @@ mod tests {
             catalog.verify(7, "59-61", 30, later, true);
             assert_eq!(catalog.found().is_empty(), ends, "{later}");
         }
+    }
+
+    #[test]
+    fn repaired_snapshot_replaces_the_damaged_one() {
+        let catalog = Catalog::new();
+        catalog.verify(7, "59-61", 500, Full, false);
+        catalog.cache(7, "59-61", 100);
+        let repaired = || catalog.damage().remove(0).repaired.map(|one| (one.cloudsnap, one.is_read));
+        catalog.cache(7, "59-62", 100);
+        assert_eq!(repaired(), None, "it has the same time only");
+        let manifest = serde_json::json!({ "repairs": snap("59-61") }).to_string();
+        let set = |tx: &Transaction<'_>| -> Result<usize, DbError> {
+            let key = snap("59-62").manifest_key();
+            Ok(tx.execute("UPDATE catalog SET manifest = ?1 WHERE key = ?2", [manifest, key])?)
+        };
+        assert_eq!(catalog.db.transaction(set).unwrap(), 1);
+        assert_eq!(repaired(), Some((snap("59-62"), false)));
+        catalog.verify(7, "59-62", 510, Full, true);
+        assert_eq!(repaired(), Some((snap("59-62"), true)));
+        catalog.verify(7, "59-62", 520, Full, false);
+        assert_eq!(repaired(), None, "it is damaged, too");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Manifest cache of a credential.
 
-use crate::{Db, DbError, json, number, parsed_if_there, rows, to_json};
+use crate::{Db, DbError, json, newest_backups::manifest_keys_of, number, parsed_if_there, rows, to_json};
 use blockd_cloud::{CloudSnapshotId, Delta, Manifest, ManifestCache, ManifestKey};
 use blockd_extent::SnapshotId;
 use blockd_store::ObjectInfo;
@@ -169,6 +169,21 @@ impl DbManifestCache {
         let mut deltas = Vec::new();
         self.for_each(|manifest| deltas.extend(manifest.deltas().map(|delta| delta.snapshot)))?;
         Ok(deltas)
+    }
+
+    /// Returns a cloud snapshot of any location that repairs this one, if its manifest is cached.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn repaired(
+        tx: &Transaction<'_>,
+        damaged: &CloudSnapshotId,
+    ) -> Result<Option<CloudSnapshotId>, DbError> {
+        let (first, last) = manifest_keys_of(damaged.cluster, damaged.volume);
+        let sql = "SELECT key FROM catalog WHERE key BETWEEN ?1 AND ?2
+            AND CASE WHEN json_valid(manifest) THEN manifest ->> 'repairs' END = ?3";
+        let keys: Vec<String> = rows(tx, sql, [first, last, damaged.to_string()], |row| row.get(0))?;
+        Ok(keys.iter().find_map(|key| CloudSnapshotId::from_manifest_key(key)))
     }
 
     /// Returns the keys of the cached manifests.

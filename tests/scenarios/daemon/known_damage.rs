@@ -61,6 +61,11 @@ async fn damage_stays_in_the_status_until_its_deletion() {
     assert_eq!(host.verify_snapshot(&second, VerifyDepth::Quick).await.state.stage, TaskStage::Done);
     assert_eq!(host.known_damage().await.len(), 2);
     host.delete_cloudsnap(&delete_of(&second)).await;
+    assert_eq!(host.actions().await, [format!("blockctl cloudsnap repair {first} --cred-id nas")]);
+    // No source is left.
+    Model::new().write(&host.volume("data"), 0, 2, 1 << 20);
+    let repair = host.call(START_REPAIR, &super::repairs::repair_of(&first)).await.task_id;
+    assert_eq!(host.wait(repair).await.state.stage, TaskStage::Failed);
     // The only backup of the location.
     assert_eq!(host.actions().await, ["blockctl cloudsnap backup data --full --cred-id nas"]);
     let third = backup(&host).await;

@@ -3,14 +3,15 @@
 use super::*;
 use blockd_api::{
     CredentialRef,
-    cloudsnaps::{CloudsnapStatus, MarkCloudsnap, StartRepair, VerifyDepth},
+    cloudsnaps::{CloudsnapStatus, InspectCloudsnap, MarkCloudsnap, StartRepair, VerifyDepth},
 };
+use blockd_store::{BlobStore, Middleware, Request, Response, StoreError, StoreErrorKind, StoreFuture};
 
 /// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
 const IN_SECOND_FRAME: usize = 64 + (200 << 10);
 const FRAME: u64 = 128 << 10;
 
-fn repair_of(snap: &str) -> StartRepair {
+pub(super) fn repair_of(snap: &str) -> StartRepair {
     let cloud_snapshot_id = snap.parse().unwrap();
     StartRepair { cloud_snapshot_id, credential: None, from: None, dry_run: false }
 }
@@ -33,6 +34,14 @@ impl Host {
         task.findings.unwrap().damaged_snapshots
     }
 
+    /// Verifies all cloud snapshots of a location; returns the damaged ones.
+    async fn damaged_snapshots_of(&self, credential: &CredentialRef) -> Vec<String> {
+        let task = self
+            .verify(&StartVerify { credential: Some(credential.clone()), ..StartVerify::default() })
+            .await;
+        task.findings.unwrap().damaged_snapshots
+    }
+
     /// Deletes the repaired cloud snapshots, as the maintenance does.
     async fn delete_repaired(&self) {
         self.damaged_snapshots(VerifyDepth::Full).await;
@@ -43,6 +52,12 @@ impl Host {
                 self.done(task.task_id).await;
             }
         }
+    }
+
+    /// Returns the next action of the status for a damaged cloud snapshot.
+    async fn action(&self, snap: &str) -> String {
+        let found = self.call(GET_STATUS, &()).await.damaged_cloudsnaps.into_iter();
+        found.filter(|one| one.cloud_snapshot_id == snap_id(snap)).map(|one| one.action).next().unwrap()
     }
 
     /// Returns the manifests in the store.
@@ -79,6 +94,8 @@ async fn volume_repairs_a_chain_that_replaces_the_damaged_one() {
     assert_eq!(dry.findings.unwrap().repaired_bytes, 2 * FRAME);
     let done = host.run_repair(&repair_of(&full)).await;
     assert_eq!(done.state.to_string(), "Repair-Done", "{done:?}");
+    let verify = format!("blockctl cloudsnap verify {} --cred-id nas", host.repaired(&full).await);
+    assert_eq!(host.action(&full).await, verify, "it is deleted after the repaired one was read");
     // The later one shares the repair of the first.
     assert_eq!(done.findings.unwrap().repaired_bytes, FRAME);
     let listed = host.list().await;
@@ -91,6 +108,9 @@ async fn volume_repairs_a_chain_that_replaces_the_damaged_one() {
     assert_eq!(host.manifests().len(), 4);
     host.delete_repaired().await;
     assert_eq!(host.manifests().len(), 2);
+    let query = InspectCloudsnap { cloud_snapshot_id: snap_id(&full), credential: None };
+    let replaced = api_error(host.client.call(INSPECT_CLOUDSNAP, &query).await);
+    assert!(replaced.hint.unwrap().contains(&format!("{new_full} of the same point in time replaced it")));
     assert_eq!(host.call(GET_STATUS, &()).await.damaged_cloudsnaps, []);
     assert_eq!(host.damaged_snapshots(VerifyDepth::Deep).await, Vec::<String>::new());
     first.assert_is(&*host.restore(&new_full, "first").await);
@@ -335,4 +355,114 @@ async fn damaged_backup_that_another_host_leases_stays() {
     .await;
     host.delete_repaired().await;
     assert!(!host.manifest(&id).exists());
+}
+
+/// Store whose retention lock refuses deletions of manifests.
+struct LockedStore(Arc<dyn BlobStore>);
+
+impl Middleware for LockedStore {
+    fn describe(&self) -> &str {
+        "locked store"
+    }
+
+    fn wrap<'a, T: Response + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        ask(self.0.clone())
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            match key.contains("/manifests/") {
+                true => Err(StoreError::new(StoreErrorKind::Unauthorized, "delete", key, "locked store")),
+                false => self.0.delete(key).await,
+            }
+        })
+    }
+}
+
+/// The original stays until the lock ends, and its deletion is not tried in each pass.
+#[tokio::test(flavor = "multi_thread")]
+async fn repair_under_a_retention_lock_keeps_the_original() {
+    let host = Host::new().await;
+    let (full, _, _) = host.one_backup().await;
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await.len(), 1);
+    for (repository, _) in host.engine().repositories.opened.lock().values_mut() {
+        *repository = repository.with_store(Arc::new(LockedStore(Arc::clone(repository.store()))));
+    }
+    assert_eq!(host.run_repair(&repair_of(&full)).await.state.to_string(), "Repair-Done");
+    let repaired = host.repaired(&full).await;
+    host.damaged_snapshots(VerifyDepth::Full).await;
+    for _ in 0..3 {
+        host.engine().repairs.delete_repaired().await.unwrap();
+        for task in host.call(LIST_TASKS, &ListTasks::default()).await.items {
+            host.wait(task.task_id).await;
+        }
+    }
+    let tasks = host.call(LIST_TASKS, &ListTasks::default()).await.items;
+    let refused: Vec<_> =
+        tasks.into_iter().filter(|task| task.kind == blockd_api::tasks::TaskKind::Delete).collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    let hint = refused[0].error.as_ref().unwrap().hint.clone().unwrap();
+    assert!(hint.contains("retention lock") && hint.contains("stays"), "{hint}");
+    assert_eq!(host.manifests().len(), 2);
+    first_backup().assert_is(&*host.restore(&repaired, "copy").await);
+}
+
+/// Another host, which has a copy in another location, repairs the same cloud snapshot between the plan of
+/// this one and its commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hosts_that_repair_at_once_lose_nothing() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let copy = tempfile::tempdir().unwrap();
+    host.create_credential_at("copy", copy.path()).await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    drop(volume);
+    let mut full = String::new();
+    for task in host.call(START_BACKUP, &backup_to("data", &["nas", "copy"])).await.items {
+        let done = host.done(task.task_id).await;
+        if done.credential_name.unwrap().as_str() == "nas" {
+            full = done.cloud_snapshot_id.unwrap();
+        }
+    }
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.create_credential().await;
+    other.create_credential_at("copy", copy.path()).await;
+    let nas: CredentialRef = "nas".parse().unwrap();
+    let of_nas = || StartRepair { credential: Some(nas.clone()), ..repair_of(&full) };
+    for host in [&host, &other] {
+        assert!(host.damaged_snapshots_of(&nas).await.contains(&full));
+    }
+    let (planned, is_planned) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel();
+    host.act_at("repair planned", move |_| {
+        planned.send(()).unwrap();
+        may_go_on.recv().unwrap();
+    });
+    let task = host.call(START_REPAIR, &of_nas()).await.task_id;
+    tokio::task::spawn_blocking(move || is_planned.recv().unwrap()).await.unwrap();
+    other.done(other.call(START_REPAIR, &of_nas()).await.task_id).await;
+    go_on.send(()).unwrap();
+    host.done(task).await;
+    for host in [&host, &other] {
+        host.damaged_snapshots_of(&nas).await;
+        host.engine().repairs.delete_repaired().await.unwrap();
+        for task in host.call(LIST_TASKS, &ListTasks::default()).await.items {
+            host.wait(task.task_id).await;
+        }
+    }
+    assert_eq!(host.manifests().len(), 2, "one of each host; the original is gone");
+    for host in [&host, &other] {
+        assert_eq!(host.damaged_snapshots_of(&nas).await, Vec::<String>::new());
+        for (number, snap) in host.ids().await.iter().enumerate() {
+            model.assert_is(&*host.restore(snap, &format!("copy-{number}")).await);
+        }
+    }
 }

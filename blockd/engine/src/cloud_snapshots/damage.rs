@@ -2,8 +2,12 @@
 
 use super::CloudSnapshots;
 use crate::{error::ServiceError, proofs};
-use blockd_api::{VolumeName, status};
-use blockd_catalog::{CredentialRow, DbError, KnownDamage, LaterBackup};
+use blockd_api::{
+    ErrorCode, VolumeName, status,
+    tasks::{TaskKind, TaskStage},
+};
+use blockd_catalog::{CredentialRow, DbError, DbManifestCache, KnownDamage, LaterBackup, TaskRow};
+use blockd_cloud::CloudSnapshotId;
 use jiff::Timestamp;
 
 impl CloudSnapshots {
@@ -14,15 +18,32 @@ impl CloudSnapshots {
     pub async fn known_damage(&self) -> Result<Vec<status::KnownDamage>, ServiceError> {
         let now = Timestamp::now();
         let rows = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((KnownDamage::all(tx, now)?, CredentialRow::all(tx)?))
+            let known = KnownDamage::all(tx, now)?;
+            let tasks = if known.is_empty() { Vec::new() } else { TaskRow::all(tx)? };
+            Ok((known, CredentialRow::all(tx)?, tasks))
         });
-        let (known, credentials) = rows.await?;
+        let (known, credentials, tasks) = rows.await?;
         let own = self.host.cluster;
         let shown = known.into_iter().filter_map(|damage| {
             let credential = credentials.iter().find(|row| row.uuid == damage.credential)?;
             let volume = self.registry.source_name(&damage.cloudsnap, own);
-            let action =
-                remedy(&damage, damage.cloudsnap.cluster == own, volume.as_ref(), credential.name.as_str());
+            let has_failed = |task: &TaskRow| {
+                task.kind() == TaskKind::Repair
+                    && task.cloudsnap == damage.cloudsnap
+                    && task.state == TaskStage::Failed
+            };
+            let is_repairable = damage.cloudsnap.cluster == own && !tasks.iter().any(has_failed);
+            let action = match damage.repaired {
+                None if is_repairable => {
+                    format!("blockctl cloudsnap repair {} --cred-id {}", damage.cloudsnap, credential.name)
+                }
+                _ => remedy(
+                    &damage,
+                    damage.cloudsnap.cluster == own,
+                    volume.as_ref(),
+                    credential.name.as_str(),
+                ),
+            };
             let proof = proofs::shown(damage.proof, &self.host);
             Some(status::KnownDamage {
                 cloud_snapshot_id: damage.cloudsnap,
@@ -41,14 +62,28 @@ impl CloudSnapshots {
         });
         Ok(shown)
     }
+
+    /// Names the repaired cloud snapshot that replaced a missing one, as far as manifests are cached.
+    pub(super) async fn with_replacement(&self, error: ServiceError, id: CloudSnapshotId) -> ServiceError {
+        let mut shown = error.to_api();
+        if shown.code != ErrorCode::CloudsnapNotFound {
+            return error;
+        }
+        let found = self.db.run(move |tx| DbManifestCache::repaired(tx, &id)).await;
+        let Ok(Some(repaired)) = found else { return error };
+        shown.hint = Some(format!(
+            "it was damaged, and {repaired} of the same point in time replaced it: `blockctl cloudsnap inspect {repaired}`"
+        ));
+        ServiceError::Refused(shown)
+    }
 }
 
 /// Returns the next action for a damaged cloud snapshot, of a volume of this host if it is named. It is
-/// deleted only behind a later one whose content was read: until then it may be the only copy. Each command
-/// names the location, as others may have a cloud snapshot of the same id.
+/// deleted only behind a repaired or later one whose content was read: until then it may be the only copy.
+/// Each command names the location, as others may have a cloud snapshot of the same id.
 fn remedy(damage: &KnownDamage, is_own: bool, volume: Option<&VolumeName>, location: &str) -> String {
     let (id, force) = (damage.cloudsnap, if is_own { "" } else { " --force" });
-    match (damage.later, volume) {
+    match (damage.repaired.or(damage.later), volume) {
         (Some(LaterBackup { is_read: true, .. }), _) => {
             format!("blockctl cloudsnap delete {id} --cred-id {location}{force}")
         }
@@ -67,7 +102,7 @@ fn remedy(damage: &KnownDamage, is_own: bool, volume: Option<&VolumeName>, locat
 mod tests {
     use super::*;
     use blockd_catalog::LastProof;
-    use blockd_cloud::{CloudSnapshotId, VerifyDepth};
+    use blockd_cloud::VerifyDepth;
 
     #[test]
     fn remedy_of_damage_keeps_the_only_copy() {
@@ -89,6 +124,7 @@ mod tests {
                 },
                 volume_name: None,
                 later: later.map(|is_read| LaterBackup { cloudsnap: snap("59-62"), is_read }),
+                repaired: None,
             };
             remedy(&damage, is_own, volume, "nas")
         };

@@ -28,6 +28,7 @@ use blockd_cloud::{
     delete_damaged, delete_with_manifest,
 };
 use blockd_extent::SnapshotId;
+use blockd_store::StoreErrorKind;
 use std::{path::Path, sync::Arc};
 
 /// Work of deletions.
@@ -94,7 +95,7 @@ pub(crate) async fn run(
         }
     };
     let report = tokio::select! {
-        report = delete => report?,
+        report = delete => report.map_err(|error| with_lock_hint(error, &row.cloudsnap))?,
         // All steps so far can be repeated.
         () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
     };
@@ -125,6 +126,21 @@ pub(crate) async fn run(
         tracing::warn!(%error, "cleanup of the deletion failed; the next start retries");
     }
     Ok(done)
+}
+
+/// Adds a possible retention lock to the error of a location that refuses a deletion.
+fn with_lock_hint(error: CloudError, id: &CloudSnapshotId) -> ServiceError {
+    let is_refused = matches!(&error, CloudError::Store(store) if store.kind == StoreErrorKind::Unauthorized);
+    let error = ServiceError::from(error);
+    if !is_refused {
+        return error;
+    }
+    let mut refused = error.to_api();
+    let hint = refused.hint.map(|hint| format!("{hint}; ")).unwrap_or_default();
+    refused.hint = Some(format!(
+        "{hint}if the location has a retention lock, cloud snapshot {id} stays until the lock ends"
+    ));
+    ServiceError::Refused(refused)
 }
 
 /// Refuses a deletion that retention decided before a restart of the daemon or a stop, unless it has deleted

@@ -403,7 +403,11 @@ impl CloudSnapshots {
     /// No store has it, or it is damaged.
     pub async fn inspect_cloudsnap(&self, query: &InspectCloudsnap) -> Result<CloudsnapDetail, ServiceError> {
         let id = query.cloud_snapshot_id;
-        let (credential, manifest) = self.find_manifest(&id, query.credential.as_ref()).await?;
+        let found = self.find_manifest(&id, query.credential.as_ref()).await;
+        let (credential, manifest) = match found {
+            Err(error) => return Err(self.with_replacement(error, id).await),
+            Ok(found) => found,
+        };
         let chain = manifest.chain.iter();
         let stored = |delta: &blockd_cloud::Delta| delta.stored_bytes;
         let detail = ManifestDetail {
