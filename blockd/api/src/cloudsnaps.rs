@@ -351,6 +351,9 @@ pub struct GarbageCollected {
     pub unreadable_manifests: Vec<String>,
     /// Files or segments of unfinished uploads that were removed, or would be.
     pub unfinished_uploads: u64,
+    /// Leases of lazy volumes that have expired or hold nothing and were removed, or would be.
+    #[serde(default)]
+    pub leases: u64,
     /// Objects deleted.
     pub objects_deleted: u64,
 }

@@ -129,6 +129,7 @@ impl Maintenance {
             in_grace_period: report.young.iter().map(leftover).collect(),
             unreadable_manifests: unknown.map(|(_, volume, why)| format!("volume {volume}: {why}")).collect(),
             unfinished_uploads: report.unfinished,
+            leases: report.leases,
             objects_deleted: report.objects_deleted,
         })
     }

@@ -436,10 +436,13 @@ fn show_garbage(output: &Output, collected: &GarbageCollected, width: Width) -> 
         true => format!("{} would be deleted ({size}).", counted(objects, "orphaned object")),
         false => format!("{} deleted ({size}).", counted(collected.objects_deleted, "orphaned object")),
     })?;
-    if collected.unfinished_uploads > 0 {
-        let done = if collected.dry_run { "would be removed" } else { "removed" };
-        let count = counted(collected.unfinished_uploads, "incomplete upload");
-        output.line(format!("{count} {done}."))?;
+    let done = if collected.dry_run { "would be removed" } else { "removed" };
+    for (count, noun) in
+        [(collected.unfinished_uploads, "incomplete upload"), (collected.leases, "expired lease")]
+    {
+        if count > 0 {
+            output.line(format!("{} {done}.", counted(count, noun)))?;
+        }
     }
     Ok(())
 }
