@@ -25,6 +25,11 @@ fn can_read(volume: &Volume, block: u64) -> bool {
 }
 
 impl Host {
+    async fn backup_of_snapshot(&self, snapshot: &str) -> Task {
+        let snapshot = Some(snapshot.parse().unwrap());
+        self.run_backup(&StartBackup { snapshot, ..backup_of("data") }).await
+    }
+
     async fn scrub(&self, request: StartScrub) -> Task {
         self.wait(self.call(START_SCRUB, &request).await.task_id).await
     }
@@ -176,4 +181,30 @@ async fn background_scrub_does_not_hinder_a_deletion() {
     host.delete_volume("data").await;
     assert_eq!(host.wait(task.id).await.state.to_string(), "Scrub-Stopped");
     host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_of_an_older_snapshot_is_a_source() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    host.take_snapshot("data", &new_snapshot("monday")).await;
+    host.backup_of_snapshot("data@monday").await;
+    let monday = model.clone();
+    model.write(&volume, 40 * BLOCK, 2, BLOCK as usize);
+    // The chain is based on this one, in which the block has another content.
+    host.backup("data", false).await;
+    assert_eq!(host.scrub(scrub_of("data", false)).await.state.to_string(), "Scrub-Done");
+    assert_eq!(damage_layers(&volume, 40), 2);
+    let task = host.scrub(scrub_of("data", true)).await;
+    assert_eq!(
+        (task.state.to_string(), task.findings.unwrap().repaired_bytes),
+        ("Scrub-Done".into(), 2 * BLOCK)
+    );
+    model.assert_is(&volume);
+    let mut then = vec![0; SIZE_BYTES as usize];
+    volume.view(volume.snapshots()[0].id).unwrap().read(0, &mut then).unwrap();
+    assert!(then == monday.0, "the snapshot has its content");
 }

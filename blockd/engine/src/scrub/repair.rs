@@ -2,7 +2,7 @@
 //!
 //! A cloud snapshot is a source if the epoch of its point in time is known: the newest backup of the volume
 //! at each location, which the next incremental is based on, and each backup of a local snapshot that still
-//! exists. The volume proves which blocks are unchanged between that epoch and the damaged layer.
+//! exists, found by the time of its freeze. The volume proves which blocks are unchanged between that epoch and the damaged layer.
 
 use crate::{
     error::{ServiceError, blocking},
@@ -10,7 +10,7 @@ use crate::{
     tasks::LiveTask,
     volumes::registry::VolumeEntry,
 };
-use blockd_catalog::{Chain, DbManifestCache, SnapshotRow};
+use blockd_catalog::{Chain, DbManifestCache, SnapshotRow, SnapshotState};
 use blockd_cloud::{CloudError, CloudSnapshotId, SnapshotReader};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use blockd_volume::{LayerDamage, Volume};
@@ -84,14 +84,18 @@ impl ScrubWork {
                 epoch: chain.epoch,
             })
             .collect();
-        let epochs: HashMap<_, _> = snapshots.iter().map(|row| (row.id, row.epoch)).collect();
+        // A backup has an id of its own, and the time of the freeze.
+        let frozen = snapshots.iter().filter(|row| row.state == SnapshotState::Ready);
+        let epochs: HashMap<_, _> = frozen.map(|row| (row.created, row.epoch)).collect();
         for credential in self.repositories.credential_rows().await? {
             let cache = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
             let manifests = blocking(move || cache.all()).await?;
-            let own = manifests.into_iter().map(|manifest| manifest.id());
-            for cloudsnap in own.filter(|own| own.cluster == cluster && own.volume == id) {
-                if let Some(&epoch) = epochs.get(&cloudsnap.snapshot) {
-                    found.push(Candidate { credential: credential.uuid, cloudsnap, epoch });
+            for manifest in manifests.iter().filter(|own| own.cluster == cluster && own.volume == id) {
+                let (credential, cloudsnap) = (credential.uuid, manifest.id());
+                let is_new =
+                    !found.iter().any(|one| (one.credential, one.cloudsnap) == (credential, cloudsnap));
+                if let Some(&epoch) = epochs.get(&manifest.description.created).filter(|_| is_new) {
+                    found.push(Candidate { credential, cloudsnap, epoch });
                 }
             }
         }
