@@ -47,6 +47,7 @@ mod overlay;
 mod resolve;
 mod sample;
 mod superblock;
+mod users;
 mod xattr;
 
 pub use dir::DirEntry;
@@ -56,6 +57,7 @@ pub use filesystem::{Filesystem, Info, JournalState};
 pub use inode::{Device, FileKind, Inode, Timestamp};
 pub use inode_number::InodeNumber;
 pub use map::FileExtent;
+pub use users::Users;
 pub use xattr::Xattr;
 
 /// Returns true if the image holds an ext2, ext3 or ext4 superblock, by its magic number.

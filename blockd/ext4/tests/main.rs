@@ -10,3 +10,4 @@ mod kernel;
 mod metadata;
 mod readme;
 mod sample;
+mod users;

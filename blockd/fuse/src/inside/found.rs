@@ -12,6 +12,7 @@ pub struct FoundFilesystem {
     pub partition: Option<u32>,
     /// Kind of other content than ext2, ext3 or ext4, such as `an XFS filesystem`.
     pub other: Option<&'static str>,
+    offset_bytes: u64,
     image: Arc<dyn BlockSource>,
 }
 
@@ -31,6 +32,11 @@ impl FoundFilesystem {
     /// It is damaged or unsupported, or the image cannot be read.
     pub fn open(&self) -> Result<Filesystem, ExtError> {
         Filesystem::open(Arc::new(ext::Source(Arc::clone(&self.image))))
+    }
+
+    /// Returns the start of the partition in the image, in bytes; 0 for a whole image.
+    pub fn offset_bytes(&self) -> u64 {
+        self.offset_bytes
     }
 
     /// Returns the image or partition.
@@ -54,22 +60,25 @@ impl FoundFilesystem {
 /// # Errors
 /// The image cannot be read.
 pub fn filesystems(image: &Arc<dyn BlockSource>) -> io::Result<Vec<FoundFilesystem>> {
-    let found = |image: Arc<dyn BlockSource>, partition| -> io::Result<Option<FoundFilesystem>> {
-        let other = match ext::probe(&image)? {
-            true => None,
-            false => match other_kind(&*image)? {
-                Some(kind) => Some(kind),
-                None => return Ok(None),
-            },
+    let found =
+        |image: Arc<dyn BlockSource>, partition, offset_bytes| -> io::Result<Option<FoundFilesystem>> {
+            let other = match ext::probe(&image)? {
+                true => None,
+                false => match other_kind(&*image)? {
+                    Some(kind) => Some(kind),
+                    None => return Ok(None),
+                },
+            };
+            Ok(Some(FoundFilesystem { partition, other, offset_bytes, image }))
         };
-        Ok(Some(FoundFilesystem { partition, other, image }))
-    };
-    if let Some(whole) = found(Arc::clone(image), None)? {
+    if let Some(whole) = found(Arc::clone(image), None, 0)? {
         return Ok(vec![whole]);
     }
     let mut all = Vec::new();
     for part in partitions::partitions(&**image)? {
-        all.extend(found(Arc::new(PartitionImage { image: Arc::clone(image), part }), Some(part.number))?);
+        let whole = Arc::clone(image);
+        let partition = Arc::new(PartitionImage { image: whole, part });
+        all.extend(found(partition, Some(part.number), part.offset_bytes)?);
     }
     Ok(all)
 }
