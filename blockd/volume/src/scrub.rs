@@ -9,6 +9,7 @@ use crate::{
     error::VolumeError,
     layer::data::LayerData,
     layer::medium::MediumReader,
+    layer::set::LayerSet,
     layer::stack::{FrozenLayer, Layer},
     layer::sums::sum_of,
     merge::note::MergeNote,
@@ -18,10 +19,10 @@ use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use parking_lot::MutexGuard;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-/// Maximum number of blocks that a step reads, while it excludes merges.
-const STEP_BLOCKS: u64 = 1024;
-/// Maximum length of a read.
-const READ_BLOCKS: u64 = 64;
+/// Maximum number of blocks that a step reads, while it excludes merges: 256 KiB.
+const STEP_BLOCKS: u64 = 64;
+/// Maximum length of a read, for which requests of guests wait at the disk: 64 KiB.
+const READ_BLOCKS: u64 = 16;
 /// Maximum wait of a step for a merge.
 const MERGE_WAIT: Duration = Duration::from_millis(500);
 
@@ -82,10 +83,10 @@ impl Volume {
     /// Returns the bytes that a complete scrub reads.
     pub fn scrub_bytes(&self) -> u64 {
         let stack = self.current();
-        stack.layers().iter().filter_map(scrubbed).map(|layer| layer.set.data().len_bytes()).sum()
+        stack.layers().iter().filter_map(scrubbed).map(|layer| layer.set.data_bytes()).sum()
     }
 
-    /// Scrubs up to 4 MiB from a position on. Yields to a merge: then it reads nothing.
+    /// Scrubs up to 256 KiB from a position on. Yields to a merge: then it reads nothing.
     ///
     /// A listed block that can be read again, with its checksum, is removed from the list.
     ///
@@ -103,7 +104,7 @@ impl Volume {
         for layer in layers.filter(|layer| layer.epoch >= from.epoch) {
             let first = if layer.epoch == from.epoch { from.block } else { BlockIndex(0) };
             let end = BlockIndex(layer.size_bytes / BLOCK_SIZE_BYTES).max(first);
-            let blocks = step_of(&layer.set.data(), Extent::between(first, end));
+            let blocks = step_of(&layer.set, Extent::between(first, end));
             if blocks.is_empty() {
                 continue;
             }
@@ -279,7 +280,9 @@ fn read_back(
     written: &[(BlockIndex, &[u8], u32)],
     done: &mut Repaired,
 ) -> Result<(), VolumeError> {
-    data.files().drop_cache()?;
+    for (block, _, _) in written {
+        data.files().drop_cache_of(block.0 * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES)?;
+    }
     let mut reader = MediumReader::new(data.files(), 1);
     for &(block, content, _) in written {
         let read = reader.read(Extent::new(block, 1))?;
@@ -297,15 +300,23 @@ fn scrubbed(layer: &Layer) -> Option<&Arc<FrozenLayer>> {
     }
 }
 
-/// Returns the first blocks of a set in a range, as many as a step reads.
-fn step_of(data: &BlockSet, range: Extent) -> BlockSet {
-    let (mut blocks, mut left) = (BlockSet::new(), STEP_BLOCKS);
-    for extent in data.extents_in(range) {
-        let len = extent.len_blocks.min(left);
-        blocks.insert_extent(Extent::new(extent.start, len));
-        left -= len;
-        if left == 0 {
-            break;
+/// Returns the first blocks with data of a layer in a range, as many as a step reads. The sets of a large
+/// layer are not copied.
+fn step_of(set: &LayerSet, range: Extent) -> BlockSet {
+    let mut blocks = BlockSet::new();
+    for held in set.held.extents_in(range) {
+        let mut at = held.start;
+        let ends = set.zero.extents_in(held).chain([Extent::new(held.end(), 0)]);
+        for zero in ends {
+            let left = STEP_BLOCKS - blocks.len_blocks();
+            let data = Extent::between(at, zero.start);
+            if !data.is_empty() {
+                blocks.insert_extent(Extent::new(data.start, data.len_blocks.min(left)));
+            }
+            if data.len_blocks >= left {
+                return blocks;
+            }
+            at = zero.end();
         }
     }
     blocks

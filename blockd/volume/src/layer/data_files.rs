@@ -14,6 +14,7 @@ use crate::{
     layer::shared,
 };
 use std::{
+    num::NonZeroU64,
     ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -375,7 +376,16 @@ impl DataFiles {
     /// Drops clean pages from the page cache, so that reads use the disk.
     pub(crate) fn drop_cache(&self) -> Result<(), VolumeError> {
         for segment in &self.segments {
-            segment.file.drop_cache().during("drop of the page cache", &segment.path)?;
+            segment.file.drop_cache(0, None).during("drop of the page cache", &segment.path)?;
+        }
+        Ok(())
+    }
+
+    /// Drops clean pages of a range from the page cache.
+    pub(crate) fn drop_cache_of(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        for part in self.parts(offset_bytes, len_bytes) {
+            let len = NonZeroU64::new(part.len_bytes);
+            part.file.drop_cache(part.offset_bytes, len).during("drop of the page cache", part.path)?;
         }
         Ok(())
     }

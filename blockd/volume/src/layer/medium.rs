@@ -8,6 +8,7 @@ use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use rustix::io::Errno;
 use std::{
     collections::HashMap,
+    num::NonZeroU64,
     os::{fd::AsRawFd, unix::fs::FileExt},
 };
 
@@ -76,15 +77,20 @@ impl<'a> MediumReader<'a> {
 }
 
 fn read_part(part: &FilePart<'_>, direct: &mut Option<std::fs::File>, buf: &mut [u8]) -> std::io::Result<()> {
+    part.file.before_read()?;
     if let Some(file) = direct {
-        part.file.before_read()?;
         match file.read_exact_at(buf, part.offset_bytes) {
             // A disk or filesystem with another alignment.
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => *direct = None,
             other => return other,
         }
     }
-    part.file.read_exact_at(buf, part.offset_bytes)
+    // Pages that were cached before are those of guests.
+    if part.file.read_cached_at(buf, part.offset_bytes) == Ok(buf.len()) {
+        return Ok(());
+    }
+    part.file.read_exact_at(buf, part.offset_bytes)?;
+    part.file.drop_cache(part.offset_bytes, NonZeroU64::new(part.len_bytes))
 }
 
 /// Returns true for an error of the medium, or of the filesystem's checksum of a block.

@@ -144,6 +144,11 @@ impl LayerSet {
         outside.is_empty()
     }
 
+    /// Returns the bytes of the blocks with data.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        self.held.len_bytes().saturating_sub(self.zero.len_bytes())
+    }
+
     /// Returns the blocks with data.
     pub(crate) fn data(&self) -> BlockSet {
         let mut data = self.held.clone();

@@ -14,6 +14,7 @@ use std::{
     fs::{Metadata, OpenOptions},
     io::{self, IoSliceMut},
     mem::ManuallyDrop,
+    num::NonZeroU64,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
         unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
@@ -277,14 +278,16 @@ impl File {
 
     /// Asks the kernel to read a range ahead.
     pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        let len = std::num::NonZeroU64::new(len_bytes);
+        let len = NonZeroU64::new(len_bytes);
         Ok(rustix::fs::fadvise(&*self.inner, offset_bytes, len, rustix::fs::Advice::WillNeed)?)
     }
 
-    /// Drops clean pages from the page cache, so that the next read uses the disk.
-    pub(crate) fn drop_cache(&self) -> io::Result<()> {
+    /// Drops clean pages of a range from the page cache, so that the next read uses the disk; without a
+    /// length, up to the end of the file.
+    pub(crate) fn drop_cache(&self, offset_bytes: u64, len_bytes: Option<NonZeroU64>) -> io::Result<()> {
         self.calls.run(Op::DropCache(&self.inner), || {
-            Ok(rustix::fs::fadvise(&*self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
+            let advice = rustix::fs::Advice::DontNeed;
+            Ok(rustix::fs::fadvise(&*self.inner, offset_bytes, len_bytes, advice)?)
         })
     }
 
