@@ -12,7 +12,11 @@ use crate::{
     host::Host,
     proofs::Proofs,
     repositories::Repositories,
-    tasks::{LiveTask, Tasks, priority::raise_nice, secrets},
+    tasks::{
+        LiveTask, Tasks,
+        priority::{on_thread, raise_nice},
+        secrets,
+    },
     volumes::attachments::Attachments,
 };
 use blockd_api::ErrorCode;
@@ -28,7 +32,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::oneshot;
 
 /// Memory of decrypted frames, in bytes.
 const MEMORY_BYTES: u64 = 32 << 20;
@@ -194,15 +197,7 @@ impl Opened {
                 DrillStage::Open => Ok(()),
             },
         };
-        let (reply, answer) = oneshot::channel();
-        let span = tracing::Span::current();
-        let thread = std::thread::Builder::new().name("drill".into()).spawn(move || {
-            let _entered = span.entered();
-            raise_nice();
-            let _ = reply.send(steps.run());
-        });
-        thread.map_err(|error| ServiceError::Internal(format!("cannot start a thread: {error}")))?;
-        answer.await.map_err(|_| ServiceError::Internal("the thread of the drill panicked".into()))?
+        on_thread("drill", raise_nice, || steps.run()).await?
     }
 }
 
