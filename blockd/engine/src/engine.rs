@@ -296,7 +296,8 @@ impl Engine {
         let verify_work = service!(VerifyWork { db, host, proofs, registry, repositories, snapshots, tasks });
         let repair_work = service!(RepairWork { db, host, registry, repositories, snapshots, tasks });
         let drill_work = service!(DrillWork { attachments, db, host, proofs, repositories, tasks } turn);
-        let scrub_work = service!(ScrubWork { db, events, health, host, registry, repositories, tasks } totals);
+        let scrub_work = service!(ScrubWork { db, events, health, host, registry, repositories, task_workers,
+            tasks } totals);
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, drill_work, events, health,
             host, hydration_work, in_place_work, task_workers, registry, repair_work, repositories, restore_work,
             scheduler, scrub_work, tasks, verify_work });

@@ -39,7 +39,7 @@ fn e2fs(name: &str, arguments: &[&str]) -> String {
 }
 
 /// Creates an image of an ext4 filesystem with files that do not compress.
-fn ext4(dir: &Path) -> PathBuf {
+pub(super) fn ext4(dir: &Path) -> PathBuf {
     let (files, image) = (dir.join("files"), dir.join("image"));
     fs::create_dir_all(files.join("dir")).unwrap();
     for number in 0..FILES {

@@ -1,10 +1,12 @@
 //! Scrubs: damage of layer files is found, reported, repaired from backups, and never served.
 
-use super::*;
+use super::{drills::ext4, *};
 use blockd_api::{
     events::Severity,
     tasks::{StartScrub, TaskKind},
+    volumes::CloneVolume,
 };
+use blockd_catalog::ScrubRow;
 use std::os::unix::fs::FileExt;
 
 /// Flips a bit of a block in each layer file that has data there; returns the number of files.
@@ -207,4 +209,90 @@ async fn backup_of_an_older_snapshot_is_a_source() {
     let mut then = vec![0; SIZE_BYTES as usize];
     volume.view(volume.snapshots()[0].id).unwrap().read(0, &mut then).unwrap();
     assert!(then == monday.0, "the snapshot has its content");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_deleted_during_a_scrub_of_all_is_skipped() {
+    let host = Host::new().await;
+    for (name, mib) in [("last", 1), ("first", 8)] {
+        let volume = host.create_volume(name).await;
+        volume.write(0, &pattern(7, mib << 20), false).unwrap();
+        host.take_snapshot(name, &new_snapshot("one")).await;
+    }
+    // The volume without a complete scrub is first.
+    assert_eq!(host.scrub(scrub_of("last", false)).await.state.to_string(), "Scrub-Done");
+    let started = jiff::Timestamp::now();
+    let request = StartScrub { limit_bytes_per_second: Some(3 << 20), ..StartScrub::default() };
+    let task = host.call(START_SCRUB, &request).await.task_id;
+    let has_read = async || match host.engine().tasks.running().first() {
+        Some(row) if row.detail.bytes_processed > 0 => Ok(()),
+        row => Err(format!("{row:?}")),
+    };
+    eventually(has_read).await;
+    host.delete_volume("first").await;
+    let task = host.wait(task).await;
+    assert_eq!(task.state.to_string(), "Scrub-Done", "{task:?}");
+    let rows = host.engine().db.transaction(|tx| ScrubRow::all(tx)).unwrap();
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0].completed.unwrap() > started, "the other volume is read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layer_shared_with_a_clone_is_repaired_after_its_deletion() {
+    let host = Host::new().await;
+    let (_, volume, model) = host.one_backup().await;
+    host.take_snapshot("data", &new_snapshot("one")).await;
+    assert_eq!(host.scrub(scrub_of("data", false)).await.state.to_string(), "Scrub-Done");
+    let (name, snapshot) = ("clone".parse().unwrap(), "data@one".parse().unwrap());
+    let request = CloneVolume { name, snapshot, labels: Default::default() };
+    host.call_at(CLONE_VOLUME, &"data".parse().unwrap(), &request).await;
+    assert_eq!(damage_layers(&volume, 40), 1);
+    let task = host.scrub(scrub_of("data", true)).await;
+    assert_eq!(task.state.to_string(), "Scrub-Failed");
+    let reason = task.error.unwrap().message;
+    assert!(
+        reason.contains("4096 bytes are damaged on the disk and not repaired: repair failed"),
+        "{reason}"
+    );
+    assert!(reason.contains("a clone shares the files"), "{reason}");
+    assert!(!can_read(&volume, 40) && can_read(&volume, 41));
+    host.delete_volume("clone").await;
+    // A later scrub names the damage again, until it is repaired.
+    let task = host.scrub(scrub_of("data", false)).await;
+    let findings = task.findings.unwrap();
+    assert_eq!((findings.damage_total, findings.damage[0].offset_bytes), (1, 40 * BLOCK));
+    assert_eq!(host.scrub(scrub_of("data", true)).await.state.to_string(), "Scrub-Done");
+    model.assert_is(&volume);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_block_is_named_with_its_file() {
+    let host = Host::new().await;
+    let image = fs::read(ext4(host.dir.path())).unwrap();
+    let volume = host.create_volume("data").await;
+    for (index, part) in
+        image.chunks(1 << 20).enumerate().filter(|(_, part)| part.iter().any(|byte| *byte != 0))
+    {
+        volume.write((index as u64) << 20, part, false).unwrap();
+    }
+    host.take_snapshot("data", &new_snapshot("one")).await;
+    assert_eq!(host.scrub(scrub_of("data", false)).await.state.to_string(), "Scrub-Done");
+    let content = fs::read(host.dir.path().join("files/dir/3")).unwrap();
+    let at = image.chunks(BLOCK as usize).position(|block| block == &content[..BLOCK as usize]).unwrap();
+    assert_eq!(damage_layers(&volume, at as u64), 1);
+    let task = host.scrub(scrub_of("data", true)).await;
+    let findings = task.findings.unwrap();
+    let files: Vec<_> = findings.damage[0].files.iter().map(ToString::to_string).collect();
+    assert_eq!(files, ["/dir/3"], "{findings:?}");
+    assert!(task.error.unwrap().message.contains("no known cloud snapshot"), "nothing was backed up");
+    let events = host.events_of("volume-damaged").await;
+    assert!(events[0].message.ends_with("; files: /dir/3"), "{events:?}");
+    assert!(!can_read(&volume, at as u64) && can_read(&volume, at as u64 + 1));
+    // A backup of the damaged content is refused, and one of later content is not.
+    host.create_credential().await;
+    let request = StartBackup { snapshot: Some("data@one".parse().unwrap()), ..backup_of("data") };
+    let refused = host.wait(host.call(START_BACKUP, &request).await.items[0].task_id).await;
+    assert_eq!(refused.state.to_string(), "Backup-Failed", "{refused:?}");
+    volume.write(at as u64 * BLOCK, &content[..BLOCK as usize], false).unwrap();
+    host.backup("data", false).await;
 }

@@ -14,7 +14,7 @@ use blockd_api::{
     cloudsnaps::CloudSnapshotId,
     format_duration, operations,
     quiesce::QuiesceReport,
-    tasks::{Findings, Task, TaskKind, TaskStage, WaitTask, ways_to_end},
+    tasks::{DamageFinding, Findings, Task, TaskKind, TaskStage, WaitTask, ways_to_end},
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -30,6 +30,8 @@ const POLL_PAUSE: Duration = Duration::from_millis(50);
 const AWAY_LIMIT: Duration = Duration::from_secs(60);
 /// Maximum number of damaged ranges in a table.
 const MAX_RANGES: usize = 4;
+/// Maximum number of files with a damaged extent in a table.
+const MAX_FILES: usize = 3;
 /// Retry interval for an absent daemon.
 const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -319,13 +321,20 @@ fn show_findings(output: &Output, kind: TaskKind, findings: &Findings, width: Wi
     Ok(())
 }
 
-/// Formats damage of volumes on the disk.
+/// Formats damage of volumes on the disk, by file where the filesystem is known.
 fn local_damage_table(findings: &Findings) -> Table {
-    let rows = findings
-        .damage
-        .iter()
-        .map(|damage| [damage.object.clone(), damage.offset_bytes.to_string(), damage.cause.clone()]);
-    Table::of("OBJECT|OFFSET|CAUSE", rows).with_text()
+    let files = |damage: &DamageFinding| {
+        let first: Vec<_> = damage.files.iter().take(MAX_FILES).map(ToString::to_string).collect();
+        match damage.files.len().saturating_sub(MAX_FILES) {
+            _ if first.is_empty() => "-".to_owned(),
+            0 => first.join(", "),
+            more => format!("{} and {more} more", first.join(", ")),
+        }
+    };
+    let row = |damage: &DamageFinding| {
+        [damage.object.clone(), damage.offset_bytes.to_string(), files(damage), damage.cause.clone()]
+    };
+    Table::of("OBJECT|OFFSET|FILES|CAUSE", findings.damage.iter().map(row)).with_text()
 }
 
 /// Formats damage by object and affected cloud snapshot; a wide table has the damaged ranges of the volume.

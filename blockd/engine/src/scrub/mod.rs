@@ -1,11 +1,15 @@
 //! Scrubs: requests, and the background scrub. It reads the local data of all volumes at the rate of a daily
 //! budget, the volume with the oldest complete scrub first.
 
+mod files;
+mod findings;
+mod read;
 mod repair;
 pub mod task;
 
 use crate::{
     error::ServiceError,
+    health,
     host::Host,
     ids::random_id,
     scrub::task::ScrubWork,
@@ -104,8 +108,10 @@ impl Scrubs {
         Ok(())
     }
 
-    /// Updates the reported problems of all volumes.
+    /// Updates the reported problems of all volumes, and removes those of deleted ones.
     pub fn report_damage(&self) {
+        let is_there = |id: &str| id.parse().is_ok_and(|id| self.registry.by_id(id).is_some());
+        self.scrub_work.health.retain(health::VOLUME_DAMAGE, is_there);
         for entry in self.registry.all() {
             self.scrub_work.report_damage(&entry);
         }

@@ -2,7 +2,8 @@
 //!
 //! A cloud snapshot is a source if the epoch of its point in time is known: the newest backup of the volume
 //! at each location, which the next incremental is based on, and each backup of a local snapshot that still
-//! exists, found by the time of its freeze. The volume proves which blocks are unchanged between that epoch and the damaged layer.
+//! exists, found by the time of its freeze. The volume proves which blocks are unchanged between that epoch
+//! and the damaged layer.
 
 use crate::{
     error::{ServiceError, blocking},
@@ -20,6 +21,9 @@ use uuid::Uuid;
 /// Maximum number of blocks of a fetch and a repair.
 const BATCH_BLOCKS: u64 = 256;
 
+/// Maximum number of passes over the damage of a volume.
+const MAX_PASSES: usize = 3;
+
 /// Backup with a known epoch.
 #[derive(Clone, Copy)]
 struct Candidate {
@@ -29,19 +33,42 @@ struct Candidate {
 }
 
 impl ScrubWork {
-    /// Repairs the damage of a volume; returns the repaired bytes. A cloud snapshot that cannot be read is
-    /// skipped.
+    /// Repairs the damage of a volume; returns the repaired bytes, and the last cause of a failed repair. A
+    /// cloud snapshot that cannot be read is skipped. Starts again if a merge moves the damage to another
+    /// layer meanwhile.
     pub(crate) async fn repair(
         &self,
         live: &LiveTask,
         volume: &Arc<Volume>,
         entry: &VolumeEntry,
-    ) -> Result<u64, ServiceError> {
+    ) -> Result<(u64, Option<String>), ServiceError> {
         let candidates = self.candidates(entry).await?;
+        let (mut bytes, mut obstacle) = (0, None);
+        for _ in 0..MAX_PASSES {
+            let damage = volume.damage();
+            let layers: Vec<_> = damage.iter().map(|damage| (damage.file, damage.epoch)).collect();
+            bytes += self.repair_layers(live, volume, &candidates, damage, &mut obstacle).await?;
+            let left = volume.damage();
+            if left.iter().all(|damage| layers.contains(&(damage.file, damage.epoch))) {
+                break;
+            }
+        }
+        Ok((bytes, obstacle))
+    }
+
+    /// Repairs layers, as far as the candidates are sources; returns the repaired bytes.
+    async fn repair_layers(
+        &self,
+        live: &LiveTask,
+        volume: &Arc<Volume>,
+        candidates: &[Candidate],
+        layers: Vec<LayerDamage>,
+        obstacle: &mut Option<String>,
+    ) -> Result<u64, ServiceError> {
         let mut bytes = 0;
-        for damage in volume.damage() {
+        for damage in layers {
             let mut left = damage.blocks.clone();
-            for candidate in &candidates {
+            for candidate in candidates {
                 if left.is_empty() {
                     break;
                 }
@@ -55,7 +82,8 @@ impl ScrubWork {
                     Err(error) if error.is_cancelled() => return Err(error),
                     Err(error) => {
                         let cloudsnap = candidate.cloudsnap;
-                        tracing::warn!(volume = %entry.id, %cloudsnap, %error, "repair failed from a cloud snapshot");
+                        tracing::warn!(volume = %volume.id(), %cloudsnap, %error, "repair failed from a cloud snapshot");
+                        *obstacle = Some(error.to_string());
                         continue;
                     }
                     Ok(repaired) => repaired,

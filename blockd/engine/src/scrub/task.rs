@@ -1,12 +1,20 @@
 //! Task of a scrub: reads volumes in steps, repairs damage, and keeps its position.
 
 use crate::{
-    error::{ServiceError, blocking},
+    error::ServiceError,
     events::EventLog,
     health::{self, ComponentHealth},
     host::Host,
     repositories::Repositories,
-    tasks::{LiveTask, Tasks},
+    scrub::{
+        findings::{MAX_FINDINGS, findings_of, first_files},
+        read::{Pace, read},
+    },
+    tasks::{
+        LiveTask, Tasks,
+        priority::{on_thread, set_background_reader},
+        workers::TaskWorkers,
+    },
     volumes::registry::{Registry, VolumeEntry},
 };
 use blockd_api::{
@@ -16,22 +24,23 @@ use blockd_api::{
 };
 use blockd_catalog::{Db, NewEvent, ScrubRow, ScrubTask, TaskRow};
 use blockd_cloud::CloudError;
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent};
+use blockd_extent::BLOCK_SIZE_BYTES;
 use blockd_volume::{LayerDamage, ScrubPosition, ScrubStep, Volume};
 use jiff::Timestamp;
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 /// Bytes between two stored positions.
 const STORE_EVERY_BYTES: u64 = 256 << 20;
-/// Maximum number of listed damaged extents.
-const MAX_FINDINGS: usize = 100;
+
+/// Cause of damage that no cloud snapshot repairs.
+const NO_SOURCE: &str = "no known cloud snapshot provably has the content of the blocks";
 
 /// Work of scrubs.
 pub struct ScrubWork {
@@ -41,6 +50,7 @@ pub struct ScrubWork {
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
+    pub(crate) task_workers: Arc<TaskWorkers>,
     pub(crate) tasks: Arc<Tasks>,
     /// Totals since the start of the daemon.
     pub(crate) totals: ScrubTotals,
@@ -65,6 +75,9 @@ struct Run<'a> {
     findings: Findings,
     /// Bytes left of the budget.
     left_bytes: u64,
+    pace: Pace,
+    /// Cause of damage that a repair left, of the last volume with some.
+    obstacle: Option<String>,
 }
 
 pub(crate) async fn run(
@@ -72,42 +85,54 @@ pub(crate) async fn run(
     live: &Arc<LiveTask>,
     asked: ScrubTask,
 ) -> Result<TaskRow, ServiceError> {
-    let row = live.view();
-    let entries = match row.volume {
-        None => work.registry.all(),
+    let only = live.view().volume;
+    let entries = match only {
+        None => work.by_last_scrub().await?,
         Some(id) => vec![
             work.registry
                 .by_id(id)
                 .ok_or_else(|| ServiceError::refused(ErrorCode::VolumeNotFound, "the volume was deleted"))?,
         ],
     };
-    let volumes: Vec<_> =
-        entries.into_iter().filter_map(|entry| Some((entry.volume().ok()?, entry))).collect();
-    let total: u64 = volumes.iter().map(|(volume, _)| volume.scrub_bytes()).sum();
+    // No volume is held before its turn: a deleted one must free its space.
+    let bytes_of = |entry: &Arc<VolumeEntry>| entry.volume().map_or(0, |volume| volume.scrub_bytes());
+    let total: u64 = entries.iter().map(bytes_of).sum();
     let budget = asked.budget_bytes.unwrap_or(u64::MAX);
     live.update(|row| row.state = TaskStage::Active);
     live.detail(|detail| {
         detail.phase = "data".to_owned();
         (detail.bytes_total, detail.bytes_processed) = (total.min(budget), 0);
     });
-    let mut run = Run { work, live, asked, findings: Findings::default(), left_bytes: budget };
-    let mut remaining = 0;
-    for (volume, entry) in &volumes {
-        if run.left_bytes > 0 {
-            run.scrub(volume, entry).await?;
-        }
-        if asked.repair && !volume.damage().is_empty() {
-            run.repair(volume, entry).await?;
-        }
-        remaining += damaged_bytes(volume);
+    let pace = Pace::new(&work.task_workers);
+    let mut run =
+        Run { work, live, asked, findings: Findings::default(), left_bytes: budget, pace, obstacle: None };
+    let (mut remaining, mut failure) = (0, None);
+    for entry in &entries {
+        let Ok(volume) = entry.volume().inspect_err(|_| work.report_damage(entry)) else { continue };
+        let scrubbed = run.scrub_and_repair(&volume, entry).await;
         work.report_damage(entry);
+        match scrubbed {
+            Err(error) if error.is_cancelled() => return Err(error),
+            Err(error) if only.is_none() && entry.volume().is_err() => {
+                tracing::info!(volume = %entry.id, %error, "a volume was deleted during its scrub");
+            }
+            Err(error) => {
+                tracing::warn!(volume = %entry.id, %error, "scrub of a volume failed");
+                failure.get_or_insert(error);
+            }
+            Ok(()) => remaining += damaged_bytes(&volume),
+        }
     }
-    let findings = run.findings;
+    let (findings, obstacle) = (run.findings, run.obstacle);
     live.detail(|detail| detail.findings = Some(findings));
+    if let Some(error) = failure {
+        return Err(error);
+    }
     if remaining == 0 {
         return work.tasks.finish(live, |_| Ok(())).await;
     }
-    let message = format!("{remaining} bytes are damaged on the disk and not repaired");
+    let cause = obstacle.map(|obstacle| format!(": {obstacle}")).unwrap_or_default();
+    let message = format!("{remaining} bytes are damaged on the disk and not repaired{cause}");
     Err(ServiceError::refused(ErrorCode::VolumeFailed, message))
 }
 
@@ -117,8 +142,28 @@ pub(crate) fn damaged_bytes(volume: &Volume) -> u64 {
 }
 
 impl Run<'_> {
+    async fn scrub_and_repair(
+        &mut self,
+        volume: &Arc<Volume>,
+        entry: &VolumeEntry,
+    ) -> Result<(), ServiceError> {
+        let mut found = Vec::new();
+        if self.left_bytes > 0 {
+            self.scrub(volume, entry, &mut found).await?;
+        }
+        if self.asked.repair && !volume.damage().is_empty() {
+            self.repair(volume, entry).await?;
+        }
+        self.list_known(volume, entry, &found).await
+    }
+
     /// Reads a volume, to its end or that of the budget.
-    async fn scrub(&mut self, volume: &Arc<Volume>, entry: &VolumeEntry) -> Result<(), ServiceError> {
+    async fn scrub(
+        &mut self,
+        volume: &Arc<Volume>,
+        entry: &VolumeEntry,
+        found: &mut Vec<LayerDamage>,
+    ) -> Result<(), ServiceError> {
         let stored = self.work.db.run(ScrubRow::all).await?.into_iter().find(|row| row.volume == entry.id);
         let is_continued = self.asked.background || self.asked.budget_bytes.is_some();
         let mut row = ScrubRow {
@@ -134,9 +179,9 @@ impl Run<'_> {
         loop {
             self.check_cancelled(&row).await?;
             let at = ScrubPosition { epoch: row.epoch, block: row.block };
-            let (started, read_from) = (Instant::now(), Arc::clone(volume));
-            let step = blocking(move || read_from.scrub_step(at)).await?;
+            let step = self.read(volume, at).await?;
             self.note(volume, entry, &step).await?;
+            found.extend(step.found);
             let Some(next) = step.next else {
                 (row.epoch, row.block) = (ScrubPosition::START.epoch, ScrubPosition::START.block);
                 row.completed = Some(Timestamp::now());
@@ -152,8 +197,25 @@ impl Run<'_> {
                 self.store(row).await?;
                 unstored_bytes = 0;
             }
-            self.pause(step.read_bytes, started).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(self.pace.next.into()) => {}
+                () = self.live.cancel.cancelled() => {}
+            }
         }
+    }
+
+    /// Reads a volume on a thread of low priority, to the next report.
+    async fn read(&mut self, volume: &Arc<Volume>, at: ScrubPosition) -> Result<ScrubStep, ServiceError> {
+        let own = self.live.view().detail.limits.limit_download_bytes_per_second;
+        let daily = (self.work.host.settings.scrub_bytes_per_day / SECONDS_PER_DAY).max(1);
+        let rates = [own, self.asked.background.then_some(daily)];
+        self.pace.bytes_per_second = rates.into_iter().flatten().min();
+        let (volume, budget, mut pace) = (Arc::clone(volume), self.left_bytes, self.pace.clone());
+        let cancel = self.live.cancel.clone();
+        let work = move || (read(&volume, at, budget, &mut pace, &cancel), pace);
+        let (step, pace) = on_thread("scrub", set_background_reader, work).await?;
+        self.pace = pace;
+        Ok(step?)
     }
 
     async fn store(&self, row: ScrubRow) -> Result<(), ServiceError> {
@@ -169,24 +231,10 @@ impl Run<'_> {
         Err(CloudError::Cancelled.into())
     }
 
-    /// Waits after a step: as long as the step took, so that guests have half of the disk's time, and as long
-    /// as the rate requires.
-    async fn pause(&self, bytes: u64, started: Instant) {
-        let took = started.elapsed();
-        let own = self.live.view().detail.limits.limit_download_bytes_per_second;
-        let daily = (self.work.host.settings.scrub_bytes_per_day / SECONDS_PER_DAY).max(1);
-        let rate = [own, self.asked.background.then_some(daily)].into_iter().flatten().min();
-        let due = rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate as f64));
-        tokio::select! {
-            () = tokio::time::sleep(due.saturating_sub(took).max(took)) => {}
-            () = self.live.cancel.cancelled() => {}
-        }
-    }
-
     /// Records the result of a step, and raises an event for new damage.
     async fn note(
         &mut self,
-        volume: &Volume,
+        volume: &Arc<Volume>,
         entry: &VolumeEntry,
         step: &ScrubStep,
     ) -> Result<(), ServiceError> {
@@ -194,22 +242,18 @@ impl Run<'_> {
         self.work.totals.read.fetch_add(step.read_bytes, Ordering::Relaxed);
         self.work.totals.damaged.fetch_add(found, Ordering::Relaxed);
         self.findings.block_bytes += step.read_bytes;
-        let findings = step.found.iter().flat_map(|damage| findings_of(entry, damage));
-        let findings: Vec<_> = findings.collect();
-        self.findings.damage_total += findings.len() as u64;
-        let room = MAX_FINDINGS.saturating_sub(self.findings.damage.len());
-        let first = findings.first().cloned();
-        self.findings.damage.extend(findings.into_iter().take(room));
+        let findings = self.list(volume, entry, &step.found).await?;
         let listed = self.findings.clone();
         self.live.detail(|detail| {
             detail.bytes_processed += step.read_bytes;
             detail.findings = Some(listed);
         });
-        let Some(first) = first else { return Ok(()) };
+        let Some(first) = findings.first() else { return Ok(()) };
         let mut message = format!(
             "{found} bytes of volume {} are damaged on the disk: {} at byte {}: {}",
             entry.name, first.object, first.offset_bytes, first.cause
         );
+        message.push_str(&first_files(&findings));
         if step.unlisted_blocks > 0 {
             let bytes = step.unlisted_blocks * BLOCK_SIZE_BYTES;
             message.push_str(&format!("; the list is full: reads of {bytes} bytes return altered data"));
@@ -220,10 +264,46 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Adds damage to the findings; returns its findings.
+    async fn list(
+        &mut self,
+        volume: &Arc<Volume>,
+        entry: &VolumeEntry,
+        layers: &[LayerDamage],
+    ) -> Result<Vec<DamageFinding>, ServiceError> {
+        let mut findings = Vec::new();
+        for damage in layers {
+            findings.extend(findings_of(volume, entry, damage, &self.live.cancel).await?);
+        }
+        self.findings.damage_total += findings.len() as u64;
+        let room = MAX_FINDINGS.saturating_sub(self.findings.damage.len());
+        self.findings.damage.extend(findings.iter().take(room).cloned());
+        Ok(findings)
+    }
+
+    /// Adds the damage that an earlier scrub has found and that is left.
+    async fn list_known(
+        &mut self,
+        volume: &Arc<Volume>,
+        entry: &VolumeEntry,
+        found: &[LayerDamage],
+    ) -> Result<(), ServiceError> {
+        let mut known = volume.damage();
+        for damage in &mut known {
+            let of_layer = found.iter().filter(|found| found.file == damage.file);
+            of_layer.for_each(|found| damage.blocks.subtract(&found.blocks));
+        }
+        known.retain(|damage| !damage.blocks.is_empty());
+        self.list(volume, entry, &known).await.map(drop)
+    }
+
     /// Repairs the damage of a volume as far as cloud snapshots prove its content.
     async fn repair(&mut self, volume: &Arc<Volume>, entry: &VolumeEntry) -> Result<(), ServiceError> {
         self.live.detail(|detail| detail.phase = "repair".to_owned());
-        let bytes = self.work.repair(self.live, volume, entry).await?;
+        let (bytes, obstacle) = self.work.repair(self.live, volume, entry).await?;
+        if !volume.damage().is_empty() {
+            self.obstacle = Some(obstacle.unwrap_or_else(|| NO_SOURCE.to_owned()));
+        }
         self.live.detail(|detail| detail.phase = "data".to_owned());
         if bytes == 0 {
             return Ok(());
@@ -252,28 +332,16 @@ impl Run<'_> {
     }
 }
 
-/// Describes the damaged extents of a layer.
-fn findings_of(entry: &VolumeEntry, damage: &LayerDamage) -> Vec<DamageFinding> {
-    let snapshot = entry.snapshots().iter().find(|point| point.epoch >= damage.epoch).map(|point| point.id);
-    let of = snapshot.map_or_else(|| "no snapshot".to_owned(), |id| format!("snapshot {id}"));
-    let mut checksums = damage.blocks.clone();
-    checksums.subtract(&damage.unreadable);
-    let describe = |blocks: &BlockSet, cause: &str| -> Vec<DamageFinding> {
-        let finding = |extent: Extent| DamageFinding {
-            object: format!("layer {} of volume {}", damage.file, entry.name),
-            offset_bytes: extent.offset_bytes(),
-            cause: format!("{} bytes {cause}; the first snapshot with them: {of}", extent.len_bytes()),
-            affects: vec![],
-        };
-        blocks.extents().map(finding).collect()
-    };
-    let mut findings = describe(&damage.unreadable, "cannot be read");
-    findings.extend(describe(&checksums, "differ from their checksum"));
-    findings.sort_by_key(|finding| finding.offset_bytes);
-    findings
-}
-
 impl ScrubWork {
+    /// Returns all volumes, the one with the oldest complete scrub first, so that budgets reach each of them.
+    async fn by_last_scrub(&self) -> Result<Vec<Arc<VolumeEntry>>, ServiceError> {
+        let rows = self.db.run(ScrubRow::all).await?;
+        let completed: HashMap<_, _> = rows.into_iter().map(|row| (row.volume, row.completed)).collect();
+        let mut entries = self.registry.all();
+        entries.sort_by_key(|entry| (completed.get(&entry.id).copied().flatten(), entry.id));
+        Ok(entries)
+    }
+
     /// Updates the reported problem of a volume.
     pub(crate) fn report_damage(&self, entry: &VolumeEntry) {
         let of = entry.id.to_string();

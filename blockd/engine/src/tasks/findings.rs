@@ -41,6 +41,7 @@ pub(crate) fn of_report(report: &VerifyReport) -> Findings {
         offset_bytes: finding.offset_bytes,
         cause: finding.what.clone(),
         affects: by_request(&finding.affects),
+        files: Vec::new(),
     });
     Findings {
         snapshots: report.snapshots.len() as u64,
@@ -65,6 +66,7 @@ pub(crate) fn unrecovered(findings: &mut Findings, cloudsnap: &CloudSnapshotId, 
             offset_bytes: 0,
             cause: "no source has these blocks of its point in time".to_owned(),
             affects: vec![affected(&id, blocks)],
+            files: Vec::new(),
         });
     }
 }
@@ -76,6 +78,7 @@ pub(crate) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
         offset_bytes: part.offset_bytes,
         cause: part.what.clone(),
         affects: vec![affected(cloudsnap, &part.blocks.iter().copied().collect())],
+        files: Vec::new(),
     });
     Findings {
         snapshots: 1,

@@ -77,6 +77,11 @@ impl TaskWorkers {
         Ok(Work::yielding(Workers::start("store-write", threads, raise_nice)?, Arc::clone(yielding)))
     }
 
+    /// Returns true while guests send requests and tasks yield to them.
+    pub fn are_guests_active(&self) -> bool {
+        self.yielding.as_ref().is_some_and(|yielding| yielding.is_on())
+    }
+
     /// Counts a task as moving data until the guard is dropped. Guests count as active until the first
     /// sample.
     pub fn begin(&self) -> ActiveTask<'_> {

@@ -1,0 +1,67 @@
+//! Findings of a scrub: damaged extents of layers, with the files that have them.
+
+use crate::{
+    error::ServiceError,
+    scrub::files::name_files,
+    tasks::priority::{on_thread, set_background_reader},
+    volumes::registry::VolumeEntry,
+};
+use blockd_api::tasks::DamageFinding;
+use blockd_cloud::CancelToken;
+use blockd_extent::{BlockSet, Extent};
+use blockd_volume::{LayerDamage, Volume};
+use std::sync::Arc;
+
+/// Maximum number of listed damaged extents.
+pub(super) const MAX_FINDINGS: usize = 100;
+/// Maximum number of files in an event.
+const MAX_EVENT_FILES: usize = 5;
+
+/// Describes the damaged extents of a layer; names the files of the first ones.
+pub(super) async fn findings_of(
+    volume: &Arc<Volume>,
+    entry: &VolumeEntry,
+    damage: &LayerDamage,
+    cancel: &CancelToken,
+) -> Result<Vec<DamageFinding>, ServiceError> {
+    let snapshot = entry.snapshots().iter().find(|point| point.epoch >= damage.epoch).map(|point| point.id);
+    let of = snapshot.map_or_else(|| "no snapshot".to_owned(), |id| format!("snapshot {id}"));
+    let mut checksums = damage.blocks.clone();
+    checksums.subtract(&damage.unreadable);
+    let describe = |blocks: &BlockSet, cause: &str| -> Vec<(Extent, DamageFinding)> {
+        let finding = |extent: Extent| DamageFinding {
+            object: format!("layer {} of volume {}", damage.file, entry.name),
+            offset_bytes: extent.offset_bytes(),
+            cause: format!("{} bytes {cause}; the first snapshot with them: {of}", extent.len_bytes()),
+            affects: vec![],
+            files: vec![],
+        };
+        blocks.extents().map(|extent| (extent, finding(extent))).collect()
+    };
+    let mut findings = describe(&damage.unreadable, "cannot be read");
+    findings.extend(describe(&checksums, "differ from their checksum"));
+    findings.sort_by_key(|(extent, _)| *extent);
+    let extents: Vec<_> = findings.iter().take(MAX_FINDINGS).map(|(extent, _)| *extent).collect();
+    let (volume, cancel) = (Arc::clone(volume), cancel.clone());
+    let search = move || name_files(&volume, snapshot, &extents, &cancel);
+    let files = on_thread("scrub", set_background_reader, search).await?;
+    for ((_, finding), files) in findings.iter_mut().zip(files) {
+        finding.files = files;
+    }
+    Ok(findings.into_iter().map(|(_, finding)| finding).collect())
+}
+
+/// Names the first files of findings, for an event; empty without any.
+pub(super) fn first_files(findings: &[DamageFinding]) -> String {
+    let mut files: Vec<_> =
+        findings.iter().flat_map(|finding| &finding.files).map(ToString::to_string).collect();
+    files.sort_unstable();
+    files.dedup();
+    let more = files.len().saturating_sub(MAX_EVENT_FILES);
+    files.truncate(MAX_EVENT_FILES);
+    match (files.is_empty(), more) {
+        (true, _) => String::new(),
+        (false, 0) => format!("; files: {}", files.join(", ")),
+        (false, more) => format!("; files: {} and {more} more", files.join(", ")),
+    }
+}
