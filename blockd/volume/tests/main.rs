@@ -19,6 +19,7 @@ mod power;
 mod reflink;
 mod rollback;
 mod scrub;
+mod scrub_history;
 mod sequential_reads;
 mod sim;
 mod sums;
