@@ -1,9 +1,12 @@
 //! Command in its own mount, network, PID and IPC namespaces, for content that is not trusted.
 //!
-//! `unshare` creates the namespaces, and a script in them prepares the files: the filesystems of the host are
-//! read-only, `/tmp` and `/dev/shm` are empty and private, a device is mounted. `setpriv` then gives up all
-//! privileges. Mounts and processes end with the namespaces, and these with the daemon: the shell of
-//! [hooks](crate::command) kills the process group then, and `unshare` its child.
+//! A thread with a mount namespace in which all mounts are [read-only](mounts) starts `unshare`, which creates
+//! the other namespaces. A script in them prepares the files: `/tmp` and `/dev/shm` are empty and private, a
+//! device is mounted. `setpriv` then gives up all privileges. Mounts and processes end with the namespaces, and
+//! these with the daemon: the shell of [hooks](crate::command) kills the process group then, and `unshare` its
+//! child.
+
+mod mounts;
 
 use crate::command::{
     FAILED_OUTPUT_TIMEOUT, OUTPUT_TIMEOUT, WRAPPER, failure, inherited_environment, listen, user_environment,
@@ -15,7 +18,7 @@ use std::{
     io::{self, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -29,15 +32,11 @@ const PROGRAMS: [&str; 3] = ["unshare", "setpriv", "mount"];
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// First process of the namespaces. Its parameters are the directory of the daemon, the user and group ids,
-/// the command, and what the command gets. Descriptor 4 takes a line when the namespaces are ready. A mount
-/// that cannot become read-only, such as the FUSE mount of another user, is detached.
+/// the command, and what the command gets. Descriptor 4 takes a line when the namespaces are ready.
 const SETUP: &str = r#"set -eu
 dir=$1 uid=$2 gid=$3 command=$4 kind=$5 source=$6 type=$7
 ulimit -c 0
-while read -r _ _ _ _ point options _; do
-    point=$(printf %b "$point")
-    mount -n -o "remount,bind,$options,ro" "$point" 2>/dev/null || umount -n -l "$point" 2>/dev/null || :
-done </proc/self/mountinfo
+mount -n -o remount,bind,ro,nosuid,nodev,noexec /proc
 ip link set lo up 2>/dev/null || :
 [ ! -d /dev/shm ] || mount -n -t tmpfs -o nosuid,nodev,mode=1777,size=256m tmpfs /dev/shm
 mount -n -t tmpfs -o nosuid,mode=1777,size=256m tmpfs "$dir"
@@ -182,7 +181,8 @@ impl IsolatedCommand<'_> {
         let ready = File::create(&ready_path)?;
         std::fs::remove_file(&ready_path)?;
         let deadline = Instant::now() + self.timeout;
-        let mut child = self.spawn(&user, ready.try_clone()?)?;
+        let mut command = self.prepare(&user, ready.try_clone()?);
+        let mut child = mounts::with_read_only_mounts(|| command.spawn())?;
         // `wait` would close standard input.
         let stdin = child.stdin.take();
         let output = child.stderr.take().map(|pipe| listen(pipe.into())).transpose()?.unwrap_or_default();
@@ -224,7 +224,7 @@ impl IsolatedCommand<'_> {
         }
     }
 
-    fn spawn(&self, user: &User, ready: File) -> io::Result<Child> {
+    fn prepare(&self, user: &User, ready: File) -> Command {
         let mut command = Command::new("/bin/sh");
         command.env_clear().envs(inherited_environment()).envs(user_environment(user));
         command.envs([("HOME", "/tmp"), ("TMPDIR", "/tmp")]);
@@ -235,7 +235,8 @@ impl IsolatedCommand<'_> {
         let Object { kind, source, filesystem, options } = self.device.object();
         command.arg(kind).arg(source).args([filesystem, options]);
         command.stdin(Stdio::piped()).stdout(Stdio::from(ready)).stderr(Stdio::piped());
-        command.process_group(0).current_dir("/").spawn()
+        command.process_group(0).current_dir("/");
+        command
     }
 }
 

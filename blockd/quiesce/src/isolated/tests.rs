@@ -58,6 +58,23 @@ fn isolated_command_sees_no_processes_network_or_host_files() {
 }
 
 #[test]
+fn isolated_command_writes_to_no_mount_of_the_host() {
+    let Some((_root, dir)) = empty_dir("mounts of an isolated command") else { return };
+    // `/tmp` is private.
+    let root = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let point = root.path().join("odd\n");
+    std::fs::create_dir(&point).unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-n", "-t", "tmpfs", "-o", "mode=1777", "tmpfs"]).arg(&point);
+    assert!(mount.status().unwrap().success());
+    let ended = isolated(&dir, &format!("touch '{}/written'", point.display())).run();
+    assert!(Command::new("umount").arg(&point).status().unwrap().success());
+    let ended = ended.unwrap();
+    assert!(ended.error.is_some() && ended.output.contains("Read-only file system"), "{ended:?}");
+}
+
+#[test]
 fn isolated_command_connects_to_its_socket() {
     let Some((root, dir)) = empty_dir("socket of an isolated command") else { return };
     let path = root.path().join("socket");
