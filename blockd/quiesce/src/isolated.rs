@@ -1,10 +1,10 @@
 //! Command in its own mount, network, PID and IPC namespaces, for content that is not trusted.
 //!
-//! A thread with a mount namespace in which all mounts are [read-only](mounts) starts `unshare`, which creates
-//! the other namespaces. A script in them prepares the files: `/tmp` and `/dev/shm` are empty and private, a
-//! device is mounted. `setpriv` then gives up all privileges. Mounts and processes end with the namespaces, and
-//! these with the daemon: the shell of [hooks](crate::command) kills the process group then, and `unshare` its
-//! child.
+//! A thread with a mount namespace in which all mounts are [read-only](mounts) starts `unshare`, which
+//! creates the other namespaces. A script in them prepares the files: `/tmp` and `/dev/shm` are empty and
+//! private, `/run` with the sockets of the host is hidden, a device is mounted. `setpriv` then gives up all
+//! privileges. Mounts and processes end with the namespaces, and these with the daemon: the shell of
+//! [hooks](crate::command) kills the process group then, and `unshare` its child.
 
 mod mounts;
 
@@ -56,6 +56,10 @@ esac
 mkdir "$private/mount"
 mount -n --move "$dir" /tmp
 cd /tmp
+for hidden in /run /var/run /dev/mqueue /dev/pts; do
+    [ -L "$hidden" ] || [ ! -d "$hidden" ] ||
+        mount -n -t tmpfs -o ro,nosuid,nodev,noexec,mode=755,size=4k tmpfs "$hidden"
+done
 echo ready >&4
 exec 4>&-
 private=/tmp/blockd-drill

@@ -5,8 +5,8 @@
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::io;
 
-/// Runs a function on a thread with a private mount namespace, whose mounts are read-only. Its children inherit
-/// the namespace.
+/// Runs a function on a thread with a private mount namespace, whose mounts are read-only. Its children
+/// inherit the namespace.
 ///
 /// # Errors
 /// The kernel refuses: the function did not run. The function failed.
@@ -29,8 +29,8 @@ fn failed(what: &str, error: impl Into<io::Error>) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-/// Makes all mounts of this namespace read-only and private, or none. Paths would miss hidden mounts, and those
-/// that root cannot look up.
+/// Makes all mounts of this namespace read-only and private, or none. Paths would miss hidden mounts, and
+/// those that root cannot look up.
 fn make_read_only() -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
@@ -39,8 +39,8 @@ fn make_read_only() -> io::Result<()> {
         userns_fd: 0,
     };
     let flags = libc::AT_RECURSIVE;
-    // SAFETY: the path is a string with a zero byte, and the attributes are on the stack, with their size; the
-    // kernel only reads both.
+    // SAFETY: the path is a string with a zero byte, and the attributes are on the stack, with their size;
+    // the kernel only reads both.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

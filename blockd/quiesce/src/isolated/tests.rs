@@ -90,6 +90,24 @@ fn isolated_command_connects_to_its_socket() {
 }
 
 #[test]
+fn isolated_command_reaches_no_socket_of_the_host() {
+    let Some((_root, dir)) = empty_dir("sockets of the host") else { return };
+    let root = tempfile::tempdir_in("/run").unwrap();
+    std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let path = root.path().join("socket");
+    let _listener = UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+    let command = format!(
+        "set -e; perl -MIO::Socket::UNIX -e 'for (\"\", \"/var\") {{ IO::Socket::UNIX->new(Peer=>\"$_{}\") and die }}'
+        ls -A /run /var/run /dev/pts",
+        path.display()
+    );
+    let ended = isolated(&dir, &command).run().unwrap();
+    assert_eq!(ended.error, None, "{ended:?}");
+    assert_eq!(ended.output, "/dev/pts:\n\n/run:\n\n/var/run:\n");
+}
+
+#[test]
 fn isolated_command_is_killed_at_its_timeout_and_at_a_stop() {
     let Some((_root, dir)) = empty_dir("kill of an isolated command") else { return };
     // A process of another session is in the namespaces as well.
