@@ -222,6 +222,8 @@ Keys of the configuration file (defaults in brackets):
   access                  (drill_probes) \"mount\", \"device\" or \"socket\": how it
                           gets the clone [\"mount\"]
   timeout_s               (drill_probes) timeout of the command [600]
+  memory_limit_bytes      (drill_probes) limit of the address space of each of
+                          its processes [4294967296]
   [nbd_access]            table, at the end: VOLUME = [\"NAME\", …], names of
                           client certificates that may use the volume over TCP;
                           `*` matches any characters; volumes that are not

@@ -13,6 +13,7 @@ use crate::command::{
     wait,
 };
 use nix::unistd::{User, geteuid};
+use rustix::process::{Resource, getrlimit};
 use std::{
     fs::File,
     io::{self, Write},
@@ -26,7 +27,12 @@ use std::{
 pub const PRIVATE_DIR: &str = "/tmp/blockd-drill";
 
 /// Programs that the isolation needs, besides those that every system has.
-const PROGRAMS: [&str; 3] = ["unshare", "setpriv", "mount"];
+const PROGRAMS: [&str; 5] = ["unshare", "setpriv", "mount", "prlimit", "ionice"];
+
+/// Maximum number of processes and threads of the user, with those outside of the namespaces.
+const MAX_TASKS: u64 = 4096;
+/// Maximum number of open files of a process.
+const MAX_OPEN_FILES: u64 = 4096;
 
 /// Timeout of the [test](IsolatedCommand::check), which takes some milliseconds.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,7 +41,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 /// the command, and what the command gets. Descriptor 4 takes a line when the namespaces are ready.
 const SETUP: &str = r#"set -eu
 dir=$1 uid=$2 gid=$3 command=$4 kind=$5 source=$6 type=$7
-ulimit -c 0
+echo 1000 >/proc/self/oom_score_adj
 mount -n -o remount,bind,ro,nosuid,nodev,noexec /proc
 ip link set lo up 2>/dev/null || :
 [ ! -d /dev/shm ] || mount -n -t tmpfs -o nosuid,nodev,mode=1777,size=256m tmpfs /dev/shm
@@ -105,6 +111,8 @@ pub struct IsolatedCommand<'a> {
     pub user: &'a str,
     /// Timeout.
     pub timeout: Duration,
+    /// Limit of the address space of each of its processes.
+    pub memory_bytes: Option<u64>,
     /// Environment variables, besides those of the user. `HOME` is `/tmp`.
     pub env: &'a [(&'a str, String)],
     /// Empty directory, on which the private files are prepared.
@@ -164,6 +172,7 @@ impl IsolatedCommand<'_> {
             command: ":",
             user,
             timeout: CHECK_TIMEOUT,
+            memory_bytes: None,
             env: &[],
             dir,
             device: IsolatedDevice::None,
@@ -228,12 +237,26 @@ impl IsolatedCommand<'_> {
         }
     }
 
+    /// Returns `prlimit` and its arguments. A limit of the daemon cannot be raised without privileges.
+    fn limits(&self) -> Vec<String> {
+        let limit = |name, resource, wanted: u64| {
+            let limit = getrlimit(resource).maximum.map_or(wanted, |own| own.min(wanted));
+            format!("--{name}={limit}")
+        };
+        let fixed = ["prlimit".to_owned(), "--core=0".to_owned()].into_iter();
+        let tasks = limit("nproc", Resource::Nproc, MAX_TASKS);
+        let files = limit("nofile", Resource::Nofile, MAX_OPEN_FILES);
+        let memory = self.memory_bytes.map(|bytes| limit("as", Resource::As, bytes));
+        fixed.chain([tasks, files]).chain(memory).collect()
+    }
+
     fn prepare(&self, user: &User, ready: File) -> Command {
         let mut command = Command::new("/bin/sh");
         command.env_clear().envs(inherited_environment()).envs(user_environment(user));
         command.envs([("HOME", "/tmp"), ("TMPDIR", "/tmp")]);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        command.args(["-c", WRAPPER, "sh", "unshare", "--mount", "--net", "--pid", "--ipc", "--fork"]);
+        command.args(["-c", WRAPPER, "sh", "nice", "-n", "19", "ionice", "-c", "3"]).args(self.limits());
+        command.args(["unshare", "--mount", "--net", "--pid", "--ipc", "--fork"]);
         command.args(["--kill-child", "--mount-proc", "--", "/bin/sh", "-c", SETUP, "sh"]).arg(self.dir);
         command.args([user.uid.to_string(), user.gid.to_string(), self.command.to_owned()]);
         let Object { kind, source, filesystem, options } = self.device.object();

@@ -15,6 +15,7 @@ fn probe(command: &str) -> ProbeConfig {
         user: "nobody".into(),
         access: ProbeAccess::Socket,
         timeout_s: 100,
+        memory_limit_bytes: 4 << 30,
     }
 }
 

@@ -193,10 +193,12 @@ fn probe_of_root_or_without_a_command_is_refused() {
     let table = |keys: &str| checked(&format!("[drill_probes.db]\n{keys}"));
     let probe = &table("command = \"true\"").unwrap().drill_probes[&"db".parse().unwrap()];
     assert_eq!((probe.user.as_str(), probe.access, probe.timeout_s), ("nobody", ProbeAccess::Mount, 600));
+    assert_eq!(probe.memory_limit_bytes, 4 << 30);
     for (keys, named) in [
         ("command = \" \"", "the command is empty"),
         ("command = \"true\"\nuser = \"root\"", "the user must not be root"),
         ("command = \"true\"\ntimeout_s = 0", "timeout_s"),
+        ("command = \"true\"\nmemory_limit_bytes = 4096", "memory_limit_bytes"),
         ("command = \"true\"\naccess = \"all\"", "all"),
         ("user = \"postgres\"", "command"),
     ] {

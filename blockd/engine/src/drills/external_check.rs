@@ -8,13 +8,15 @@ use super::{
 };
 use crate::error::ServiceError;
 use blockd_fuse::inside::FoundFilesystem;
-use blockd_quiesce::{IsolatedCommand, IsolatedDevice, IsolationError, PRIVATE_DIR, has_program};
+use blockd_quiesce::{Isolated, IsolatedCommand, IsolatedDevice, IsolationError, PRIVATE_DIR, has_program};
 use std::{sync::Arc, time::Duration};
 
 /// Timeout of a program.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 /// User of the programs, which need no privileges.
 const USER: &str = "nobody";
+/// Failure of a program that the kernel killed, as the shell reports it.
+const OUT_OF_MEMORY: &str = "exit status 137";
 /// Maximum number of the last lines of their output that are findings.
 const MAX_LINES: usize = 8;
 
@@ -80,17 +82,26 @@ impl Checker {
             command: &format!("exec {} {} {PRIVATE_DIR}/device", self.program, self.arguments),
             user: USER,
             timeout: TIMEOUT,
+            // It depends on the size of the filesystem.
+            memory_bytes: None,
             env: &[],
             dir: &host.private_dir(),
             device: isolated,
             is_stopping: &|| image.is_over(),
         };
-        let ended = command.run().map_err(not_isolated)?;
+        command.run().map(|ended| self.result(ended)).map_err(not_isolated)
+    }
+
+    fn result(&self, ended: Isolated) -> Checked {
         let program = format!("{} {}", self.program, self.arguments);
-        Ok(match ended.error {
+        match ended.error {
             None => Checked::Sound(format!("{program} found no inconsistency")),
             Some(error) if ended.output.contains("unknown filesystem type") => {
                 Checked::Skipped(format!("the kernel does not support it: {error}"))
+            }
+            // It ran out of time or memory, which says nothing about the content.
+            Some(error) if error.starts_with("killed") || error.starts_with(OUT_OF_MEMORY) => {
+                Checked::Skipped(format!("{program} did not end: {error}"))
             }
             Some(error) => {
                 let lines: Vec<_> = ended.output.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -98,6 +109,24 @@ impl Checker {
                 let first = format!("{program} failed: {error}");
                 Checked::Unsound(std::iter::once(first).chain(last.map(|line| (*line).to_owned())).collect())
             }
-        })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn killed_check_is_no_finding() {
+        let checker = checker("an XFS filesystem").unwrap();
+        let ended = |error: &str| {
+            checker.result(Isolated { error: Some(error.into()), output: "Phase 1 - find superblock".into() })
+        };
+        for killed in ["killed after 1800 s", "exit status 137: Phase 1 - find superblock"] {
+            let checked = ended(killed);
+            assert!(matches!(&checked, Checked::Skipped(reason) if reason.ends_with(killed)));
+        }
+        assert!(matches!(ended("exit status 1: bad magic number"), Checked::Unsound(_)));
     }
 }

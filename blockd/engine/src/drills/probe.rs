@@ -144,6 +144,7 @@ impl DrillProbe {
             command: &self.config.command,
             user: &self.config.user,
             timeout: Duration::from_secs(self.config.timeout_s.into()),
+            memory_bytes: Some(self.config.memory_limit_bytes),
             env: &env,
             dir: &self.host.private_dir(),
             device,

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 /// Maximum timeout of a probe, in seconds.
 const MAX_TIMEOUT_S: u32 = 86_400;
+/// Minimum of the memory limit, in bytes: a shell and its programs.
+const MIN_MEMORY_BYTES: u64 = 64 << 20;
 
 /// Reason why a probe is invalid.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,9 @@ pub struct ProbeConfig {
     /// Timeout of the command, in seconds.
     #[serde(default = "timeout_s")]
     pub timeout_s: u32,
+    /// Limit of the address space of each process, in bytes.
+    #[serde(default = "memory_limit_bytes")]
+    pub memory_limit_bytes: u64,
 }
 
 fn user() -> String {
@@ -51,6 +56,10 @@ fn user() -> String {
 
 fn timeout_s() -> u32 {
     600
+}
+
+fn memory_limit_bytes() -> u64 {
+    4 << 30
 }
 
 /// Checks probes.
@@ -66,6 +75,9 @@ pub fn check(probes: &BTreeMap<ProbeName, ProbeConfig>) -> Result<(), ProbeConfi
                 "the user must not be root, from whom nothing is isolated"
             }
             probe if !(1..=MAX_TIMEOUT_S).contains(&probe.timeout_s) => "timeout_s is not 1 to 86400",
+            probe if probe.memory_limit_bytes < MIN_MEMORY_BYTES => {
+                "memory_limit_bytes is less than 67108864 (64 MiB)"
+            }
             _ => continue,
         };
         return Err(ProbeConfigError { name: name.clone(), what });

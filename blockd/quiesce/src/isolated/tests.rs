@@ -11,7 +11,16 @@ const LONG: Duration = Duration::from_secs(120);
 
 fn isolated<'a>(dir: &'a Path, command: &'a str) -> IsolatedCommand<'a> {
     let device = IsolatedDevice::None;
-    IsolatedCommand { command, user: "nobody", timeout: LONG, env: &[], dir, device, is_stopping: &|| false }
+    IsolatedCommand {
+        command,
+        user: "nobody",
+        timeout: LONG,
+        memory_bytes: None,
+        env: &[],
+        dir,
+        device,
+        is_stopping: &|| false,
+    }
 }
 
 /// Returns a directory, or `None` where nothing can be isolated.
@@ -105,6 +114,27 @@ fn isolated_command_reaches_no_socket_of_the_host() {
     let ended = isolated(&dir, &command).run().unwrap();
     assert_eq!(ended.error, None, "{ended:?}");
     assert_eq!(ended.output, "/dev/pts:\n\n/run:\n\n/var/run:\n");
+}
+
+#[test]
+fn isolated_command_has_limits_and_the_lowest_priority() {
+    let Some((_root, dir)) = empty_dir("limits of an isolated command") else { return };
+    let command = "set -e; cat /proc/self/oom_score_adj; nice; ionice; cat /proc/self/limits
+        ! echo 0 >/proc/self/oom_score_adj
+        ! perl -e '$memory = \"x\" x (400 << 20)' 2>&1";
+    let ended = IsolatedCommand { memory_bytes: Some(300 << 20), ..isolated(&dir, command) }.run().unwrap();
+    assert_eq!(ended.error, None, "{ended:?}");
+    assert!(ended.output.starts_with("1000\n19\nidle\n"), "{ended:?}");
+    let limit = |name: &str| {
+        let line = ended.output.lines().find(|line| line.starts_with(name)).unwrap();
+        let values: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        assert_eq!(values[0], values[1], "{line}");
+        values[0]
+    };
+    assert_eq!(limit("Max core file size"), 0);
+    assert_eq!(limit("Max address space"), 300 << 20);
+    assert!(limit("Max processes") <= MAX_TASKS && limit("Max open files") <= MAX_OPEN_FILES);
+    assert!(ended.output.contains("Out of memory"), "{ended:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Programs of the guest from the host.
-const TOOLS: [&str; 11] = [
+const TOOLS: [&str; 13] = [
     "bash",
     "fio",
     "perl",
@@ -22,6 +22,8 @@ const TOOLS: [&str; 11] = [
     "e2fsck",
     "unshare",
     "setpriv",
+    "prlimit",
+    "ionice",
     "mount",
     "umount",
     "mkfs.xfs",
