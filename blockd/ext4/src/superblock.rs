@@ -53,6 +53,16 @@ pub(crate) fn probe(source: &dyn ReadAt) -> Result<bool, ExtError> {
     Ok(u16::from_le_bytes(magic) == MAGIC)
 }
 
+/// Returns true if the primary superblock names a device as its journal. Other fields are not checked.
+pub(crate) fn names_journal_device(source: &dyn ReadAt) -> Result<bool, ExtError> {
+    if !probe(source)? {
+        return Ok(false);
+    }
+    let mut bytes = [0; LEN];
+    disk::read(source, OFFSET_BYTES, &mut bytes)?;
+    Ok(is_dynamic(&bytes) && le32(&bytes, 0x5c) & bit::COMPAT_HAS_JOURNAL != 0 && le32(&bytes, 0xe4) != 0)
+}
+
 /// Reads the primary superblock.
 pub(crate) fn read(source: &dyn ReadAt) -> Result<Superblock, ExtError> {
     if !probe(source)? {

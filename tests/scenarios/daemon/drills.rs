@@ -267,6 +267,28 @@ async fn filesystem_with_a_lost_write_fails_its_check() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn external_journal_is_not_checked_and_no_damage() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    let image = ext4(host.dir.path());
+    // A journal to replay, on device 8:1 instead of in an inode.
+    let journal =
+        "set_super_value journal_inum 0\nset_super_value journal_dev 2049\nfeature needs_recovery\n";
+    let commands = host.dir.path().join("commands");
+    fs::write(&commands, journal).unwrap();
+    e2fs("debugfs", &["-w", "-f", commands.to_str().unwrap(), image.to_str().unwrap()]);
+    let snap = host.backed_up_image("data", &image).await;
+    let task = host.drill(&drill_of(&snap)).await;
+    let drill = host.drills().await.remove(0);
+    assert!(drill.passed, "{task:?} {drill:?}");
+    let step = |stage| drill.steps.iter().find(|step| step.stage == stage).unwrap();
+    let mount = step(DrillStage::Mount);
+    assert_eq!(mount.outcome, DrillOutcome::Skipped);
+    assert_eq!(mount.note, "an ext2, ext3 or ext4 filesystem is not checked: external journal");
+    assert_eq!(step(DrillStage::Check).outcome, DrillOutcome::Skipped);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn source_deleted_during_a_drill_is_no_damage() {
     let host = Host::new().await;
     let snap = host.backed_up_files().await;

@@ -23,6 +23,9 @@ const ISOLATION_HINT: &str = "run blockd as root, with util-linux installed; for
 const DRIVER_HINT: &str =
     "run `modprobe nbd`, or set access = \"socket\" for the probe, which needs no driver";
 
+/// Note of a filesystem whose journal is on another device.
+pub(super) const EXTERNAL_JOURNAL: &str = "not checked: external journal";
+
 /// Returns a probe of the configuration.
 ///
 /// # Errors
@@ -101,6 +104,12 @@ pub(super) fn mount_options(filesystem: &str) -> &'static [&'static str] {
 }
 
 impl DrillProbe {
+    /// Returns the reason why the content must not be mounted.
+    pub fn skipped(&self, found: &[FoundFilesystem]) -> Option<&'static str> {
+        let is_mounted = self.config.access == ProbeAccess::Mount;
+        (is_mounted && found.iter().any(|one| one.has_external_journal)).then_some(EXTERNAL_JOURNAL)
+    }
+
     /// Runs the command on a clone, which is removed afterwards. Returns its end, or the reason why the
     /// content does not suit it. Blocks.
     ///

@@ -4,7 +4,7 @@ use super::{
     clone_server::CloneHost,
     external_check::{self, Checked},
     image::{DrillImage, ReadFailure},
-    probe::DrillProbe,
+    probe::{DrillProbe, EXTERNAL_JOURNAL},
     sample::{Random, Sample},
 };
 use crate::error::{ServiceError, cloud_code};
@@ -154,7 +154,10 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
                     let error = self.of_content(error)?;
                     self.add_filesystem(name.clone());
                     if let ExtError::Unsupported { .. } = error {
-                        notes.push(format!("{name} is not read: {error}"));
+                        notes.push(match one.has_external_journal {
+                            true => format!("{name} is {EXTERNAL_JOURNAL}"),
+                            false => format!("{name} is not read: {error}"),
+                        });
                     } else {
                         is_failed = true;
                         self.find(&format!("{name}: {error}"));
@@ -271,6 +274,10 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
         (self.before)(DrillStage::Probe)?;
         if !self.report.is_passed() {
             self.end(DrillStage::Probe, DrillOutcome::Skipped, "an earlier step failed");
+            return Ok(Examined { report: self.report, damage: None });
+        }
+        if let Some(reason) = probe.skipped(found) {
+            self.end(DrillStage::Probe, DrillOutcome::Skipped, reason);
             return Ok(Examined { report: self.report, damage: None });
         }
         let ended = probe.run(&self.image, found)?;

@@ -40,6 +40,11 @@ pub(super) fn probe(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
     blockd_ext4::probe(&Source(Arc::clone(image))).map_err(convert)
 }
 
+/// Returns true if the journal of the filesystem is on another device.
+pub(super) fn has_external_journal(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
+    blockd_ext4::names_journal_device(&Source(Arc::clone(image))).map_err(convert)
+}
+
 /// Returns the number of inodes in use, without a replay of the journal, which would read much of it.
 ///
 /// # Errors

@@ -12,6 +12,8 @@ pub struct FoundFilesystem {
     pub partition: Option<u32>,
     /// Kind of other content than ext2, ext3 or ext4, such as `an XFS filesystem`.
     pub other: Option<&'static str>,
+    /// The journal is on another device, which the image lacks: a mount would use a device of this host.
+    pub has_external_journal: bool,
     offset_bytes: u64,
     image: Arc<dyn BlockSource>,
 }
@@ -21,6 +23,7 @@ impl fmt::Debug for FoundFilesystem {
         f.debug_struct("FoundFilesystem")
             .field("partition", &self.partition)
             .field("other", &self.other)
+            .field("has_external_journal", &self.has_external_journal)
             .finish_non_exhaustive()
     }
 }
@@ -69,7 +72,8 @@ pub fn filesystems(image: &Arc<dyn BlockSource>) -> io::Result<Vec<FoundFilesyst
                     None => return Ok(None),
                 },
             };
-            Ok(Some(FoundFilesystem { partition, other, offset_bytes, image }))
+            let has_external_journal = ext::has_external_journal(&image)?;
+            Ok(Some(FoundFilesystem { partition, other, offset_bytes, has_external_journal, image }))
         };
     if let Some(whole) = found(Arc::clone(image), None, 0)? {
         return Ok(vec![whole]);
