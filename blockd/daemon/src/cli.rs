@@ -104,6 +104,9 @@ Keys of the configuration file (defaults in brackets):
   drill_limit_bytes_per_s
                           download bandwidth limit of each restore drill; 0 =
                           unlimited [0]
+  drill_limit_requests_per_s
+                          limit of the requests of each restore drill to the
+                          store; 0 = unlimited [0]
   hydration_concurrency   concurrent fetches, of at most 4 MiB each, of the
                           hydration of one lazy volume [8]
   lazy_stall_ms           timeout of reads from an unreachable store, for lazy

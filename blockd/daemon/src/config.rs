@@ -64,6 +64,8 @@ config! {
     hydration_limit_bytes_per_s: u64 = 0, zero_or("no limit", 1 << 20, 1 << 40);
     /// Download bandwidth limit of each restore drill, in bytes per second; 0: unlimited.
     drill_limit_bytes_per_s: u64 = 0, zero_or("no limit", 1 << 20, 1 << 40);
+    /// Limit of the requests of each restore drill to the store, per second; 0: unlimited.
+    drill_limit_requests_per_s: u64 = 0, zero_or("no limit", 1, 1 << 20);
     /// Concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume.
     hydration_concurrency: usize = 8, range(1, 64);
     /// Timeout of reads from an unreachable store for lazy volumes with the policy "stall".
@@ -261,6 +263,7 @@ impl Config {
             task_history: self.task_history,
             hydration_limit_bytes_per_s: self.hydration_limit_bytes_per_s,
             drill_limit_bytes_per_s: self.drill_limit_bytes_per_s,
+            drill_limit_requests_per_s: self.drill_limit_requests_per_s,
             hydration_concurrency: self.hydration_concurrency,
             lazy_stall_ms: self.lazy_stall_ms,
             lazy_error_ms: self.lazy_error_ms,

@@ -64,6 +64,8 @@ pub struct Settings {
     pub hydration_limit_bytes_per_s: u64,
     /// Download bandwidth limit of each restore drill, in bytes per second; 0: unlimited.
     pub drill_limit_bytes_per_s: u64,
+    /// Limit of the requests of each restore drill to the store, per second; 0: unlimited.
+    pub drill_limit_requests_per_s: u64,
     /// Concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume.
     pub hydration_concurrency: usize,
     /// Timeout of reads from an unreachable store for lazy volumes with the policy "stall".

@@ -98,6 +98,21 @@ async fn limited_transfer_starts_with_cleared_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn limited_requests_have_a_rate_of_any_kind() {
+    let bandwidth = Arc::new(Bandwidth::of_requests(10));
+    assert!(bandwidth.is_limited());
+    let store = LimitStore::new(Arc::new(MemoryStore::default()), bandwidth);
+    let took = seconds_of(async {
+        put(&store, 1 << 20).await;
+        drop(join_all((0..10).map(|_| store.get("a", 1 << 20))).await);
+        store.list_page("", None).await.unwrap();
+        store.get_range("a", 0, 1).await.unwrap();
+    });
+    let took = took.await;
+    assert!((1.1..1.4).contains(&took), "13 requests at 10/s took {took} s");
+}
+
+#[tokio::test(start_paused = true)]
 async fn cancelled_transfer_delays_no_other() {
     let store = limited(Some(1000), None);
     let took = seconds_of(async {

@@ -371,6 +371,22 @@ async fn drill_has_the_bandwidth_limit_of_the_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn drill_has_the_request_limit_of_the_configuration() {
+    const PER_S: u32 = 10;
+    let mut host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    host.stop().await;
+    let config = Config { drill_limit_requests_per_s: PER_S.into(), ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(config, false).await.unwrap());
+    let started = std::time::Instant::now();
+    host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    let requests = u32::try_from(host.drills().await.remove(0).requests).unwrap();
+    assert!(requests > 3, "{requests}");
+    // The first ones may use unused time.
+    assert!(started.elapsed() >= Duration::from_secs(1) * (requests - 2) / PER_S, "{requests}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stopped_drill_has_no_result() {
     let host = Host::new().await;
     let snap = host.backed_up_files().await;

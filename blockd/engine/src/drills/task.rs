@@ -11,7 +11,7 @@ use crate::{
     error::{ServiceError, blocking},
     host::Host,
     proofs::Proofs,
-    repositories::Repositories,
+    repositories::{Repositories, limits::limited},
     tasks::{
         LiveTask, Tasks,
         priority::{on_thread, raise_nice},
@@ -26,7 +26,7 @@ use blockd_cloud::{
     Repository, SnapshotCache, SnapshotReader, VerifyDepth, drill_text,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
-use blockd_store::Requests;
+use blockd_store::{Bandwidth, Requests};
 use jiff::Timestamp;
 use std::{
     sync::Arc,
@@ -69,7 +69,11 @@ pub(crate) async fn run(
     let left = clone_host.clone();
     blocking(move || left.discard()).await?;
     let (repository, requests) = secrets::repository(&work.tasks, live).await?;
-    let repository = live.limited(&repository);
+    let mut repository = live.limited(&repository);
+    let requests_per_s = work.host.settings.drill_limit_requests_per_s;
+    if requests_per_s > 0 {
+        repository = limited(&repository, Arc::new(Bandwidth::of_requests(requests_per_s)));
+    }
     live.begin(Arc::new(Progress::new(Arc::clone(&requests))));
     work.tasks.store_progress(live).await;
     let opened = tokio::select! {

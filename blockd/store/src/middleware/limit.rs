@@ -8,6 +8,8 @@ use tokio::{sync::Notify, time::Instant};
 
 /// Unused time that counts for later transfers, in seconds: the transfer itself takes time, too.
 const MAX_UNUSED_S: f64 = 0.1;
+/// Units of a request in the limit of requests, so that less than one unit is a rounding error.
+const REQUEST_UNITS: u64 = 1000;
 /// Maximum sleep before the limit is checked again.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
@@ -154,6 +156,7 @@ impl Drop for Transfer<'_> {
 pub struct Bandwidth {
     up: Direction,
     down: Direction,
+    requests: Direction,
 }
 
 impl Default for Bandwidth {
@@ -165,7 +168,14 @@ impl Default for Bandwidth {
 impl Bandwidth {
     /// Creates limits in bytes per second; `None` is unlimited.
     pub fn new(upload_bytes_per_s: Option<u64>, download_bytes_per_s: Option<u64>) -> Self {
-        Self { up: Direction::new(upload_bytes_per_s), down: Direction::new(download_bytes_per_s) }
+        let requests = Direction::new(None);
+        Self { up: Direction::new(upload_bytes_per_s), down: Direction::new(download_bytes_per_s), requests }
+    }
+
+    /// Creates a limit of requests per second, without one of bytes.
+    pub fn of_requests(per_s: u64) -> Self {
+        let requests = Direction::new(Some(per_s.saturating_mul(REQUEST_UNITS)));
+        Self { requests, ..Self::default() }
     }
 
     /// Changes both limits, also for waiting requests.
@@ -176,16 +186,16 @@ impl Bandwidth {
 
     /// Returns true if there is a limit.
     pub fn is_limited(&self) -> bool {
-        self.up.is_limited() || self.down.is_limited()
+        [&self.up, &self.down, &self.requests].into_iter().any(Direction::is_limited)
     }
 }
 
 /// Store middleware with bandwidth limits, such as those of a task, the host and a credential.
 ///
-/// A request with a body of known length waits before it is sent, until each limit has cleared the body. The
-/// reply to a read of a whole object waits before it is returned, as its length is not known before. A
-/// dropped request stops waiting. Must be in front of the retrying store, whose timeouts would include the
-/// wait; so repeated bodies are not counted.
+/// A request waits for the limit of requests. One with a body of known length waits before it is sent, until
+/// each limit has cleared the body. The reply to a read of a whole object waits before it is returned, as
+/// its length is not known before. A dropped request stops waiting. Must be in front of the retrying store,
+/// whose timeouts would include the wait; so repeated bodies are not counted.
 pub struct LimitStore {
     inner: Arc<dyn BlobStore>,
     /// Limit of the task last; waits start with it.
@@ -225,6 +235,7 @@ impl Middleware for LimitStore {
             }
         };
         Box::pin(async move {
+            wait(|limit| &limit.requests, REQUEST_UNITS).await;
             match request.operation {
                 Operation::Put | Operation::MultipartPut => {
                     wait(|limit| &limit.up, request.sent_bytes).await;
