@@ -9,6 +9,7 @@
 //! depend on those clients, nor they on its HTTP stack.
 
 mod azure;
+mod compression;
 mod config;
 mod google;
 mod s3;
@@ -23,6 +24,7 @@ mod tests;
 mod view;
 
 pub use azure::{AzureAccess, AzureAuth, AzureConfig};
+pub use compression::{BadCompression, Compression, CompressionLevel, MAX_ZSTD_LEVEL};
 pub use config::{StoreAccess, StoreConfig};
 pub use google::{GoogleAccess, GoogleConfig};
 pub use s3::{AssumedRole, S3Access, S3Config};

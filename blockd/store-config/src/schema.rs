@@ -1,6 +1,6 @@
 //! JSON schemas of types with a text form; all other types derive theirs.
 
-use crate::{MAX_SECRET_REF_BYTES, Secret, SecretInput, SecretRef};
+use crate::{Compression, CompressionLevel, MAX_SECRET_REF_BYTES, Secret, SecretInput, SecretRef};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
 
@@ -15,6 +15,36 @@ impl JsonSchema for Secret {
             "type": "string",
             "format": "password",
             "writeOnly": true
+        })
+    }
+}
+
+impl JsonSchema for CompressionLevel {
+    fn schema_name() -> Cow<'static, str> {
+        "CompressionLevel".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Compression level of stored blocks",
+            "type": "string",
+            "pattern": "^(none|lz4|zstd(:([1-9]|1[0-9]))?)$",
+            "examples": ["zstd:3"]
+        })
+    }
+}
+
+impl JsonSchema for Compression {
+    fn schema_name() -> Cow<'static, str> {
+        "Compression".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Compression of backups: a level, or `auto`, whose level follows the bottleneck",
+            "type": "string",
+            "pattern": "^(auto|none|lz4|zstd(:([1-9]|1[0-9]))?)$",
+            "examples": ["auto"]
         })
     }
 }
