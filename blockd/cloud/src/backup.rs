@@ -7,7 +7,8 @@
 //! addition some dozen bytes per 32 MiB of blocks, and the block sets.
 
 use crate::{
-    CloudError,
+    CloudError, Compression, CompressionLevel,
+    adaptive::{AdaptiveLevel, Stage},
     backup_spec::BackupSpec,
     clock::RunClock,
     index_writer::write_index,
@@ -36,11 +37,19 @@ pub struct UploadOptions {
     pub write_once: bool,
     /// An earlier run of this backup may have reached the commit, even if the journal is lost.
     pub resumed: bool,
+    /// Compression. A resumed backup has the same one.
+    pub compression: Compression,
 }
 
 impl Default for UploadOptions {
     fn default() -> Self {
-        Self { upload_concurrency: 4, cpu_threads: 0, write_once: false, resumed: false }
+        Self {
+            upload_concurrency: 4,
+            cpu_threads: 0,
+            write_once: false,
+            resumed: false,
+            compression: Compression::Fixed(CompressionLevel::Zstd(1)),
+        }
     }
 }
 
@@ -115,6 +124,8 @@ async fn run(
         progress,
         packing: Packing::new(cpu_threads(options.cpu_threads)),
         write_once: options.write_once,
+        compression: options.compression,
+        adaptive: AdaptiveLevel::default(),
         was_committing,
         clock,
         is_resumed,
@@ -187,9 +198,11 @@ impl Job {
         assert_eq!(pack.body.is_none(), is_empty, "a pack has an object if a frame has bytes");
         if let Some(body) = pack.body {
             let object = self.spec.delta_id().pack_key(pack_no);
+            let _sending = self.adaptive.enter(Stage::Sending);
             self.put(&object, body).await?;
         }
-        self.recorder.write(move |journal| journal.record(pack_no, &pack.lens)).await?;
+        let level = pack.level;
+        self.recorder.write(move |journal| journal.record(pack_no, level, &pack.lens)).await?;
         Ok(pack.raw_len_bytes)
     }
 }

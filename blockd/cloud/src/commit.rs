@@ -1,19 +1,20 @@
 //! Commit of a backup: the manifest, and the checks that a deletion on another host did not overtake it.
 
 use crate::{
-    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, Repository,
+    CloudError, CloudSnapshotId, CompressionLevel, FORMAT_VERSION, ManifestKey, Repository,
     error::random,
     index_writer::StoredIndex,
     job::Job,
-    manifest::{BackupType, Delta, Manifest},
+    manifest::{BackupType, CompressionReport, Delta, LevelUse, Manifest},
     names::ObjectKind,
     pack::OBJECT_HEADER_LEN,
+    repository::run_blocking,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
 use blockd_store::{BlobStore, StoreErrorKind};
 use futures::StreamExt;
 use jiff::Timestamp;
-use std::{future::Future, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 /// Concurrent object checks after a commit that may be a repetition.
 const CHECK_CONCURRENCY: usize = 8;
@@ -25,7 +26,7 @@ const CHECK_PAUSE: Duration = Duration::from_millis(200);
 const MAX_CHECK_PAUSE: Duration = Duration::from_secs(10);
 
 impl Job {
-    fn manifest(&self, index: StoredIndex) -> Manifest {
+    fn manifest(&self, index: StoredIndex, compression: CompressionReport) -> Manifest {
         let spec = &self.spec;
         let stored_bytes = index.packs_len_bytes + index.reference.len_bytes;
         let delta = Delta {
@@ -57,7 +58,7 @@ impl Job {
             pack_count: self.layout.pack_count,
             requests: self.progress.snapshot().requests,
             encryption: self.key.mode().name().to_owned(),
-            compression: "lz4".to_owned(),
+            compression,
             base: match &spec.repair {
                 Some(repair) => repair.base,
                 None => spec.base.as_ref().map(Manifest::id),
@@ -68,10 +69,33 @@ impl Job {
         }
     }
 
+    /// Returns the use of each level, from the journal.
+    fn compression_report(&self) -> Result<CompressionReport, CloudError> {
+        let mut levels: BTreeMap<CompressionLevel, LevelUse> = BTreeMap::new();
+        let journal = self.recorder.journal();
+        for pack_no in 0..self.layout.pack_count {
+            let level = journal.level(pack_no).unwrap_or(CompressionLevel::None);
+            let empty = LevelUse { level, packs: 0, data_bytes: 0, stored_bytes: 0 };
+            let used = levels.entry(level).or_insert(empty);
+            used.packs += 1;
+            used.data_bytes +=
+                self.layout.frame_sizes(pack_no).iter().sum::<usize>() as u64 * BLOCK_SIZE_BYTES;
+            let lens = journal.frame_lens(pack_no)?.unwrap_or_default();
+            used.stored_bytes += lens.iter().map(|len| u64::from(*len)).sum::<u64>();
+        }
+        Ok(CompressionReport { mode: self.compression, levels: levels.into_values().collect() })
+    }
+
     /// Puts the manifest and returns the one that is stored.
-    pub(crate) async fn commit(&self, repo: &Repository, index: StoredIndex) -> Result<Manifest, CloudError> {
+    pub(crate) async fn commit(
+        self: &Arc<Self>,
+        repo: &Repository,
+        index: StoredIndex,
+    ) -> Result<Manifest, CloudError> {
         let spec = &self.spec;
-        let manifest = self.manifest(index);
+        let job = self.clone();
+        let compression = run_blocking(move || job.compression_report()).await?;
+        let manifest = self.manifest(index, compression);
         assert_eq!(manifest.id(), spec.id(), "the manifest is that of the backup");
         assert!(spec.base.as_ref().is_none_or(|base| manifest.needs(base.snapshot)));
         assert!(manifest.stored_bytes >= OBJECT_HEADER_LEN as u64 + manifest.delta.index.root_len_bytes);

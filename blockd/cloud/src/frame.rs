@@ -5,9 +5,11 @@
 
 use crate::{
     cipher::{Domain, TAG_LEN_BYTES},
+    codec::{Codec, Compressor, Decompressor},
     seal::Sealer,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
+use blockd_store_config::CompressionLevel;
 use parking_lot::Mutex;
 use std::{mem, sync::Arc};
 
@@ -26,19 +28,24 @@ const FULL_LEN_BYTES: usize = FRAME_BLOCKS * BLOCK;
 /// Maximum number of pooled frame buffers.
 const MAX_SPARE: usize = 16;
 
-const CODEC_RAW: u8 = 0;
-const CODEC_LZ4: u8 = 1;
-
 /// Writer of frames with a reused buffer.
 #[derive(Default)]
 pub(crate) struct FrameWriter {
     gathered: Vec<u8>,
+    compressor: Compressor,
 }
 
 impl FrameWriter {
     /// Appends the frame of `raw` (whole blocks, at most 32) to `out`; returns its stored length, 0 if every
     /// block is zero.
-    pub fn append(&mut self, sealer: &Sealer, ordinal: u64, raw: &[u8], out: &mut Vec<u8>) -> u32 {
+    pub fn append(
+        &mut self,
+        sealer: &Sealer,
+        level: CompressionLevel,
+        ordinal: u64,
+        raw: &[u8],
+        out: &mut Vec<u8>,
+    ) -> u32 {
         assert!(raw.len().is_multiple_of(BLOCK), "a frame has whole blocks");
         assert!((1..=FRAME_BLOCKS).contains(&(raw.len() / BLOCK)), "a frame has 1 to 32 blocks");
         let (mut mask, mut blocks) = (0u32, 0);
@@ -62,19 +69,9 @@ impl FrameWriter {
         };
         debug_assert_eq!(data.len(), (blocks - mask.count_ones()) as usize * BLOCK);
         let start = out.len();
-        out.push(CODEC_LZ4);
+        out.push(0);
         out.extend_from_slice(&mask.to_le_bytes());
-        let payload = out.len();
-        out.resize(payload + lz4_flex::block::get_maximum_output_size(data.len()), 0);
-        match lz4_flex::block::compress_into(data, &mut out[payload..]) {
-            Ok(len) if len < data.len() => out.truncate(payload + len),
-            _ => {
-                out.truncate(payload);
-                out.extend_from_slice(data);
-                out[start] = CODEC_RAW;
-            }
-        }
-        debug_assert!(out[start] == CODEC_RAW || unpacks_to(&out[payload..], data));
+        out[start] = self.compressor.append(level, data, out) as u8;
         sealer.seal(Domain::Frame, ordinal, raw.len() as u64, out, start);
         let len = out.len() - start;
         assert!((MIN_STORED_LEN..=MAX_STORED_LEN).contains(&len), "no reader accepts a frame of {len} bytes");
@@ -87,6 +84,7 @@ impl FrameWriter {
 pub(crate) struct FrameReader {
     sealed: Vec<u8>,
     data: Vec<u8>,
+    decompressor: Decompressor,
 }
 
 /// Decrypted frame.
@@ -97,11 +95,12 @@ pub(crate) struct OpenFrame<'a> {
     data: &'a [u8],
 }
 
-/// Pool of frame buffers. Sequential reads open as many frames as they drop: clearing and mapping fresh
-/// memory takes longer than filling it.
+/// Pool of frame buffers and decompressors. Sequential reads open as many frames as they drop: clearing and
+/// mapping fresh memory takes longer than filling it.
 #[derive(Default)]
 pub(crate) struct FrameMemory {
     spare: Mutex<Vec<Box<[u8]>>>,
+    decompressors: Mutex<Vec<Decompressor>>,
 }
 
 impl FrameMemory {
@@ -111,6 +110,17 @@ impl FrameMemory {
         let memory = spare.unwrap_or_else(|| vec![0; len_bytes].into());
         debug_assert_eq!(memory.len(), len_bytes);
         memory
+    }
+
+    /// Decompresses a payload.
+    fn unpack(&self, codec: Codec, packed: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
+        let mut decompressor = self.decompressors.lock().pop().unwrap_or_default();
+        let result = decompressor.unpack(codec, packed, data);
+        let mut decompressors = self.decompressors.lock();
+        if decompressors.len() < MAX_SPARE {
+            decompressors.push(decompressor);
+        }
+        result
     }
 
     fn give_back(&self, memory: Box<[u8]>) {
@@ -148,10 +158,7 @@ impl OwnedFrame {
             data: memory.take(unsealed.data_len),
             memory: memory.clone(),
         };
-        match unsealed.payload {
-            Payload::Raw(data) => frame.data.copy_from_slice(data),
-            Payload::Lz4(packed) => unpack(packed, &mut frame.data)?,
-        }
+        memory.unpack(unsealed.codec, unsealed.payload, &mut frame.data)?;
         Ok(frame)
     }
 
@@ -197,17 +204,14 @@ impl FrameReader {
     ) -> Result<OpenFrame<'a>, &'static str> {
         self.sealed.clear();
         self.sealed.extend_from_slice(stored);
-        let Unsealed { zero_mask, data_len, payload } =
+        let Unsealed { zero_mask, data_len, codec, payload } =
             Unsealed::open(sealer, ordinal, blocks, &mut self.sealed)?;
-        let data = match payload {
-            Payload::Raw(data) => data,
-            Payload::Lz4(packed) => {
-                self.data.resize(data_len, 0);
-                unpack(packed, &mut self.data)?;
-                &self.data
-            }
-        };
-        Ok(OpenFrame { zero_mask, data })
+        if codec == Codec::Raw {
+            return Ok(OpenFrame { zero_mask, data: payload });
+        }
+        self.data.resize(data_len, 0);
+        self.decompressor.unpack(codec, payload, &mut self.data)?;
+        Ok(OpenFrame { zero_mask, data: &self.data })
     }
 }
 
@@ -216,13 +220,9 @@ struct Unsealed<'a> {
     zero_mask: u32,
     /// Length of the nonzero blocks.
     data_len: usize,
-    payload: Payload<'a>,
-}
-
-enum Payload<'a> {
-    /// As long as the blocks.
-    Raw(&'a [u8]),
-    Lz4(&'a [u8]),
+    codec: Codec,
+    /// As long as the blocks if it is raw.
+    payload: &'a [u8],
 }
 
 impl<'a> Unsealed<'a> {
@@ -245,28 +245,12 @@ impl<'a> Unsealed<'a> {
         }
         debug_assert!(zero_mask.count_ones() as usize <= blocks);
         let data_len = (blocks - zero_mask.count_ones() as usize) * BLOCK;
-        let payload = match head[0] {
-            CODEC_RAW if payload.len() == data_len => Payload::Raw(payload),
-            CODEC_RAW => return Err("the frame's payload has the wrong length"),
-            CODEC_LZ4 => Payload::Lz4(payload),
-            _ => return Err("the frame's codec is unknown"),
-        };
-        Ok(Self { zero_mask, data_len, payload })
+        let codec = Codec::from_byte(head[0]).ok_or("the frame's codec is unknown")?;
+        if codec == Codec::Raw && payload.len() != data_len {
+            return Err("the frame's payload has the wrong length");
+        }
+        Ok(Self { zero_mask, data_len, codec, payload })
     }
-}
-
-/// Decompresses a frame's blocks into `data`.
-fn unpack(packed: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
-    match lz4_flex::block::decompress_into(packed, data) {
-        Ok(len) if len == data.len() => Ok(()),
-        _ => Err("the frame's payload does not decompress to its length"),
-    }
-}
-
-/// Returns true if a payload that is about to be sealed decompresses to its data.
-fn unpacks_to(packed: &[u8], data: &[u8]) -> bool {
-    let mut unpacked = vec![0; data.len()];
-    unpack(packed, &mut unpacked).is_ok() && unpacked == data
 }
 
 /// Returns true if all bytes of a block are zero.
@@ -281,6 +265,9 @@ mod tests {
     use blockd_extent::{SnapshotId, VolumeId};
     use proptest::prelude::*;
     use uuid::Uuid;
+
+    const LEVELS: [CompressionLevel; 4] =
+        [CompressionLevel::None, CompressionLevel::Lz4, CompressionLevel::Zstd(1), CompressionLevel::Zstd(9)];
 
     fn sealer(mode: EncryptionMode) -> Sealer {
         let delta = DeltaId {
@@ -312,12 +299,15 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn frames_round_trip(kinds in prop::collection::vec(0u8..3, 1..=FRAME_BLOCKS), seed: u64, encrypted: bool) {
+        fn frames_round_trip(
+            kinds in prop::collection::vec(0u8..3, 1..=FRAME_BLOCKS), seed: u64, encrypted: bool,
+            level in prop::sample::select(LEVELS.to_vec()),
+        ) {
             let mode = if encrypted { EncryptionMode::Aes256GcmSiv } else { EncryptionMode::Checksummed };
             let sealer = sealer(mode);
             let raw = blocks(&kinds, seed);
             let mut out = b"before".to_vec();
-            let len = FrameWriter::default().append(&sealer, 7, &raw, &mut out) as usize;
+            let len = FrameWriter::default().append(&sealer, level, 7, &raw, &mut out) as usize;
             prop_assert_eq!(out.len(), 6 + len);
             let zeroes = kinds.iter().filter(|kind| **kind == 0).count();
             if zeroes == kinds.len() {
@@ -341,7 +331,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), count in 1..=FRAME_BLOCKS, codec in 0u8..3) {
+        fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), count in 1..=FRAME_BLOCKS, codec in 0u8..4) {
             // Validly sealed, malformed frames, as of a faulty writer.
             let sealer = sealer(EncryptionMode::Checksummed);
             if let Some(first) = bytes.first_mut() { *first = codec; }
@@ -357,7 +347,7 @@ mod tests {
         let (sealer, memory) = (sealer(EncryptionMode::Aes256GcmSiv), Arc::<FrameMemory>::default());
         let open = |kinds: &[u8]| {
             let mut stored = Vec::new();
-            FrameWriter::default().append(&sealer, 0, &blocks(kinds, 1), &mut stored);
+            FrameWriter::default().append(&sealer, CompressionLevel::Lz4, 0, &blocks(kinds, 1), &mut stored);
             OwnedFrame::open(&sealer, 0, kinds.len(), &mut stored, &memory).unwrap()
         };
         let first = open(&[2; 32]);
@@ -376,11 +366,12 @@ mod tests {
 
     #[test]
     fn incompressible_frame_adds_21_bytes() {
-        let raw = blocks(&[2; 32], 1);
-        let mut out = Vec::new();
-        let len =
-            FrameWriter::default().append(&sealer(EncryptionMode::Aes256GcmSiv), 0, &raw, &mut out) as usize;
-        assert_eq!(len, raw.len() + 21);
-        assert_eq!(len, MAX_STORED_LEN);
+        let (sealer, raw) = (sealer(EncryptionMode::Aes256GcmSiv), blocks(&[2; 32], 1));
+        for level in LEVELS {
+            let mut out = Vec::new();
+            let len = FrameWriter::default().append(&sealer, level, 0, &raw, &mut out) as usize;
+            assert_eq!(len, raw.len() + 21);
+            assert_eq!(len, MAX_STORED_LEN);
+        }
     }
 }

@@ -4,10 +4,10 @@
 //! never change.
 
 use crate::{
-    BackupSpec, CancelToken, CloudSnapshotId, DataKey, DrillOutcome, DrillReport, DrillStage, DrillStep,
-    EncryptionMode, KdfParams, KnownKeys, Lease, Manifest, ManifestFilter, ManifestKey, MemoryJournal,
-    NoCache, OpenOptions, Progress, Proof, ProofKind, Repair, RepairSource, Repository, SnapshotDescription,
-    SnapshotReader, UploadOptions, backup, keys,
+    BackupSpec, CancelToken, CloudSnapshotId, Compression, CompressionLevel, DataKey, DrillOutcome,
+    DrillReport, DrillStage, DrillStep, EncryptionMode, KdfParams, KnownKeys, Lease, Manifest,
+    ManifestFilter, ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Proof, ProofKind, Repair,
+    RepairSource, Repository, SnapshotDescription, SnapshotReader, UploadOptions, backup, keys,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_store::BlobStore;
@@ -210,7 +210,10 @@ async fn write(kind: Kind) -> MemoryStore {
         };
         let progress = Arc::new(Progress::new(Arc::default()));
         let (reader, journal) = (Arc::new(volume(generation)), Arc::new(MemoryJournal::default()));
-        let (options, cancel) = (UploadOptions::default(), CancelToken::new());
+        let level = if generation == 1 { CompressionLevel::Zstd(3) } else { CompressionLevel::Lz4 };
+        let compression = Compression::Fixed(level);
+        let options = UploadOptions { compression, ..UploadOptions::default() };
+        let cancel = CancelToken::new();
         let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
         // Replaces the times and the random salt of the manifest.
         let time = |second| Timestamp::from_second(second).unwrap();

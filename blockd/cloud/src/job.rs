@@ -1,12 +1,14 @@
 //! State of a running backup, and requests for its objects.
 
 use crate::{
-    CloudError, backup_spec::BackupSpec, buffers::Buffers, clock::RunClock, journal::BackupJournal,
-    keys::DataKey, names::DeltaId, plan::Layout, progress::Progress, repository::run_blocking, seal::Sealer,
+    CloudError, Compression, CompressionLevel, adaptive::AdaptiveLevel, backup_spec::BackupSpec,
+    buffers::Buffers, clock::RunClock, frame::FrameWriter, journal::BackupJournal, keys::DataKey,
+    names::DeltaId, plan::Layout, progress::Progress, repository::run_blocking, seal::Sealer,
 };
 use blockd_extent::BlockSource;
 use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{RwLock, Semaphore};
 
@@ -25,6 +27,7 @@ pub(crate) struct Packing {
     /// Assembling a pack needs its memory twice.
     pub assembling: Semaphore,
     pub buffers: Arc<Buffers>,
+    writers: Mutex<Vec<FrameWriter>>,
 }
 
 impl Packing {
@@ -35,7 +38,16 @@ impl Packing {
             cores: Semaphore::new(cpu_threads),
             assembling: Semaphore::new(1),
             buffers: Arc::default(),
+            writers: Mutex::default(),
         }
+    }
+
+    /// Runs `write` with a writer that reuses its memory; there are as many as chunks sealed concurrently.
+    pub fn with_writer<T>(&self, write: impl FnOnce(&mut FrameWriter) -> T) -> T {
+        let mut writer = self.writers.lock().pop().unwrap_or_default();
+        let written = write(&mut writer);
+        self.writers.lock().push(writer);
+        written
     }
 }
 
@@ -88,6 +100,8 @@ pub(crate) struct Job {
     pub packing: Packing,
     pub work: Work,
     pub write_once: bool,
+    pub compression: Compression,
+    pub adaptive: AdaptiveLevel,
     /// An earlier run may have committed the snapshot, and another host may have deleted it since.
     pub was_committing: bool,
     /// Start of this run.
@@ -107,6 +121,20 @@ impl Job {
             return Ok(true);
         }
         self.exists(&self.spec.delta_id().pack_key(pack_no)).await
+    }
+
+    /// Returns the compression level of a pack. One that was chosen is recorded before the pack is sent:
+    /// whichever request of it arrives last, the object has the frames of the index.
+    pub(crate) async fn level(&self, pack_no: u32) -> Result<CompressionLevel, CloudError> {
+        if let Compression::Fixed(level) = self.compression {
+            return Ok(level);
+        }
+        if let Some(level) = self.recorder.journal().level(pack_no) {
+            return Ok(level);
+        }
+        let level = self.adaptive.next(self.work.yields());
+        self.recorder.write(move |journal| journal.record_level(pack_no, level)).await?;
+        Ok(level)
     }
 
     pub(crate) async fn exists(&self, object: &str) -> Result<bool, CloudError> {

@@ -1,9 +1,10 @@
 //! Journal of the packs in the store, from which an interrupted backup resumes.
 //!
 //! A pack is recorded after the store has confirmed it. The record has the lengths of the pack's frames, from
-//! which the backup builds the index.
+//! which the backup builds the index, and their compression level. Where the level is chosen for each pack, it
+//! is recorded before the pack is sent too: a pack that is sent again has the same bytes.
 //!
-//! A record without frames for pack number 2^32 - 1, which no backup uses, marks the start of the commit.
+//! A record for pack number 2^32 - 1, which no backup uses, marks the start of the commit.
 //! Records follow the header without gaps; the first incomplete or damaged one ends the file. All integers
 //! are little-endian.
 //!
@@ -18,11 +19,21 @@
 //! | offset | bytes | record |
 //! |---|---|---|
 //! | 0 | 4 | number of the pack |
-//! | 4 | 4 | n, number of its frames |
+//! | 4 | 2 | n, number of its frames; 0 before it is stored |
+//! | 6 | 1 | level: 0 none, 1 lz4, L + 1 for level L of zstd |
+//! | 7 | 1 | 1 if it is stored, 0 before |
 //! | 8 | 4 n | stored lengths of the frames |
 //! | 8 + 4 n | 8 | XXH3-64 of the bytes of the record before it |
 
-use crate::{BackupSpec, CloudError, Repository, frame::MAX_STORED_LEN, plan::PACK_FRAMES};
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    BackupSpec, CloudError, CompressionLevel, Repository,
+    codec::{level_byte, level_of_byte},
+    frame::MAX_STORED_LEN,
+    plan::PACK_FRAMES,
+};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
@@ -53,11 +64,20 @@ pub trait BackupJournal: Send + Sync {
     /// [`CloudError::Journal`].
     fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError>;
 
+    /// Returns the level of a pack that was recorded, or whose level was.
+    fn level(&self, pack_no: u32) -> Option<CompressionLevel>;
+
+    /// Durably records the level of a pack before it is sent.
+    ///
+    /// # Errors
+    /// [`CloudError::Journal`].
+    fn record_level(&self, pack_no: u32, level: CompressionLevel) -> Result<(), CloudError>;
+
     /// Durably records a stored pack.
     ///
     /// # Errors
     /// [`CloudError::Journal`].
-    fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError>;
+    fn record(&self, pack_no: u32, level: CompressionLevel, frame_lens: &[u32]) -> Result<(), CloudError>;
 
     /// Durably records the start of the commit: from now on the snapshot may exist.
     ///
@@ -106,8 +126,32 @@ pub struct FileJournal {
 struct JournalFile {
     file: File,
     end: u64,
-    /// Offset of each pack's record.
-    records: BTreeMap<u32, u64>,
+    packs: RecordedPacks,
+}
+
+#[derive(Default, Debug)]
+struct RecordedPacks {
+    /// Offset of the record of each stored pack.
+    stored: BTreeMap<u32, u64>,
+    levels: BTreeMap<u32, CompressionLevel>,
+}
+
+impl RecordedPacks {
+    fn add(&mut self, record: &Record, offset: u64) {
+        self.levels.insert(record.pack_no, record.level);
+        if record.frame_lens.is_some() {
+            self.stored.insert(record.pack_no, offset);
+        }
+    }
+}
+
+/// Record of a pack.
+#[derive(PartialEq, Eq)]
+struct Record {
+    pack_no: u32,
+    level: CompressionLevel,
+    /// Stored lengths of its frames; `None` before it is stored.
+    frame_lens: Option<Vec<u32>>,
 }
 
 impl FileJournal {
@@ -123,7 +167,8 @@ impl FileJournal {
         let file = options.open(path).map_err(failed("open"))?;
         let len = file.metadata().map_err(failed("stat"))?.len();
         let header = header(binding);
-        let mut state = JournalFile { file, end: HEADER_LEN as u64, records: BTreeMap::new() };
+        let end = HEADER_LEN as u64;
+        let mut state = JournalFile { file, end, packs: RecordedPacks::default() };
         let mut was_cut = false;
         if len < HEADER_LEN as u64 {
             // An earlier run stopped before the header was durable, so nothing was recorded.
@@ -171,38 +216,49 @@ fn create(file: &File, path: &Path, header: &[u8]) -> io::Result<()> {
     }
 }
 
-fn encode_record(pack_no: u32, lens: &[u32]) -> Vec<u8> {
-    let mut record = Vec::with_capacity(RECORD_HEAD_LEN + lens.len() * 4 + CHECKSUM_LEN);
-    record.extend_from_slice(&pack_no.to_le_bytes());
-    record.extend_from_slice(&(lens.len() as u32).to_le_bytes());
-    for len in lens {
-        record.extend_from_slice(&len.to_le_bytes());
+impl Record {
+    fn encode(&self) -> Vec<u8> {
+        let lens = self.frame_lens.as_deref().unwrap_or_default();
+        let mut record = Vec::with_capacity(RECORD_HEAD_LEN + lens.len() * 4 + CHECKSUM_LEN);
+        record.extend_from_slice(&self.pack_no.to_le_bytes());
+        record.extend_from_slice(&(lens.len() as u16).to_le_bytes());
+        record.extend_from_slice(&[level_byte(self.level), u8::from(self.frame_lens.is_some())]);
+        for len in lens {
+            record.extend_from_slice(&len.to_le_bytes());
+        }
+        let checksum = xxh3_64(&record).to_le_bytes();
+        record.extend_from_slice(&checksum);
+        record
     }
-    let checksum = xxh3_64(&record).to_le_bytes();
-    record.extend_from_slice(&checksum);
-    record
-}
 
-/// Reads one record; `None` if it is incomplete or damaged.
-fn read_record(reader: &mut impl Read) -> io::Result<Option<(u32, Vec<u32>)>> {
-    let mut head = [0; RECORD_HEAD_LEN];
-    let count = |head: &[u8; 8]| u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-    if !fill(reader, &mut head)? || u64::from(count(&head)) > PACK_FRAMES {
-        return Ok(None);
+    /// Reads one record; `None` if it is incomplete or damaged.
+    fn read(reader: &mut impl Read) -> io::Result<Option<Self>> {
+        let mut head = [0; RECORD_HEAD_LEN];
+        if !fill(reader, &mut head)? {
+            return Ok(None);
+        }
+        let [a, b, c, d, low, high, level, is_stored] = head;
+        let count = u16::from_le_bytes([low, high]);
+        let (Some(level), 0 | 1) = (level_of_byte(level), is_stored) else { return Ok(None) };
+        if u64::from(count) > PACK_FRAMES {
+            return Ok(None);
+        }
+        let mut body = vec![0; usize::from(count) * 4 + CHECKSUM_LEN];
+        if !fill(reader, &mut body)? {
+            return Ok(None);
+        }
+        let (lens, checksum) = body.split_at(body.len() - CHECKSUM_LEN);
+        if xxh3_64(&[&head, lens].concat()).to_le_bytes() != checksum {
+            return Ok(None);
+        }
+        let lens: Vec<u32> =
+            lens.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        if lens.iter().any(|len| *len as usize > MAX_STORED_LEN) {
+            return Ok(None);
+        }
+        let pack_no = u32::from_le_bytes([a, b, c, d]);
+        Ok(Some(Self { pack_no, level, frame_lens: (is_stored == 1).then_some(lens) }))
     }
-    let mut body = vec![0; count(&head) as usize * 4 + CHECKSUM_LEN];
-    if !fill(reader, &mut body)? {
-        return Ok(None);
-    }
-    let (lens, checksum) = body.split_at(body.len() - CHECKSUM_LEN);
-    if xxh3_64(&[&head, lens].concat()).to_le_bytes() != checksum {
-        return Ok(None);
-    }
-    let lens: Vec<u32> = lens.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    if lens.iter().any(|len| *len as usize > MAX_STORED_LEN) {
-        return Ok(None);
-    }
-    Ok(Some((u32::from_le_bytes([head[0], head[1], head[2], head[3]]), lens)))
 }
 
 /// Fills the buffer; returns false at the end of the file.
@@ -231,28 +287,47 @@ impl Read for ReadAt<'_> {
 impl JournalFile {
     fn scan(&mut self) -> io::Result<()> {
         let mut reader = io::BufReader::new(ReadAt { file: &self.file, at: self.end });
-        while let Some((pack_no, lens)) = read_record(&mut reader)? {
-            self.records.insert(pack_no, self.end);
-            self.end += (RECORD_HEAD_LEN + lens.len() * 4 + CHECKSUM_LEN) as u64;
+        while let Some(record) = Record::read(&mut reader)? {
+            self.packs.add(&record, self.end);
+            self.end += record.encode().len() as u64;
         }
+        Ok(())
+    }
+}
+
+impl FileJournal {
+    fn append(&self, record: &Record) -> Result<(), CloudError> {
+        let encoded = record.encode();
+        let reread = Record::read(&mut &encoded[..]);
+        let pack_no = record.pack_no;
+        assert!(
+            matches!(&reread, Ok(Some(reread)) if reread == record),
+            "the record of pack {pack_no} does not decode to itself"
+        );
+        let mut state = self.state.lock();
+        state.file.write_all_at(&encoded, state.end).map_err(self.failed("write"))?;
+        state.file.sync_data().map_err(self.failed("sync"))?;
+        let offset = state.end;
+        state.packs.add(record, offset);
+        state.end += encoded.len() as u64;
         Ok(())
     }
 }
 
 impl BackupJournal for FileJournal {
     fn completed(&self) -> Vec<u32> {
-        self.state.lock().records.range(..COMMIT_MARK).map(|(pack_no, _)| *pack_no).collect()
+        self.state.lock().packs.stored.range(..COMMIT_MARK).map(|(pack_no, _)| *pack_no).collect()
     }
 
     fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError> {
         let state = self.state.lock();
-        let Some(at) = state.records.get(&pack_no) else { return Ok(None) };
+        let Some(at) = state.packs.stored.get(&pack_no) else { return Ok(None) };
         debug_assert!((HEADER_LEN as u64..state.end).contains(at), "record at {at} of {}", state.end);
-        let record = read_record(&mut ReadAt { file: &state.file, at: *at })
+        let record = Record::read(&mut ReadAt { file: &state.file, at: *at })
             .map_err(self.failed("read"))?
-            .filter(|(found, _)| *found == pack_no);
-        match record {
-            Some((_, lens)) => Ok(Some(lens)),
+            .filter(|record| record.pack_no == pack_no);
+        match record.and_then(|record| record.frame_lens) {
+            Some(lens) => Ok(Some(lens)),
             None => {
                 let source =
                     io::Error::new(io::ErrorKind::InvalidData, "the record changed after it was written");
@@ -261,29 +336,28 @@ impl BackupJournal for FileJournal {
         }
     }
 
-    fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError> {
-        let record = encode_record(pack_no, frame_lens);
-        let reread = read_record(&mut &record[..]);
-        assert!(
-            matches!(&reread, Ok(Some((number, lens))) if (*number, &lens[..]) == (pack_no, frame_lens)),
-            "the record of pack {pack_no} does not decode to itself"
-        );
+    fn level(&self, pack_no: u32) -> Option<CompressionLevel> {
+        self.state.lock().packs.levels.get(&pack_no).copied()
+    }
+
+    fn record_level(&self, pack_no: u32, level: CompressionLevel) -> Result<(), CloudError> {
+        self.append(&Record { pack_no, level, frame_lens: None })
+    }
+
+    fn record(&self, pack_no: u32, level: CompressionLevel, frame_lens: &[u32]) -> Result<(), CloudError> {
         assert!(pack_no != COMMIT_MARK || frame_lens.is_empty(), "a pack has the number of the commit");
-        let mut state = self.state.lock();
-        state.file.write_all_at(&record, state.end).map_err(self.failed("write"))?;
-        state.file.sync_data().map_err(self.failed("sync"))?;
-        let at = state.end;
-        state.records.insert(pack_no, at);
-        state.end += record.len() as u64;
-        Ok(())
+        self.append(&Record { pack_no, level, frame_lens: Some(frame_lens.to_vec()) })
     }
 
     fn record_commit(&self) -> Result<(), CloudError> {
-        if self.may_be_committed() { Ok(()) } else { self.record(COMMIT_MARK, &[]) }
+        if self.may_be_committed() {
+            return Ok(());
+        }
+        self.record(COMMIT_MARK, CompressionLevel::None, &[])
     }
 
     fn may_be_committed(&self) -> bool {
-        self.state.lock().records.contains_key(&COMMIT_MARK)
+        self.state.lock().packs.stored.contains_key(&COMMIT_MARK)
     }
 }
 
@@ -291,6 +365,7 @@ impl BackupJournal for FileJournal {
 #[derive(Default, Debug)]
 pub struct MemoryJournal {
     packs: Mutex<BTreeMap<u32, Vec<u32>>>,
+    levels: Mutex<BTreeMap<u32, CompressionLevel>>,
 }
 
 impl BackupJournal for MemoryJournal {
@@ -302,159 +377,26 @@ impl BackupJournal for MemoryJournal {
         Ok(self.packs.lock().get(&pack_no).cloned())
     }
 
-    fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError> {
+    fn level(&self, pack_no: u32) -> Option<CompressionLevel> {
+        self.levels.lock().get(&pack_no).copied()
+    }
+
+    fn record_level(&self, pack_no: u32, level: CompressionLevel) -> Result<(), CloudError> {
+        self.levels.lock().insert(pack_no, level);
+        Ok(())
+    }
+
+    fn record(&self, pack_no: u32, level: CompressionLevel, frame_lens: &[u32]) -> Result<(), CloudError> {
+        self.levels.lock().insert(pack_no, level);
         self.packs.lock().insert(pack_no, frame_lens.to_vec());
         Ok(())
     }
 
     fn record_commit(&self) -> Result<(), CloudError> {
-        self.record(COMMIT_MARK, &[])
+        self.record(COMMIT_MARK, CompressionLevel::None, &[])
     }
 
     fn may_be_committed(&self) -> bool {
         self.packs.lock().contains_key(&COMMIT_MARK)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BINDING: JournalBinding = JournalBinding([3; 32]);
-
-    fn open(path: &Path) -> FileJournal {
-        FileJournal::open(path, &BINDING).unwrap()
-    }
-
-    #[test]
-    fn records_survive_and_the_last_word_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("journal");
-        let journal = open(&path);
-        journal.record(7, &[1, 2, 3]).unwrap();
-        journal.record(0, &[]).unwrap();
-        journal.record(7, &[4, 5]).unwrap();
-        for journal in [journal, open(&path)] {
-            assert_eq!(journal.completed(), [0, 7]);
-            assert_eq!(journal.frame_lens(7).unwrap(), Some(vec![4, 5]));
-            assert_eq!(journal.frame_lens(0).unwrap(), Some(vec![]));
-            assert_eq!(journal.frame_lens(1).unwrap(), None);
-        }
-    }
-
-    #[test]
-    fn that_the_commit_began_is_remembered_and_is_no_pack() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("journal");
-        let journals: [Box<dyn BackupJournal>; 2] = [Box::new(open(&path)), Box::<MemoryJournal>::default()];
-        for journal in &journals {
-            journal.record(0, &[1]).unwrap();
-            assert!(!journal.may_be_committed());
-            journal.record_commit().unwrap();
-            journal.record_commit().unwrap();
-            assert!(journal.may_be_committed());
-            assert_eq!(journal.completed(), [0]);
-        }
-        let again = open(&path);
-        assert!(again.may_be_committed());
-        assert_eq!(again.completed(), [0]);
-    }
-
-    #[test]
-    fn truncated_journal_keeps_complete_records() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("journal");
-        let journal = open(&path);
-        let mut ends = vec![HEADER_LEN];
-        for pack in 0..4 {
-            let lens = vec![100; pack as usize + 1];
-            journal.record(pack, &lens).unwrap();
-            ends.push(ends.last().unwrap() + encode_record(pack, &lens).len());
-        }
-        let bytes = std::fs::read(&path).unwrap();
-        assert_eq!(bytes.len(), *ends.last().unwrap());
-        for cut in 0..=bytes.len() {
-            std::fs::write(&path, &bytes[..cut]).unwrap();
-            let journal = open(&path);
-            let whole = ends.iter().filter(|end| **end <= cut).count().saturating_sub(1);
-            assert_eq!(journal.completed().len(), whole, "cut at {cut}");
-            journal.record(9, &[50]).unwrap();
-            assert_eq!(open(&path).completed().len(), whole + 1, "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn flipped_journal_bit_drops_records_and_changes_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("journal");
-        let journal = open(&path);
-        journal.record(0, &[11, 12]).unwrap();
-        journal.record(1, &[13]).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
-        for bit in 0..bytes.len() * 8 {
-            let mut flipped = bytes.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            std::fs::write(&path, &flipped).unwrap();
-            match FileJournal::open(&path, &BINDING) {
-                Err(CloudError::ForeignJournal { .. }) => assert!(bit / 8 < HEADER_LEN),
-                Err(other) => panic!("bit {bit}: {other}"),
-                Ok(journal) => {
-                    assert!(bit / 8 >= HEADER_LEN);
-                    for pack in journal.completed() {
-                        let expected: &[u32] = if pack == 0 { &[11, 12] } else { &[13] };
-                        assert_eq!(journal.frame_lens(pack).unwrap().unwrap(), expected, "bit {bit}");
-                    }
-                    assert!(journal.completed().len() < 2, "bit {bit}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn journal_with_a_lost_record_leaves_the_commit_open() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("journal");
-        let journal = open(&path);
-        journal.record(0, &[11]).unwrap();
-        journal.record(1, &[12]).unwrap();
-        assert!(!open(&path).may_be_committed(), "nothing was lost");
-        journal.record_commit().unwrap();
-        let mut bytes = std::fs::read(&path).unwrap();
-        // In the first record, far before the mark.
-        bytes[HEADER_LEN + RECORD_HEAD_LEN] ^= 1;
-        std::fs::write(&path, &bytes).unwrap();
-        // Once more: the first one to open it cut it.
-        for journal in [open(&path), open(&path)] {
-            assert!(journal.may_be_committed());
-            assert!(journal.completed().is_empty());
-        }
-    }
-
-    #[test]
-    fn stored_layout_is_stable() {
-        let golden = include_bytes!("../tests/golden/journal-v1.bin");
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("journal");
-        let journal = open(&path);
-        journal.record(7, &[1, 2, 0x0001_0203]).unwrap();
-        journal.record(0, &[5]).unwrap();
-        journal.record_commit().unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), golden);
-        let copy = dir.path().join("copy");
-        std::fs::write(&copy, golden).unwrap();
-        let journal = open(&copy);
-        assert_eq!(journal.completed(), [0, 7]);
-        assert_eq!(journal.frame_lens(7).unwrap(), Some(vec![1, 2, 0x0001_0203]));
-        assert_eq!(journal.frame_lens(0).unwrap(), Some(vec![5]));
-        assert!(journal.may_be_committed());
-    }
-
-    #[test]
-    fn journal_of_another_backup_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("journal");
-        open(&path);
-        let error = FileJournal::open(&path, &JournalBinding([4; 32])).unwrap_err();
-        assert!(matches!(error, CloudError::ForeignJournal { .. }));
     }
 }

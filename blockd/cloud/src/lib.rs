@@ -4,6 +4,7 @@
 //! references that delta and all those below it; storing the manifest last commits the snapshot. `FORMAT.md`
 //! defines the format byte for byte; volumes are known here only as block sets, readers and writers.
 
+mod adaptive;
 mod backup;
 mod backup_spec;
 mod buffers;
@@ -11,6 +12,7 @@ mod cache;
 mod changed;
 mod cipher;
 mod clock;
+mod codec;
 mod commit;
 mod damage;
 mod delete;
@@ -51,6 +53,7 @@ mod write_key;
 pub use backup::{UploadOptions, backup};
 pub use backup_spec::{BACKUP_LIFETIME_S, BackupSpec, MAX_CLOCK_SKEW_S, RepairedSnapshot, new_delta_salt};
 pub use blockd_extent::CloudSnapshotId;
+pub use blockd_store_config::{Compression, CompressionLevel};
 pub use cache::{CacheCounters, CacheOptions, SnapshotCache};
 pub use changed::changed_blocks;
 pub use cipher::EncryptionMode;
@@ -67,7 +70,9 @@ pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};
 pub use lease::{LEASE_LIFETIME, Lease, LeaseHolder, LeaseId, ListedLease};
 pub use listing::{ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache};
-pub use manifest::{BackupType, Delta, IndexRef, MAX_CHAIN, Manifest, SnapshotDescription};
+pub use manifest::{
+    BackupType, CompressionReport, Delta, IndexRef, LevelUse, MAX_CHAIN, Manifest, SnapshotDescription,
+};
 pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use proof::{ListedProof, MAX_PROOF_AHEAD, Proof, ProofId, ProofKind, location_id};

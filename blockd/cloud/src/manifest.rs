@@ -1,8 +1,8 @@
 //! Manifest: the commit record of a snapshot, with all that is needed to read it.
 
 use crate::{
-    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, cipher::Domain, keys::DataKey, names::DeltaId,
-    plan::PACK_FRAMES, sealed_json::SealedJson,
+    CloudError, CloudSnapshotId, Compression, CompressionLevel, FORMAT_VERSION, ManifestKey, cipher::Domain,
+    keys::DataKey, names::DeltaId, plan::PACK_FRAMES, sealed_json::SealedJson,
 };
 use blockd_extent::{MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use blockd_store::RequestCounts;
@@ -115,6 +115,28 @@ pub struct SnapshotDescription {
     pub freeze_stall_micros: u64,
 }
 
+/// Compression of a delta.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CompressionReport {
+    /// Compression of the request.
+    pub mode: Compression,
+    /// Use of each level, from the lowest.
+    pub levels: Vec<LevelUse>,
+}
+
+/// Packs of one level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LevelUse {
+    /// Level. Frames that it does not shorten are uncompressed.
+    pub level: CompressionLevel,
+    /// Number of packs.
+    pub packs: u32,
+    /// Bytes of their blocks, zero blocks included.
+    pub data_bytes: u64,
+    /// Bytes of their frames.
+    pub stored_bytes: u64,
+}
+
 /// Manifest of a cloud snapshot.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Manifest {
@@ -147,8 +169,8 @@ pub struct Manifest {
     pub requests: RequestCounts,
     /// `none` or `aes-256-gcm-siv`.
     pub encryption: String,
-    /// `lz4`.
-    pub compression: String,
+    /// Compression of its own delta.
+    pub compression: CompressionReport,
     /// Base of an incremental.
     #[serde(default)]
     pub base: Option<CloudSnapshotId>,
@@ -295,7 +317,15 @@ pub(crate) mod tests {
             pack_count: 1,
             requests: RequestCounts::default(),
             encryption: "none".into(),
-            compression: "lz4".into(),
+            compression: CompressionReport {
+                mode: Compression::Auto,
+                levels: vec![LevelUse {
+                    level: CompressionLevel::Zstd(3),
+                    packs: 1,
+                    data_bytes: 10,
+                    stored_bytes: 11,
+                }],
+            },
             base: None,
             repairs: None,
             delta,

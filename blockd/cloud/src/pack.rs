@@ -4,7 +4,7 @@
 //! misplaced object is detected before a frame in it is decrypted.
 
 use crate::{
-    CloudError, FORMAT_VERSION,
+    CloudError, CompressionLevel, FORMAT_VERSION,
     frame::{BLOCK, FrameWriter},
     keys::DataKey,
     names::{DeltaId, ObjectKind},
@@ -74,7 +74,9 @@ pub(crate) fn max_sealed_len(sizes: &[usize]) -> usize {
 /// Seals the frames of `raw`, numbered from `first_frame`, and appends them to `out`; `sizes` are their
 /// lengths in blocks. Returns their stored lengths.
 pub(crate) fn seal_frames(
+    writer: &mut FrameWriter,
     sealer: &Sealer,
+    level: CompressionLevel,
     first_frame: u64,
     sizes: &[usize],
     raw: &[u8],
@@ -82,12 +84,11 @@ pub(crate) fn seal_frames(
 ) -> Vec<u32> {
     assert_eq!(sizes.iter().sum::<usize>() * BLOCK, raw.len(), "the blocks read are those of the frames");
     let start = out.len();
-    let mut writer = FrameWriter::default();
     let mut rest = raw;
     let mut lens = Vec::with_capacity(sizes.len());
     for (i, blocks) in sizes.iter().enumerate() {
         let (frame, after) = rest.split_at(blocks * BLOCK);
-        lens.push(writer.append(sealer, first_frame + i as u64, frame, out));
+        lens.push(writer.append(sealer, level, first_frame + i as u64, frame, out));
         rest = after;
     }
     assert_eq!(lens.iter().map(|len| *len as usize).sum::<usize>(), out.len() - start);

@@ -4,7 +4,8 @@
 //! soon. Raw blocks, sealed frames and objects use pooled buffers.
 
 use crate::{
-    CloudError,
+    CloudError, CompressionLevel,
+    adaptive::Stage,
     buffers::Buffer,
     frame::BLOCK,
     job::Job,
@@ -23,6 +24,8 @@ const CHUNK_FRAMES: usize = 32;
 pub(crate) struct Pack {
     /// Size of its blocks, in bytes.
     pub raw_len_bytes: usize,
+    /// Compression of its frames.
+    pub level: CompressionLevel,
     /// Object; `None` if all blocks are zero.
     pub body: Option<Bytes>,
     /// Stored length of each frame.
@@ -42,12 +45,13 @@ impl Job {
     /// [`CloudError::ReadVolume`].
     pub(crate) async fn build(self: &Arc<Self>, pack_no: u32) -> Result<Pack, CloudError> {
         let _building = self.packing.building.acquire().await;
+        let level = self.level(pack_no).await?;
         let sizes = self.layout.frame_sizes(pack_no);
         let raw_len_bytes = sizes.iter().sum::<usize>() * BLOCK;
         let (mut first_frame, _) = self.layout.pack_frames(pack_no);
         let mut chunks = Vec::new();
         for sizes in sizes.chunks(CHUNK_FRAMES) {
-            chunks.push(self.chunk(pack_no, first_frame, sizes.to_vec()));
+            chunks.push(self.chunk(pack_no, level, first_frame, sizes.to_vec()));
             first_frame += sizes.len() as u64;
         }
         let chunks = try_join_all(chunks).await?;
@@ -57,7 +61,7 @@ impl Job {
         assert_eq!(lens.len(), sizes.len(), "every frame of the pack has a length");
         assert_eq!(lens.iter().map(|len| *len as usize).sum::<usize>(), stored);
         if stored == 0 {
-            return Ok(Pack { raw_len_bytes, body: None, lens });
+            return Ok(Pack { raw_len_bytes, level, body: None, lens });
         }
         let header = object_header(ObjectKind::Pack(pack_no), &self.key, &self.spec.delta_id());
         let buffers = Arc::clone(&self.packing.buffers);
@@ -70,24 +74,29 @@ impl Job {
             assert_eq!(body.as_ref().len(), OBJECT_HEADER_LEN + stored);
             Bytes::from_owner(body)
         });
-        Ok(Pack { raw_len_bytes, body: Some(body.await?), lens })
+        Ok(Pack { raw_len_bytes, level, body: Some(body.await?), lens })
     }
 
     async fn chunk(
         self: &Arc<Self>,
         pack_no: u32,
+        level: CompressionLevel,
         first_frame: u64,
         sizes: Vec<usize>,
     ) -> Result<Chunk, CloudError> {
         let _raw = self.packing.raw.acquire().await;
         let raw = self.read(pack_no, first_frame, &sizes).await?;
         let _core = self.packing.cores.acquire().await;
+        let _sealing = self.adaptive.enter(Stage::Sealing);
         let job = self.clone();
         let chunk = self
             .work
             .run(move || {
                 let mut sealed = job.packing.buffers.empty(max_sealed_len(&sizes));
-                let lens = seal_frames(&job.sealer, first_frame, &sizes, raw.as_ref(), sealed.appendable());
+                let lens = job.packing.with_writer(|writer| {
+                    let out = sealed.appendable();
+                    seal_frames(writer, &job.sealer, level, first_frame, &sizes, raw.as_ref(), out)
+                });
                 Chunk { sealed, lens }
             })
             .await?;

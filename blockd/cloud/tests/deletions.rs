@@ -305,7 +305,8 @@ async fn earlier_run_causes_a_check_of_its_objects() {
     let mut doubted = Doubted::new().await;
     let forgetful = Arc::new(MemoryJournal::default());
     for pack_no in doubted.journal.completed() {
-        forgetful.record(pack_no, &doubted.journal.frame_lens(pack_no).unwrap().unwrap()).unwrap();
+        let lens = doubted.journal.frame_lens(pack_no).unwrap().unwrap();
+        forgetful.record(pack_no, doubted.journal.level(pack_no).unwrap(), &lens).unwrap();
     }
     assert!(!forgetful.may_be_committed());
     doubted.journal = forgetful;

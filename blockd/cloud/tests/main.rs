@@ -5,6 +5,7 @@
 mod cache;
 mod chains;
 mod common;
+mod compression;
 mod costs;
 mod damage;
 mod deletions;

@@ -2,8 +2,8 @@
 //! resumes.
 use crate::common::{BLOCK, fixed, restored, run, run_with, set};
 use blockd_cloud::{
-    BackupJournal, CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, MemoryJournal,
-    Repository,
+    BackupJournal, CancelToken, CloudError, CompressionLevel, EncryptionMode, FileJournal, JournalBinding,
+    MemoryJournal, Repository,
 };
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, LocalStore, StoreErrorKind};
@@ -247,10 +247,18 @@ impl BackupJournal for SlowJournal {
         self.journal.frame_lens(pack_no)
     }
 
-    fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError> {
+    fn level(&self, pack_no: u32) -> Option<CompressionLevel> {
+        self.journal.level(pack_no)
+    }
+
+    fn record_level(&self, pack_no: u32, level: CompressionLevel) -> Result<(), CloudError> {
+        self.journal.record_level(pack_no, level)
+    }
+
+    fn record(&self, pack_no: u32, level: CompressionLevel, frame_lens: &[u32]) -> Result<(), CloudError> {
         self.writes.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(Duration::from_secs(1));
-        self.journal.record(pack_no, frame_lens)?;
+        self.journal.record(pack_no, level, frame_lens)?;
         self.completed.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }

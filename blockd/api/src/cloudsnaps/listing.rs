@@ -2,7 +2,8 @@
 
 use super::VerifyDepth;
 use crate::{
-    ApiError, CredentialRef, LabelSelector, Labels, List, ObjectName, VolumeId, VolumeRef, tasks::BackupType,
+    ApiError, Compression, CompressionLevel, CredentialRef, LabelSelector, Labels, List, ObjectName,
+    VolumeId, VolumeRef, tasks::BackupType,
 };
 use blockd_extent::CloudSnapshotId;
 use jiff::Timestamp;
@@ -137,8 +138,8 @@ pub struct Cloudsnap {
     pub location_id: Option<Uuid>,
     /// Version of the cloud format.
     pub format_version: u16,
-    /// Compression: `lz4`.
-    pub compression: String,
+    /// Compression of this backup.
+    pub compression: CompressionReport,
     /// True if encrypted.
     pub encrypted: bool,
     /// Bytes of volume data in this backup, before compression.
@@ -167,6 +168,30 @@ pub struct Cloudsnap {
     /// Last restore drill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_drill: Option<LastDrill>,
+}
+
+/// Compression of a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CompressionReport {
+    /// Compression of the request.
+    pub mode: Compression,
+    /// Use of each level; empty of backups that are not done.
+    pub levels: Vec<LevelUse>,
+}
+
+/// Packs of one compression level.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LevelUse {
+    /// Level. Frames that it does not shorten are uncompressed.
+    pub level: CompressionLevel,
+    /// Number of packs.
+    pub packs: u32,
+    /// Bytes of their blocks, zero blocks included.
+    pub data_bytes: u64,
+    /// Bytes of their frames.
+    pub stored_bytes: u64,
 }
 
 /// Last restore drill of a cloud snapshot by a host of the location. It reads a part of the content.

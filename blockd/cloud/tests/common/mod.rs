@@ -68,12 +68,23 @@ pub async fn run_with(
     journal: Arc<dyn BackupJournal>,
     cancel: &CancelToken,
 ) -> Result<Run, CloudError> {
+    let options = UploadOptions::default();
+    run_as(repo, spec, reader, journal, &options, cancel).await
+}
+
+pub async fn run_as(
+    repo: &Repository,
+    spec: BackupSpec,
+    reader: Arc<dyn BlockSource>,
+    journal: Arc<dyn BackupJournal>,
+    options: &UploadOptions,
+    cancel: &CancelToken,
+) -> Result<Run, CloudError> {
     let policy = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
     let (store, requests) = task_store(repo.store().clone(), policy);
     let repo = repo.with_store(store);
     let progress = Arc::new(Progress::new(requests.clone()));
-    let options = UploadOptions::default();
-    let manifest = backup(&repo, Arc::new(spec), reader, journal, &options, progress.clone(), cancel).await?;
+    let manifest = backup(&repo, Arc::new(spec), reader, journal, options, progress.clone(), cancel).await?;
     let snapshot = progress.snapshot();
     assert_eq!(snapshot.bytes_processed, snapshot.bytes_total);
     Ok(Run { manifest, requests: requests.snapshot() })

@@ -137,8 +137,12 @@ impl Daemon {
             *self.net.dies_after.lock() = Some((after, cancel.clone()));
         }
         *self.net.is_full.lock() = self.net.dice(8) == 0;
-        let options =
-            UploadOptions { upload_concurrency: 2, cpu_threads: 1, write_once: true, resumed: false };
+        let options = UploadOptions {
+            upload_concurrency: 2,
+            cpu_threads: 1,
+            write_once: true,
+            ..UploadOptions::default()
+        };
         let progress = Arc::new(Progress::new(self.requests.clone()));
         let reader = Arc::new(kept.frozen.fork());
         let journal = kept.journal.clone();

@@ -29,7 +29,7 @@ use blockd_catalog::{
     CredentialRow, Db, DbError, DbManifestCache, DrillRow, KnownProofs, RetentionOverride,
     RetentionOverrides, TaskRow,
 };
-use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
+use blockd_cloud::{CloudError, CloudSnapshotId, CompressionReport, LevelUse, Manifest, ManifestFilter};
 use futures::StreamExt;
 use jiff::Timestamp;
 use std::{collections::BTreeSet, sync::Arc};
@@ -67,7 +67,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow, location_id: Option<Uu
         credential_name: credential.name.to_string(),
         location_id,
         format_version: manifest.format_version,
-        compression: manifest.compression.clone(),
+        compression: compression(&manifest.compression),
         encrypted: credential.encrypted,
         size_bytes: manifest.delta.data_blocks * blockd_extent::BLOCK_SIZE_BYTES,
         stored_bytes: manifest.stored_bytes,
@@ -80,6 +80,16 @@ fn entry(manifest: &Manifest, credential: &CredentialRow, location_id: Option<Uu
         last_proof: None,
         last_drill: None,
     }
+}
+
+fn compression(report: &CompressionReport) -> api::CompressionReport {
+    let used = |of: &LevelUse| api::LevelUse {
+        level: of.level,
+        packs: of.packs,
+        data_bytes: of.data_bytes,
+        stored_bytes: of.stored_bytes,
+    };
+    api::CompressionReport { mode: report.mode, levels: report.levels.iter().map(used).collect() }
 }
 
 /// Fills in the last proof, which decides the status.
@@ -380,7 +390,10 @@ impl CloudSnapshots {
                 credential_name: credential.name.to_string(),
                 location_id: None,
                 format_version: blockd_cloud::FORMAT_VERSION,
-                compression: "lz4".into(),
+                compression: api::CompressionReport {
+                    mode: blockd_cloud::Compression::Auto,
+                    levels: Vec::new(),
+                },
                 encrypted: credential.encrypted,
                 size_bytes: row.detail.bytes_total,
                 stored_bytes: row.detail.bytes_uploaded,

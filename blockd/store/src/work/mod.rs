@@ -70,6 +70,11 @@ impl Work {
         Self { low_priority: Some((workers, yielding)) }
     }
 
+    /// Returns true if guests are active and work yields to them.
+    pub fn yields(&self) -> bool {
+        self.low_priority.as_ref().is_some_and(|(_, yielding)| yielding.is_on())
+    }
+
     /// Runs a work item.
     ///
     /// # Errors

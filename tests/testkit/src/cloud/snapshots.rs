@@ -2,8 +2,8 @@
 
 use super::forge::object_of;
 use blockd_cloud::{
-    BackupType, CloudError, CloudSnapshotId, Delta, FORMAT_VERSION, IndexRef, Manifest, ManifestKey,
-    Repository, SnapshotDescription,
+    BackupType, CloudError, CloudSnapshotId, Compression, CompressionLevel, CompressionReport, Delta,
+    FORMAT_VERSION, IndexRef, LevelUse, Manifest, ManifestKey, Repository, SnapshotDescription,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_store::{PutMode, RequestCounts};
@@ -90,7 +90,15 @@ pub(super) fn plain_manifest(id: CloudSnapshotId, key_id: Uuid) -> Manifest {
         pack_count: delta.pack_count,
         requests: RequestCounts::default(),
         encryption: "none".into(),
-        compression: "lz4".into(),
+        compression: CompressionReport {
+            mode: Compression::Auto,
+            levels: vec![LevelUse {
+                level: CompressionLevel::Zstd(3),
+                packs: delta.pack_count,
+                data_bytes: data_blocks * BLOCK_SIZE_BYTES,
+                stored_bytes: delta.stored_bytes - 4000 - 64,
+            }],
+        },
         base: None,
         repairs: None,
         chain: Vec::new(),

@@ -4,8 +4,8 @@
 
 use super::spec;
 use blockd_cloud::{
-    BackupJournal, CancelToken, CloudError, Manifest, MemoryJournal, Progress, Repository, UploadOptions,
-    backup,
+    BackupJournal, CancelToken, CloudError, CompressionLevel, Manifest, MemoryJournal, Progress, Repository,
+    UploadOptions, backup,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, Middleware, Request, Requests, Response, StoreErrorKind, StoreFuture};
@@ -51,7 +51,7 @@ impl Tebibyte {
     pub async fn put(repo: &Repository) -> Result<Manifest, CloudError> {
         let journal = MemoryJournal::default();
         for pack in (0..PACKS).filter(|pack| !EXISTING_PACKS.contains(pack)) {
-            journal.record(pack as u32, &[FRAME_LEN; PACK_FRAMES as usize])?;
+            journal.record(pack as u32, CompressionLevel::Lz4, &[FRAME_LEN; PACK_FRAMES as usize])?;
         }
         let data = BlockSet::from_iter([Extent::new(BlockIndex(0), BLOCKS)]);
         let spec = spec(1, SIZE_BYTES, data, BlockSet::new(), None);

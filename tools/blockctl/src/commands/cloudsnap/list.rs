@@ -1,6 +1,9 @@
 //! `blockctl cloudsnap list`
 
-use super::{pxctl, snapshots::proof_text};
+use super::{
+    pxctl,
+    snapshots::{compression_in_brief, proof_text},
+};
 use crate::{
     backup_names::MIN_HOST_DIGITS,
     cloudsnap_ref::SnapRef,
@@ -311,6 +314,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
         .narrow_if(is_all_done, "SIZE", size)
         .wide("SIZE", size)
         .wide("STORED", |entry| ByteSize::from_bytes(entry.stored_bytes))
+        .wide("COMPRESSION", |entry| or_dash(compression_in_brief(&entry.compression)))
         .both("LOCATION", |entry| &entry.credential_name)
         // A narrow list has no room for a column of dashes.
         .narrow_if(has_others, "HOST", |entry| or_dash(host(entry).map(short_host)))

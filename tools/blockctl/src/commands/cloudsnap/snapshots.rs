@@ -13,8 +13,8 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
     cloudsnaps::{
-        CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, LastDrill, LastProof, PinOrigin,
-        StartDelete,
+        CloudSnapshotId, Cloudsnap, CloudsnapDetail, CompressionReport, InspectCloudsnap, LastDrill,
+        LastProof, LevelUse, PinOrigin, StartDelete,
     },
     format_time, operations,
 };
@@ -73,6 +73,33 @@ pub struct DeleteArgs {
     /// Confirmation option.
     #[command(flatten)]
     pub yes: YesArg,
+}
+
+/// Returns the levels of a backup and its compression ratio; `None` before it is done.
+pub fn compression_in_brief(report: &CompressionReport) -> Option<String> {
+    let levels = report.levels.iter().map(|used| used.level.to_string()).collect::<Vec<_>>().join(" ");
+    Some(format!("{levels} {}", ratio(&report.levels)?))
+}
+
+/// Describes the compression of a backup.
+fn compression_text(report: &CompressionReport) -> String {
+    let level = |used: &LevelUse| {
+        let packs = counted(u64::from(used.packs), "pack");
+        format!("{} {} ({packs})", used.level, or_dash(ratio(std::slice::from_ref(used))))
+    };
+    let levels: Vec<String> = report.levels.iter().map(level).collect();
+    if levels.is_empty() {
+        report.mode.to_string()
+    } else {
+        format!("{}: {}", report.mode, levels.join(", "))
+    }
+}
+
+/// Returns the compression ratio; `None` without stored bytes.
+fn ratio(levels: &[LevelUse]) -> Option<String> {
+    let data_bytes: u64 = levels.iter().map(|used| used.data_bytes).sum();
+    let stored_bytes: u64 = levels.iter().map(|used| used.stored_bytes).sum();
+    (stored_bytes > 0).then(|| format!("{:.1}x", data_bytes as f64 / stored_bytes as f64))
 }
 
 /// Describes the last proof.
@@ -137,7 +164,8 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Started", format_time(entry.started_at))
         .add("Completed", or_dash(entry.completed_at.map(format_time)))
         .add("Credentials", format!("{} ({})", entry.credential_name, entry.credential_id))
-        .add("Format", format!("V{}.00, {}", entry.format_version, entry.compression))
+        .add("Format", format!("V{}.00", entry.format_version))
+        .add("Compression", compression_text(&entry.compression))
         .add("Encrypted", entry.encrypted)
         .add("Dirty", size(entry.dirty_bytes))
         .add("Data", format!("{} in {}", size(entry.size_bytes), counted(detail.data_blocks, "block")))

@@ -1,0 +1,127 @@
+//! Backups with several compression levels.
+use crate::common::{BLOCK, Noise, fixed, restored, run_as, set};
+use blockd_cloud::{
+    BackupJournal, CancelToken, CloudError, Compression, CompressionLevel, EncryptionMode, Manifest,
+    MemoryJournal, Repository, SnapshotReader, UploadOptions,
+};
+use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_testkit::{
+    cloud::{MemoryVolume, spec},
+    store::{Fault, FaultStore, MemoryStore},
+};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+const PACK_BLOCKS: u64 = 8192;
+const PACKS: u64 = 3;
+const SIZE: u64 = PACKS * PACK_BLOCKS * BLOCK as u64;
+const LEVELS: [CompressionLevel; 5] = [
+    CompressionLevel::None,
+    CompressionLevel::Lz4,
+    CompressionLevel::Zstd(1),
+    CompressionLevel::Zstd(6),
+    CompressionLevel::Zstd(19),
+];
+
+/// Text, noise and zeroes, a few blocks of each pack.
+fn volume(seed: u64) -> (MemoryVolume, BlockSet) {
+    let (live, mut noise) = (MemoryVolume::default(), Noise(seed | 1));
+    for pack in 0..PACKS {
+        for block in 0..200 {
+            let number = pack * PACK_BLOCKS + block;
+            match noise.next() % 4 {
+                0 => live.set(number, &noise.block()),
+                1 => {}
+                _ => {
+                    let line = format!("block {number} of {seed}; ");
+                    live.set(number, &line.into_bytes().into_iter().cycle().take(BLOCK).collect::<Vec<u8>>());
+                }
+            }
+        }
+    }
+    (live, BlockSet::from_iter([Extent::new(BlockIndex(0), PACKS * PACK_BLOCKS)]))
+}
+
+/// Backs up with levels that an earlier run chose.
+async fn backed_up(
+    repo: &Repository,
+    live: &MemoryVolume,
+    data: BlockSet,
+    levels: &[CompressionLevel],
+) -> Result<Manifest, CloudError> {
+    let journal = Arc::new(MemoryJournal::default());
+    for (pack_no, level) in (0..).zip(levels) {
+        journal.record_level(pack_no, *level).unwrap();
+    }
+    let options = UploadOptions { compression: Compression::Auto, ..UploadOptions::default() };
+    let (spec, reader) = (spec(7, SIZE, data, set([]), None), Arc::new(live.fork()));
+    run_as(repo, spec, reader, journal, &options, &CancelToken::new()).await.map(|run| run.manifest)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn mixed_levels_restore(
+        levels in prop::collection::vec(prop::sample::select(LEVELS.to_vec()), PACKS as usize), seed: u64,
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.unwrap().block_on(async {
+            let (live, data) = volume(seed);
+            let store = Arc::new(MemoryStore::default());
+            let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+            let manifest = backed_up(&repo, &live, data, &levels).await.unwrap();
+            prop_assert_eq!(restored(&repo, &manifest).await.unwrap(), live.content());
+            let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
+            for block in [0, 77, PACK_BLOCKS + 5, 2 * PACK_BLOCKS + 199] {
+                let read = reader.read_blocks(Extent::new(BlockIndex(block), 1)).await.unwrap();
+                prop_assert_eq!(&read[..], &live.block(block)[..]);
+            }
+            // The manifest accounts for all packs.
+            let used = &manifest.compression.levels;
+            prop_assert!(used.iter().all(|used| levels.contains(&used.level)));
+            prop_assert_eq!(used.iter().map(|used| u64::from(used.packs)).sum::<u64>(), PACKS);
+            prop_assert_eq!(used.iter().map(|used| used.data_bytes).sum::<u64>(), SIZE);
+            let frames_bytes = manifest.stored_bytes - manifest.delta.index.len_bytes - 64 * PACKS;
+            prop_assert_eq!(used.iter().map(|used| used.stored_bytes).sum::<u64>(), frames_bytes);
+            Ok(())
+        })?;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recorded_level_of_a_pack_is_used_again() {
+    let (live, data) = volume(1);
+    for level in LEVELS {
+        let [resumed, whole] = [(); 2].map(|()| Arc::new(MemoryStore::default()));
+        let repo = fixed(resumed.clone(), EncryptionMode::Aes256GcmSiv);
+        let manifest = backed_up(&repo, &live, data.clone(), &[level; PACKS as usize]).await.unwrap();
+        assert_eq!(manifest.compression.mode, Compression::Auto);
+        let compression = Compression::Fixed(level);
+        let options = UploadOptions { compression, ..UploadOptions::default() };
+        let (repo, spec) =
+            (fixed(whole.clone(), EncryptionMode::Aes256GcmSiv), spec(7, SIZE, data.clone(), set([]), None));
+        let (reader, journal) = (Arc::new(live.fork()), Arc::new(MemoryJournal::default()));
+        run_as(&repo, spec, reader, journal, &options, &CancelToken::new()).await.unwrap();
+        let packs = |store: &MemoryStore| {
+            let mut objects = store.objects();
+            objects.retain(|key, _| key.contains("/pack-"));
+            objects
+        };
+        assert!(packs(&resumed) == packs(&whole), "{level}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn level_is_recorded_before_its_pack_is_sent() {
+    let (live, data) = volume(2);
+    let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    faults.fail_from(0, Fault::AfterApply);
+    let repo = fixed(faults, EncryptionMode::Aes256GcmSiv);
+    let journal = Arc::new(MemoryJournal::default());
+    let options = UploadOptions { compression: Compression::Auto, ..UploadOptions::default() };
+    let (spec, reader) = (spec(7, SIZE, data, set([]), None), Arc::new(live));
+    let failed = run_as(&repo, spec, reader, journal.clone(), &options, &CancelToken::new()).await;
+    assert!(failed.is_err());
+    assert!(journal.completed().is_empty());
+    assert!(journal.level(0).is_some(), "the pack may be in the store");
+}
