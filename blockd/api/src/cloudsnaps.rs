@@ -5,8 +5,8 @@ mod listing;
 pub use listing::*;
 
 use crate::{
-    ApiError, CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, List, ObjectName,
-    SnapshotId, SnapshotName, SnapshotRef, VolumeId, VolumeName, VolumeRef, quiesce::HookOptions,
+    ApiError, Compression, CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, List,
+    ObjectName, SnapshotId, SnapshotName, SnapshotRef, VolumeId, VolumeName, VolumeRef, quiesce::HookOptions,
     schedules::ScheduleSummary, tasks::TaskLimits,
 };
 pub use blockd_extent::{BadCloudSnapshotId, CloudSnapshotId};
@@ -41,6 +41,9 @@ pub struct BackupOptions {
     /// Expiry date of the backup: see [`MarkCloudsnap::expires_at`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// Compression; by default that of the schedule or location.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 /// Body of `POST /v1/cloudsnaps/backup`.

@@ -1,7 +1,7 @@
 //! Update of a credential: authentication and connection settings, but never the location.
 
 use crate::{Labels, SecretInput};
-use blockd_store_config::StoreAccess;
+use blockd_store_config::{Compression, StoreAccess};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,9 @@ pub struct UpdateCredential {
     /// URL of a proxy, without a password; empty for the daemon's environment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
+    /// Compression of new backups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     /// Current passphrase in another form: a reference, or the passphrase itself, whose keys are then stored
     /// sealed. Another passphrase is refused.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,7 +2,7 @@
 //!
 //! Only request types contain secrets; replies never do.
 
-use crate::{CredentialName, DailyLimit, Labels, LimitWindow, Secret, SecretInput, SecretRef};
+use crate::{Compression, CredentialName, DailyLimit, Labels, LimitWindow, Secret, SecretInput, SecretRef};
 pub use blockd_store_config::{
     AssumedRole, AzureAccess, AzureAuth, AzureConfig, GoogleAccess, GoogleConfig, InvalidConfig,
     ProviderKind, S3Access, S3Config, S3View, SecretChange, StoreAccess, StoreConfig, StoreView, SwiftAccess,
@@ -91,6 +91,9 @@ pub struct Connection {
     /// Time zone of the limits, such as `Europe/Berlin`; UTC by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_time_zone: Option<String>,
+    /// Compression of backups, unless their request or schedule has another one.
+    #[serde(skip_serializing_if = "Compression::is_auto")]
+    pub compression: Compression,
 }
 
 /// Body of `POST /v1/credentials/{credential}/limits`: bandwidth limits of all tasks of a credential,
@@ -148,6 +151,9 @@ pub struct Credential {
     /// Time zone of the limits; UTC by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_time_zone: Option<String>,
+    /// Compression of backups.
+    #[serde(default, skip_serializing_if = "Compression::is_auto")]
+    pub compression: Compression,
     /// True if the repository is encrypted.
     pub encrypted: bool,
     /// Reference to the passphrase, if external.

@@ -5,8 +5,8 @@ mod policies;
 pub use policies::*;
 
 use crate::{
-    CredentialName, CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, RuleName, SnapshotId,
-    SnapshotName, VolumeId, VolumeName, VolumeRef, drills::DrillOptions,
+    Compression, CredentialName, CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, RuleName,
+    SnapshotId, SnapshotName, VolumeId, VolumeName, VolumeRef, drills::DrillOptions,
 };
 use blockd_extent::CloudSnapshotId;
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
@@ -158,6 +158,9 @@ pub struct CreateSchedule {
     /// Make full backups only.
     #[serde(default)]
     pub full: bool,
+    /// Compression of the backups; by default that of each location.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     /// Maximum start delay of a run.
     #[serde(default)]
     pub jitter_seconds: Jitter,
@@ -196,6 +199,9 @@ pub struct UpdateSchedule {
     pub retain_at: Option<Vec<RetainAt>>,
     /// Make full backups only, or not.
     pub full: Option<bool>,
+    /// New compression of the backups; `null` for that of each location.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::given")]
+    pub compression: Option<Option<Compression>>,
     /// New maximum start delay.
     pub jitter_seconds: Option<Jitter>,
     /// New priority.
@@ -245,6 +251,9 @@ pub struct Schedule {
     pub retain: Retention,
     /// Make full backups only.
     pub full: bool,
+    /// Compression of the backups; `None` for that of each location.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     /// Maximum start delay of a run.
     pub jitter_seconds: Jitter,
     /// Priority of runs.

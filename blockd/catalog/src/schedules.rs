@@ -2,7 +2,7 @@
 
 use crate::{DbError, json, parsed, parsed_if_there, runs::LOCAL, to_json};
 use blockd_api::schedules::{PolicyName, Priority, Rule, ScheduleSummary, Selector};
-use blockd_api::{Labels, ObjectName, RuleName, drills::DrillOptions};
+use blockd_api::{Compression, Labels, ObjectName, RuleName, drills::DrillOptions};
 use blockd_schedule::{Jitter, Recurrence, Retention};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -42,6 +42,9 @@ pub struct ScheduleSpec {
     /// Labels of the backups.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Compression of the backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
     /// Options of drills, which the schedule starts instead of backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drill: Option<DrillOptions>,

@@ -154,6 +154,8 @@ blockctl cloudsnap backup vol --full --cred-id nas --limit-upload 10M
 blockctl cs backup -fv vol --cr=nas --cr other
 blockctl cs backup db --expires 2027-01-31 --pin --pre-command sync --freeze-fs --on-failure continue --timeout 30s
 blockctl cs backup db --rule pg
+blockctl cs backup db --compression zstd:19
+blockctl cs backup db --compression zstd:20
 blockctl cs backup db@monday
 blockctl cs backup -v db --keep-local
 blockctl cs backup db --name before-upgrade --label change=1742,owner=me
@@ -239,6 +241,9 @@ blockctl cs sched c db -p 60 --local-keep-last 24 --local-keep-daily 3 --cr nas 
 blockctl cs sched c db -p 60 --keep-local 3
 blockctl cs sched c db -p 60 --local-keep-all
 blockctl cs sched c db --policy gold --cr nas --keep-all --paused
+blockctl cs sched c db -p 60 --cr nas --compression none
+blockctl cs sched update 0785 --compression zstd
+blockctl cs sched update 0785 --location-compression
 blockctl cs sched update 0785 -x 3
 blockctl cs sched update 0785 --keep-all
 blockctl cs sched update --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1 --daily 02:00 --local-keep-last 9
@@ -268,6 +273,7 @@ AWS_SECRET_ACCESS_KEY=hunter2 blockctl cred create --help | grep hunter2
 blockctl cred create n --provider local --path /srv/backup --encryption-passphrase-file key
 blockctl cred create n --provider local --path /srv/backup --encryption-passphrase-file open
 blockctl cred c --provider=local n --path=some/dir
+blockctl cred c --provider=local n --path=some/dir --compression zstd:9
 blockctl cred create n --provider s3 --s3-endpoint https://s3.example.org --bucket b --s3-access-key a --s3-secret-key-from command:/secret/x --encryption-passphrase-from systemd:p
 blockctl cred create n --provider s3 --s3-endpoint [::1]:9000 --s3-disable-ssl --bucket b --use-iam --prefix p --limit-upload 20MiB
 blockctl cred create n --provider s3 --s3-endpoint a:9010,b:9010 --s3-access-key a --s3-secret-key b --s3-disable-ssl
@@ -293,6 +299,7 @@ printf '{"use-iam": "planted"}' > bad; blockctl cred create n --file bad
 printf 'provider = "local"\npath = "/x"\nencryption-passphrase-from = "command:/a/b"\nencryption-passphrase = "planted"' > bad; blockctl cred create n --file bad
 blockctl credentials update my-s3-cred --s3-access-key a --s3-secret-key-from systemd:k
 blockctl credentials update my-s3-cred --proxy=
+blockctl credentials update my-s3-cred --compression auto
 blockctl credentials update az --use-iam --azure-client-id i
 blockctl credentials update az --use-iam --azure-account-key k
 blockctl credentials update nas --use-iam

@@ -351,8 +351,10 @@ impl Backups {
                 snapshot: own,
                 incremental: false,
             };
+            // A resumed task has the same one, whatever the location has then.
+            let compression = asked.options.compression.unwrap_or(credential.store.connection.compression);
             let spec = TaskSpec::Backup(BackupTask {
-                options: asked.options.clone(),
+                options: BackupOptions { compression: Some(compression), ..asked.options.clone() },
                 group_freeze: point.group_freeze.clone(),
                 quiesce_rules: point.quiesce_rules.clone(),
                 schedule: asked.schedule,

@@ -256,7 +256,7 @@ async fn upload(
         cpu_threads: work.host.settings.cpu_threads,
         write_once: frozen.write_once,
         resumed: row.detail.run != Some(work.host.run) || row.detail.resumed > 0,
-        compression: blockd_cloud::Compression::Auto,
+        compression: row.spec.backup().and_then(|asked| asked.options.compression).unwrap_or_default(),
     };
     let (repository, spec) = (repository.clone(), Arc::clone(spec));
     let is_observed = work.anomalies.policy(&frozen.entry) != AnomalyPolicy::Off;

@@ -232,7 +232,7 @@ impl RepairWork {
             cpu_threads: self.host.settings.cpu_threads,
             write_once: row.capabilities.conditional_put,
             resumed: false,
-            compression: blockd_cloud::Compression::Auto,
+            compression: row.store.connection.compression,
         };
         let blocks = repair.wanted().clone();
         // As the manifest has it.

@@ -41,6 +41,9 @@ pub fn renew(store: &mut StoreRow, request: &UpdateCredential) -> Result<SecretC
     if let Some(certificates) = &request.ca_certificates {
         store.connection.ca_certificates = or_none(certificates);
     }
+    if let Some(compression) = request.compression {
+        store.connection.compression = compression;
+    }
     match request.access.clone() {
         Some(access) => Ok(store.config.update(access)?),
         None => Ok(SecretChange::Stays),

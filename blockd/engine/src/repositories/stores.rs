@@ -214,6 +214,7 @@ pub fn describe(row: &CredentialRow) -> Credential {
         limit_upload_windows: connection.limit_upload_windows.clone(),
         limit_download_windows: connection.limit_download_windows.clone(),
         limit_time_zone: connection.limit_time_zone.clone(),
+        compression: connection.compression,
         encrypted: row.encrypted,
         encryption_key_from: row.passphrase_from.clone(),
         conditional_put: row.capabilities.conditional_put,

@@ -91,6 +91,7 @@ fn to_api(
         policy_name: row.policy.clone(),
         retain: spec.retain.clone(),
         full: spec.full,
+        compression: spec.compression,
         jitter_seconds: spec.jitter,
         priority: spec.priority,
         rule_name: spec.rule.clone(),
@@ -284,6 +285,7 @@ impl Schedules {
                 retain_at,
                 rule: request.rule_name,
                 labels: request.labels,
+                compression: request.compression,
                 drill: request.drill,
             },
         };

@@ -317,11 +317,17 @@ impl ScheduleRunner {
         };
         let spec = schedule.map(|row| row.spec);
         let name = spec.as_ref().and_then(|spec| scheduled_name(spec.name.as_ref()?, first.nominal));
-        let spec = spec.map(|spec| (spec.rule, spec.labels, spec.selector.group));
-        let (scheduled, labels, group) = spec.unwrap_or_default();
+        let spec = spec.map(|spec| (spec.rule, spec.labels, spec.compression, spec.selector.group));
+        let (scheduled, labels, compression, group) = spec.unwrap_or_default();
         let hooks = QuiesceRequest { scheduled, ..QuiesceRequest::default() };
         let asked = BackupRequest {
-            options: BackupOptions { full: first.force_full, name, labels, ..BackupOptions::default() },
+            options: BackupOptions {
+                full: first.force_full,
+                name,
+                labels,
+                compression,
+                ..BackupOptions::default()
+            },
             together,
             group,
             hooks,

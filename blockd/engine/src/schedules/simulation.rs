@@ -120,6 +120,7 @@ impl World {
                 priority: Priority::Normal,
                 rule: None,
                 labels: Default::default(),
+                compression: None,
                 local: local.map(|keep| Retention::max(keep).unwrap()),
                 retain_at: Default::default(),
                 drill: None,

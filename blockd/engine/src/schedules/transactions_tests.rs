@@ -68,6 +68,7 @@ impl EngineFixture {
             priority: Priority::Normal,
             rule: None,
             labels: Default::default(),
+            compression: None,
             local: None,
             retain_at: Default::default(),
             drill: None,

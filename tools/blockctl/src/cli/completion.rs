@@ -59,6 +59,7 @@ enum Source {
     Clusters,
     /// Words of the commands that have a schema.
     SchemaWords,
+    Compressions,
     /// Objects in this label of volumes.
     Makers(&'static str),
     /// Kinds and their names in other systems; of a list, also `all`.
@@ -81,6 +82,9 @@ enum Source {
     ResumableTasks,
 }
 
+/// Compressions; other levels of zstd are accepted too.
+const COMPRESSIONS: [&str; 7] = ["auto", "none", "lz4", "zstd:1", "zstd:3", "zstd:6", "zstd:9"];
+
 impl Source {
     /// Returns the source for an argument, which follows from its value name and the other arguments.
     fn of(arg: &Arg, command: &Command) -> Option<Self> {
@@ -95,6 +99,7 @@ impl Source {
             "ID|VOLUME" => Self::RestorablePoints,
             "UUID" if arg.get_id() == "cluster" => Self::Clusters,
             "COMMAND" if command.get_name() == "schema" => Self::SchemaWords,
+            "COMPRESSION" => Self::Compressions,
             "ID" | "ID-1" | "ID-2" | "ID PATH" => Self::Points,
             "SNAPSHOT" | "A" | "B" if has("VOLUME[@SNAPSHOT]") => Self::SnapshotsOfVolume,
             "SNAPSHOT" => Self::Snapshots,
@@ -158,6 +163,9 @@ impl Source {
         let line: Vec<String> = typed().filter_map(|word| word.into_string().ok()).collect();
         if self == Self::SchemaWords {
             return schema_words(&line);
+        }
+        if self == Self::Compressions {
+            return COMPRESSIONS.map(str::to_owned).into();
         }
         let Ok(endpoint) = contexts::resolve(&selected(), |name| std::env::var_os(name)) else {
             return BTreeSet::new();

@@ -5,8 +5,8 @@ use super::{
     values::{one_as_value, one_or_many, one_or_many_schema, parse_ttl, selectors},
 };
 use blockd_api::{
-    CredentialName, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, VolumeName,
-    VolumeRef,
+    Compression, CredentialName, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName,
+    VolumeName, VolumeRef,
     cloudsnaps::{BackupOptions, StartGroupBackup},
     quiesce::HookOptions,
     schedules::Selector,
@@ -82,6 +82,8 @@ pub struct Backup {
     /// Full backups.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
+    /// Compression; by default that of the location.
+    pub compression: Option<Compression>,
     pub(super) pre_exec_rule: Option<RuleName>,
     pub(super) post_exec_rule: Option<RuleName>,
     /// Time after which the backups expire, such as `720h`.
@@ -154,6 +156,7 @@ impl Backup {
     pub fn request(&self, name: &ObjectName) -> StartGroupBackup {
         let options = BackupOptions {
             full: self.full,
+            compression: self.compression,
             name: Some(name.clone()),
             labels: self.labels.clone(),
             expires_at: self.ttl().and_then(|ttl| Timestamp::now().checked_add(ttl).ok()),

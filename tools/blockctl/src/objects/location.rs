@@ -429,6 +429,8 @@ impl Location {
         }
         let encrypted = self.has_passphrase().then_some(true).or(self.encrypted);
         values.insert(ENCRYPTED.to_owned(), encrypted.into());
+        // The default is not reported.
+        values.retain(|setting, value| setting != "compression" || *value != "auto");
         values.insert(DEFAULT.to_owned(), self.default.filter(|is_it| *is_it).into());
         spelled(self.settings.provider.unwrap_or_default(), &values)
     }
@@ -470,6 +472,7 @@ pub fn view_of(one: &Credential) -> Value {
     let values = json!({
         "provider": store.provider, "path": path.unwrap_or_default(), "prefix": one.prefix, "proxy": one.proxy,
         "limit-upload": upload, "limit-download": download, "limit-time-zone": one.limit_time_zone,
+        "compression": (!one.compression.is_auto()).then_some(one.compression),
         "encrypted": one.encrypted, "default": one.is_default.then_some(true), "use-iam": auth.ends_with(" identity").then_some(true),
         "s3-endpoint": store.endpoint, "azure-endpoint": store.endpoint, "google-endpoint": store.endpoint,
         "s3-region": store.region, "s3-access-key": store.s3.access_key, "s3-storage-class": store.s3.storage_class,

@@ -34,6 +34,7 @@ pub const FIELDS: &[(&str, &str, &str)] = &[
     ("limit-upload", "limitUpload", ""),
     ("limit-download", "limitDownload", ""),
     ("limit-time-zone", "limitTimeZone", ""),
+    ("compression", "compression", ""),
     ("s3-endpoint", "s3Config.endpoint", "endpoint"),
     ("s3-region", "s3Config.region", "region"),
     ("s3-access-key", "s3Config.accessKeyID", "AWS_ACCESS_KEY_ID accessKeyID"),

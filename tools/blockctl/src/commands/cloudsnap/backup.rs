@@ -10,7 +10,7 @@ use crate::{
     wait::report_group_start,
 };
 use blockd_api::{
-    CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, ObjectName, VolumeRef,
+    Compression, CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, ObjectName, VolumeRef,
     cloudsnaps::{BackupOptions, StartBackup, StartGroupBackup},
     operations,
 };
@@ -125,6 +125,9 @@ pub struct BackupOptionArgs {
     /// Expiry: date or time in UTC, or hours, days or weeks from now, such as 30d
     #[arg(long, value_name = "DATE", value_parser = expiry)]
     pub expires: Option<Timestamp>,
+    /// Compression: auto, none, lz4 or zstd:1 to zstd:19 [default: that of the location]
+    #[arg(long, value_name = "COMPRESSION")]
+    pub compression: Option<Compression>,
     /// Pin the backup
     #[arg(long)]
     pub pin: bool,
@@ -136,8 +139,8 @@ pub struct BackupOptionArgs {
 impl BackupOptionArgs {
     /// Returns the options of the request.
     pub fn options(self, labels: Labels) -> BackupOptions {
-        let Self { full, name, expires, pin: pinned, keep_local: _ } = self;
-        BackupOptions { full, name, labels, pinned, expires_at: expires }
+        let Self { full, name, expires, compression, pin: pinned, keep_local: _ } = self;
+        BackupOptions { full, name, labels, pinned, expires_at: expires, compression }
     }
 }
 

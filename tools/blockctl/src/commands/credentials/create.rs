@@ -87,5 +87,6 @@ fn connection(settings: &Settings) -> Result<Connection, Failure> {
         limit_upload_windows: upload.windows,
         limit_download_windows: download.windows,
         limit_time_zone: settings.limit_time_zone.clone(),
+        compression: settings.compression.unwrap_or_default(),
     })
 }

@@ -26,7 +26,8 @@ Examples:
   blockctl credentials update s3 --s3-secret-key-from command:/etc/blockd/secrets/s3-key
   blockctl credentials update az --azure-sas-token-file ./sas
   blockctl credentials update nas --encryption-passphrase-from systemd:blockd-passphrase
-  blockctl credentials update s3 --proxy ''";
+  blockctl credentials update s3 --proxy ''
+  blockctl credentials update s3 --compression zstd:9";
 
 /// `credentials update`
 #[derive(Debug, Args)]
@@ -51,6 +52,7 @@ pub fn as_update(arg: Arg) -> Arg {
         "swift-token" => "Token, instead of a user (swift)",
         "ca-certificate" => "PEM file of additional CA certificates, empty for none",
         "proxy" => "Proxy, http://HOST:PORT without a password, empty for the daemon's environment",
+        "compression" => "Compression of new backups: auto, none, lz4 or zstd:1 to zstd:19",
         "encryption-passphrase" => "Current passphrase, to store the keys on the host, sealed; prefer a file",
         "encryption-passphrase-file" => "File with the current passphrase, - for stdin",
         "encryption-passphrase-from" => {
@@ -115,6 +117,7 @@ pub fn request(settings: &Settings, kept: ProviderKind) -> Result<UpdateCredenti
         access: settings.access(kept)?,
         ca_certificates,
         proxy: settings.proxy.clone(),
+        compression: settings.compression,
         encryption_passphrase: settings.passphrase(Defaults::None)?,
         labels: None,
     };

@@ -9,7 +9,7 @@ use crate::{
     confirm::YesArg,
 };
 use blockd_api::{
-    CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeRef,
+    Compression, CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeRef,
     schedules::{Policy, PolicyName, Run, RunState, Schedule},
 };
 use clap::{
@@ -188,6 +188,9 @@ pub struct CreateArgs {
     /// Always make full backups
     #[arg(short, long)]
     pub full: bool,
+    /// Compression: auto, none, lz4 or zstd:1 to zstd:19 [default: that of each location]
+    #[arg(long, value_name = "COMPRESSION")]
+    pub compression: Option<Compression>,
     /// Maximum start delay in seconds, constant for a schedule, at most half of the interval
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub jitter: u32,
@@ -229,6 +232,12 @@ pub struct UpdateArgs {
     /// Always make full backups
     #[arg(short, long, value_name = "BOOL")]
     pub full: Option<bool>,
+    /// Compression: auto, none, lz4 or zstd:1 to zstd:19
+    #[arg(long, value_name = "COMPRESSION")]
+    pub compression: Option<Compression>,
+    /// Use the compression of each location
+    #[arg(long, conflicts_with = "compression")]
+    pub location_compression: bool,
     /// Maximum start delay in seconds, at most half of the interval
     #[arg(long, value_name = "SECONDS")]
     pub jitter: Option<u32>,

@@ -107,6 +107,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         local,
         retain_at: args.keep_at.into_iter().map(|keep| keep.0).collect(),
         full: args.full,
+        compression: args.compression,
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),
         rule_name: args.rule,
@@ -254,6 +255,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         local,
         retain_at: (!args.keep_at.is_empty()).then(|| args.keep_at.into_iter().map(|keep| keep.0).collect()),
         full: args.full,
+        compression: if args.location_compression { Some(None) } else { args.compression.map(Some) },
         jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
         priority: args.priority.map(Into::into),
         rule_name: if args.no_rule { Some(None) } else { args.rule.map(Some) },
@@ -263,7 +265,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     };
     if request == UpdateSchedule::default() {
         return Err(Failure::usage(
-            "no changes given: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --jitter, --priority or --rule",
+            "no changes given: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --compression, --jitter, --priority or --rule",
         ));
     }
     let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;

@@ -151,6 +151,7 @@ fn table(names: &Names, policies: &[Policy], width: Width) -> Table {
         .wide("VOLUMEID", volume)
         .wide("MAX-BACKUPS", |schedule| kept(schedule, policies, shortly))
         .wide("FULL", |schedule| schedule.full)
+        .wide("COMPRESSION", |schedule| or_dash(schedule.compression))
         .wide("SCHEDULE", |schedule| &schedule.schedule)
         .narrow("LOCATIONS", |schedule| names.locations(schedule))
         .wide("NAME", |schedule| or_dash(schedule.name.as_ref()))

@@ -11,7 +11,7 @@ pub use checks::is_changeable;
 
 use crate::{failure::Failure, secrets::Sources};
 use blockd_api::{
-    DailyLimit, Secret, SecretInput, SecretRef,
+    Compression, DailyLimit, Secret, SecretInput, SecretRef,
     credentials::{AssumedRole, GoogleAccess, ProviderKind, S3Access, S3Config, StoreAccess, StoreConfig},
 };
 use clap::{
@@ -188,6 +188,9 @@ pub struct Settings {
     /// Time zone of the limits, such as Europe/Berlin [default: UTC]
     #[arg(long, value_name = "ZONE", help_heading = "Connection")]
     pub limit_time_zone: Option<String>,
+    /// Compression of backups: auto, none, lz4 or zstd:1 to zstd:19 [default: auto]
+    #[arg(long, value_name = "COMPRESSION", help_heading = "Backups")]
+    pub compression: Option<Compression>,
     /// Passphrase that encrypts the backups [env: BLOCKD_ENCRYPTION_PASSPHRASE]
     #[arg(
         long,
