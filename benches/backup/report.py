@@ -16,7 +16,7 @@ def table(title, rows, limit=None):
             f"{took.get('requests', '-'):>10}{took['peak_mib']:10.0f}"
         )
     if limit:
-        print(f"{'(lz4 + AES-GCM-SIV alone)':24}{limit:9.2f}")
+        print(f"{'(zstd:1 + AES-GCM-SIV alone)':24}{limit:9.2f}")
 
 
 def goals(steps, limit_seconds):
@@ -40,7 +40,7 @@ def goals(steps, limit_seconds):
         ours = seconds("full", "encrypted", place)
         at_least(f"full, {place}: restic's time / ours", ours, seconds("full", "restic", place), 4)
         if ours and limit_seconds:
-            found.append((f"full, {place}: share of lz4 + AES-GCM-SIV", limit_seconds / ours, ">= 0.7", limit_seconds / ours >= 0.7))
+            found.append((f"full, {place}: share of zstd:1 + AES-GCM-SIV", limit_seconds / ours, ">= 0.7", limit_seconds / ours >= 0.7))
         for peer in ("restic", "borg"):
             at_least(f"incremental, {place}: {peer}'s time / ours", seconds("incremental", "encrypted", place),
                      seconds("incremental", peer, place), 30)
