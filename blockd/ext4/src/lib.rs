@@ -68,8 +68,9 @@ pub fn probe(source: &dyn ReadAt) -> Result<bool, ExtError> {
     superblock::probe(source)
 }
 
-/// Returns true if the image holds an ext3 or ext4 superblock that names a device as its journal. A kernel that
-/// mounts the image opens that device of its host. Works for damaged and unsupported filesystems as well.
+/// Returns true if the image holds an ext3 or ext4 superblock that names a device as its journal. A kernel
+/// that mounts the image opens that device of its host. Works for damaged and unsupported filesystems as
+/// well.
 ///
 /// # Errors
 /// [`ExtError::Read`].
