@@ -1,8 +1,8 @@
 //! Compression level that follows the bottleneck of a backup.
 //!
-//! While packs wait for the store and nothing is sealed, a higher level costs no time and shortens the upload;
-//! while the store waits for packs, a lower one is faster. A backup that yields to guests does not use the
-//! highest levels: its threads are idle ones, but caches and memory bandwidth are shared.
+//! While packs wait for the store and nothing is sealed, a higher level costs no time and shortens the
+//! upload; while the store waits for packs, a lower one is faster. A backup that yields to guests does not
+//! use the highest levels: its threads are idle ones, but caches and memory bandwidth are shared.
 
 use blockd_store_config::CompressionLevel;
 use parking_lot::Mutex;

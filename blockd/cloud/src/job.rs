@@ -123,8 +123,8 @@ impl Job {
         self.exists(&self.spec.delta_id().pack_key(pack_no)).await
     }
 
-    /// Returns the compression level of a pack. One that was chosen is recorded before the pack is sent:
-    /// whichever request of it arrives last, the object has the frames of the index.
+    /// Returns the compression level of a pack. A chosen one is recorded before the pack is sent: all puts of
+    /// the pack have the same bytes, so that a late one cannot replace the frames of the index by others.
     pub(crate) async fn level(&self, pack_no: u32) -> Result<CompressionLevel, CloudError> {
         if let Compression::Fixed(level) = self.compression {
             return Ok(level);

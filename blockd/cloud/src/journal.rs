@@ -1,8 +1,8 @@
 //! Journal of the packs in the store, from which an interrupted backup resumes.
 //!
 //! A pack is recorded after the store has confirmed it. The record has the lengths of the pack's frames, from
-//! which the backup builds the index, and their compression level. Where the level is chosen for each pack, it
-//! is recorded before the pack is sent too: a pack that is sent again has the same bytes.
+//! which the backup builds the index, and their compression level. Where the level is chosen for each pack,
+//! it is also recorded before the pack is sent: a pack that is sent again has the same bytes.
 //!
 //! A record for pack number 2^32 - 1, which no backup uses, marks the start of the commit.
 //! Records follow the header without gaps; the first incomplete or damaged one ends the file. All integers

@@ -39,6 +39,7 @@ use uuid::Uuid;
 mod abandoned;
 mod anomalies;
 mod background_verification;
+mod compression;
 mod conditional_put;
 mod crash_after_commit;
 mod crashes;

@@ -351,7 +351,7 @@ impl Backups {
                 snapshot: own,
                 incremental: false,
             };
-            // A resumed task has the same one, whatever the location has then.
+            // A resumed task has the same one, also if that of the location has changed.
             let compression = asked.options.compression.unwrap_or(credential.store.connection.compression);
             let spec = TaskSpec::Backup(BackupTask {
                 options: BackupOptions { compression: Some(compression), ..asked.options.clone() },
