@@ -14,7 +14,7 @@ use crate::{
     repositories::{Repositories, limits::limited},
     tasks::{
         LiveTask, Tasks,
-        priority::{on_thread, raise_nice},
+        priority::{on_thread, set_background_reader},
         secrets,
     },
     volumes::attachments::Attachments,
@@ -201,7 +201,7 @@ impl Opened {
                 DrillStage::Open => Ok(()),
             },
         };
-        on_thread("drill", raise_nice, || steps.run()).await?
+        on_thread("drill", set_background_reader, || steps.run()).await?
     }
 }
 
