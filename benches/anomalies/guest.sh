@@ -28,7 +28,7 @@ normal_days() { # normal_days COUNT
             alarms=$((alarms + 1))
             echo "VM-ALARM in part $part of normal work"
         fi
-        [ $((part % 20)) != 0 ] || step "day $((part / 2)), $alarms false alarms"
+        [ $((part % 4)) != 0 ] || step "day $((part / 2)), $alarms false alarms"
     done
 }
 
