@@ -231,8 +231,8 @@ async fn refuse_recommit(repo: &Repository, id: &CloudSnapshotId) -> Result<(), 
 /// is deleted, as the others are unknown. While another manifest is unreadable, only the manifest is deleted.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; [`CloudError::Leased`], after which the manifest still exists as it was;
-/// errors of the store. A repeated call completes the work.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::Leased`], after which the manifest still exists as it was, unless
+/// it is too long to be read; errors of the store. A repeated call completes the work.
 pub async fn delete_damaged(
     repo: &Repository,
     id: &CloudSnapshotId,
@@ -252,7 +252,8 @@ pub async fn delete_damaged(
             };
             let there = repo.store().delete(&key).await?;
             let leased = repo.refuse_if_leased(id, host).await;
-            if let (Err(CloudError::Leased { .. }), Some(object)) = (&leased, object) {
+            // A lease that was not seen may exist: without the manifest it would hold nothing.
+            if let (Err(_), Some(object)) = (&leased, object) {
                 repo.store().put(&key, object, PutMode::Overwrite).await?;
             }
             leased?;
