@@ -6,6 +6,7 @@ use blockd_api::{
     cloudsnaps::{CloudsnapStatus, InspectCloudsnap, MarkCloudsnap, StartRepair, VerifyDepth},
 };
 use blockd_store::{BlobStore, Middleware, Request, Response, StoreError, StoreErrorKind, StoreFuture};
+use std::os::unix::fs::MetadataExt;
 
 /// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
 const IN_SECOND_FRAME: usize = 64 + (200 << 10);
@@ -414,7 +415,7 @@ async fn repair_under_a_retention_lock_keeps_the_original() {
 
 /// Another host, which has a copy in another location, repairs the same cloud snapshot between the plan of
 /// this one and its commit.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_hosts_that_repair_at_once_lose_nothing() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
@@ -465,4 +466,34 @@ async fn two_hosts_that_repair_at_once_lose_nothing() {
             model.assert_is(&*host.restore(snap, &format!("copy-{number}")).await);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_manifest_stays_known_after_a_dry_run() {
+    let host = Host::new().await;
+    let (full, _, _) = host.one_backup().await;
+    flip_bit(host.manifest(&full), 90);
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await, std::slice::from_ref(&full));
+    host.run_repair(&StartRepair { dry_run: true, ..repair_of(&full) }).await;
+    assert_eq!(host.call(GET_STATUS, &()).await.damaged_cloudsnaps.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotten_manifest_of_a_later_snapshot_stays_known() {
+    let host = Host::new().await;
+    let (full, _volume, _) = host.one_backup().await;
+    let next = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    host.list().await;
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
+    flip_bit(host.manifest(&next), 90);
+    // The listing takes the manifest from the cache: rotten bits do not change the object's version.
+    let after = fs::metadata(host.manifest(&next)).unwrap();
+    let version = format!("{}-{}-{}.{:09}", after.ino(), after.len(), after.ctime(), after.ctime_nsec());
+    let key = snap_id(&next).manifest_key();
+    host.sql(&format!("UPDATE catalog SET version = '{version}' WHERE key = '{key}'"));
+    host.damaged_snapshots(VerifyDepth::Full).await;
+    host.run_repair(&repair_of(&full)).await;
+    let known = host.call(GET_STATUS, &()).await.damaged_cloudsnaps;
+    let is_known = known.iter().any(|one| one.cloud_snapshot_id == snap_id(&next));
+    assert!(is_known || !host.damaged_snapshots(VerifyDepth::Full).await.contains(&next), "{known:?}");
 }

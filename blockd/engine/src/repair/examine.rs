@@ -3,6 +3,7 @@
 use super::task::{Known, RepairWork};
 use crate::{
     error::{ServiceError, spawned},
+    repositories::opening::is_missing_or_damaged,
     tasks::{LiveTask, findings},
 };
 use blockd_catalog::{DbError, DbManifestCache, KnownProofs, ProofRow};
@@ -16,6 +17,23 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+
+/// Adds a cloud snapshot whose stored manifest is missing or damaged: the listing takes unchanged objects from
+/// the cache.
+async fn add_if_unreadable(
+    repository: &Repository,
+    id: CloudSnapshotId,
+    unreadable: &mut Vec<CloudSnapshotId>,
+) -> Result<(), ServiceError> {
+    match repository.manifest(&id).await {
+        Err(error) if !is_missing_or_damaged(&error) => Err(error.into()),
+        Err(_) if !unreadable.contains(&id) => {
+            unreadable.push(id);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
 
 impl RepairWork {
     /// Reads all frames of the cloud snapshots that a repair replaces, and adds their damage. Returns them,
@@ -41,8 +59,14 @@ impl RepairWork {
             if unread.is_empty() {
                 return Ok(affected);
             }
-            read.extend(unread.iter().map(Manifest::id));
-            let report = self.read(live, repository, unread, progress).await?;
+            for one in unread.iter().map(Manifest::id).filter(|one| read.insert(*one) && *one != id) {
+                add_if_unreadable(repository, one, &mut known.unreadable).await?;
+            }
+            let mut report = self.read(live, repository, unread, progress).await?;
+            // Their frames were read with this host's copies.
+            for one in report.snapshots.iter_mut().filter(|one| known.unreadable.contains(&one.id)) {
+                one.has_manifest = false;
+            }
             self.put_proofs(live, &report).await?;
             let found = report.snapshots.iter().map(|one| (one.id, &one.damaged));
             let found = found.chain(report.others.iter().map(|one| (one.id, &one.blocks)));
