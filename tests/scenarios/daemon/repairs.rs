@@ -1,11 +1,12 @@
 //! Repairs of damaged cloud snapshots from the volume, from local snapshots, and from other locations.
 
+mod locked;
+
 use super::*;
 use blockd_api::{
     CredentialRef,
     cloudsnaps::{CloudsnapStatus, InspectCloudsnap, MarkCloudsnap, StartRepair, VerifyDepth},
 };
-use blockd_store::{BlobStore, Middleware, Request, Response, StoreError, StoreErrorKind, StoreFuture};
 use std::os::unix::fs::MetadataExt;
 
 /// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
@@ -356,61 +357,6 @@ async fn damaged_backup_that_another_host_leases_stays() {
     .await;
     host.delete_repaired().await;
     assert!(!host.manifest(&id).exists());
-}
-
-/// Store whose retention lock refuses deletions of manifests.
-struct LockedStore(Arc<dyn BlobStore>);
-
-impl Middleware for LockedStore {
-    fn describe(&self) -> &str {
-        "locked store"
-    }
-
-    fn wrap<'a, T: Response + 'a>(
-        &'a self,
-        _: Request<'a>,
-        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
-    ) -> StoreFuture<'a, T> {
-        ask(self.0.clone())
-    }
-
-    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(async move {
-            match key.contains("/manifests/") {
-                true => Err(StoreError::new(StoreErrorKind::Unauthorized, "delete", key, "locked store")),
-                false => self.0.delete(key).await,
-            }
-        })
-    }
-}
-
-/// The original stays until the lock ends, and its deletion is not tried in each pass.
-#[tokio::test(flavor = "multi_thread")]
-async fn repair_under_a_retention_lock_keeps_the_original() {
-    let host = Host::new().await;
-    let (full, _, _) = host.one_backup().await;
-    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
-    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await.len(), 1);
-    for (repository, _) in host.engine().repositories.opened.lock().values_mut() {
-        *repository = repository.with_store(Arc::new(LockedStore(Arc::clone(repository.store()))));
-    }
-    assert_eq!(host.run_repair(&repair_of(&full)).await.state.to_string(), "Repair-Done");
-    let repaired = host.repaired(&full).await;
-    host.damaged_snapshots(VerifyDepth::Full).await;
-    for _ in 0..3 {
-        host.engine().repairs.delete_repaired().await.unwrap();
-        for task in host.call(LIST_TASKS, &ListTasks::default()).await.items {
-            host.wait(task.task_id).await;
-        }
-    }
-    let tasks = host.call(LIST_TASKS, &ListTasks::default()).await.items;
-    let refused: Vec<_> =
-        tasks.into_iter().filter(|task| task.kind == blockd_api::tasks::TaskKind::Delete).collect();
-    assert_eq!(refused.len(), 1, "{refused:?}");
-    let hint = refused[0].error.as_ref().unwrap().hint.clone().unwrap();
-    assert!(hint.contains("retention lock") && hint.contains("stays"), "{hint}");
-    assert_eq!(host.manifests().len(), 2);
-    first_backup().assert_is(&*host.restore(&repaired, "copy").await);
 }
 
 /// Another host, which has a copy in another location, repairs the same cloud snapshot between the plan of

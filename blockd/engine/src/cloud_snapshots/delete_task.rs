@@ -95,7 +95,10 @@ pub(crate) async fn run(
         }
     };
     let report = tokio::select! {
-        report = delete => report.map_err(|error| with_lock_hint(error, &row.cloudsnap))?,
+        deleted = delete => match deleted {
+            Ok(report) => report,
+            Err(error) => return Err(refusal(&repository, error, &row.cloudsnap, asked).await),
+        },
         // All steps so far can be repeated.
         () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
     };
@@ -128,18 +131,28 @@ pub(crate) async fn run(
     Ok(done)
 }
 
-/// Adds a possible retention lock to the error of a location that refuses a deletion.
-fn with_lock_hint(error: CloudError, id: &CloudSnapshotId) -> ServiceError {
+/// Adds a possible retention lock, and the next action, to the error of a location that refuses to delete a
+/// manifest: nothing is deleted, so that a new task can delete it as well. After the manifest was deleted,
+/// only this task can complete the deletion, and the error keeps it resumable.
+async fn refusal(
+    repository: &Repository,
+    error: CloudError,
+    id: &CloudSnapshotId,
+    asked: DeleteTask,
+) -> ServiceError {
     let is_refused = matches!(&error, CloudError::Store(store) if store.kind == StoreErrorKind::Unauthorized);
     let error = ServiceError::from(error);
-    if !is_refused {
+    if !is_refused || !matches!(repository.manifest(id).await, Ok(_) | Err(CloudError::Damaged { .. })) {
         return error;
     }
     let mut refused = error.to_api();
     let hint = refused.hint.map(|hint| format!("{hint}; ")).unwrap_or_default();
-    refused.hint = Some(format!(
-        "{hint}if the location has a retention lock, cloud snapshot {id} stays until the lock ends"
-    ));
+    let lock = format!("if the location has a retention lock, cloud snapshot {id} stays until the lock ends");
+    let force = if asked.force { " --force" } else { "" };
+    refused.hint = Some(match asked.by_retention {
+        true => format!("{hint}{lock}; the daemon tries again"),
+        false => format!("{hint}{lock}; then repeat `blockctl cloudsnap delete {id}{force}`"),
+    });
     ServiceError::Refused(refused)
 }
 

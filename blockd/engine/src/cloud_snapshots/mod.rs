@@ -416,8 +416,7 @@ impl CloudSnapshots {
     /// No store has it, or it is damaged.
     pub async fn inspect_cloudsnap(&self, query: &InspectCloudsnap) -> Result<CloudsnapDetail, ServiceError> {
         let id = query.cloud_snapshot_id;
-        let found = self.find_manifest(&id, query.credential.as_ref()).await;
-        let (credential, manifest) = match found {
+        let (credential, manifest) = match self.find_manifest(&id, query.credential.as_ref()).await {
             Err(error) => return Err(self.with_replacement(error, id).await),
             Ok(found) => found,
         };
