@@ -222,8 +222,9 @@ pub struct DamageFinding {
     pub cause: String,
     /// Affected cloud snapshots.
     pub affects: Vec<AffectedCloudsnap>,
-    /// Files with the damaged part, by path in the volume, for damage that a scrub finds in ext2, ext3 and
-    /// ext4; below `/pN` in partition N. A search is bounded: there may be others.
+    /// Files with the damaged part, by path in the volume, for damage in ext2, ext3 and ext4 that a scrub
+    /// finds or a repair has no source for; below `/pN` in partition N. A search is bounded: there may be
+    /// others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<crate::browse::FilePath>,
 }

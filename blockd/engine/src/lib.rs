@@ -7,6 +7,7 @@ pub mod anomalies;
 pub mod backup;
 pub mod cloud_snapshots;
 pub mod credentials;
+mod damaged_files;
 pub mod data_dir;
 pub mod drills;
 pub mod engine;

@@ -7,7 +7,7 @@ use blockd_api::{
     CredentialRef,
     cloudsnaps::{CloudsnapStatus, InspectCloudsnap, MarkCloudsnap, StartRepair, VerifyDepth},
 };
-use std::os::unix::fs::MetadataExt;
+use std::{collections::HashSet, os::unix::fs::MetadataExt};
 
 /// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
 const IN_SECOND_FRAME: usize = 64 + (200 << 10);
@@ -442,4 +442,35 @@ async fn rotten_manifest_of_a_later_snapshot_stays_known() {
     let known = host.call(GET_STATUS, &()).await.damaged_cloudsnaps;
     let is_known = known.iter().any(|one| one.cloud_snapshot_id == snap_id(&next));
     assert!(is_known || !host.damaged_snapshots(VerifyDepth::Full).await.contains(&next), "{known:?}");
+}
+
+/// The volume is deleted, and there is no other location.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_blocks_of_a_repair_are_named_with_their_files() {
+    let host = Host::new().await;
+    let full = host.backed_up_files().await;
+    host.delete_volume("data").await;
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME + (4 << 20));
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await, std::slice::from_ref(&full));
+    let failed = host.run_repair(&repair_of(&full)).await;
+    let [damage] = &failed.findings.as_ref().unwrap().damage[..] else { panic!("{failed:?}") };
+    let image = fs::read(host.dir.path().join("image")).unwrap();
+    let lost = damage.affects[0].ranges.iter().flat_map(|range| {
+        image[range.offset_bytes as usize..][..range.len_bytes as usize].chunks(BLOCK as usize)
+    });
+    let lost: HashSet<&[u8]> = lost.collect();
+    let mut expected = Vec::new();
+    for file in fs::read_dir(host.dir.path().join("files/dir")).unwrap() {
+        let file = file.unwrap();
+        if fs::read(file.path()).unwrap().chunks(BLOCK as usize).any(|block| lost.contains(block)) {
+            expected.push(format!("/dir/{}", file.file_name().to_str().unwrap()));
+        }
+    }
+    expected.sort();
+    let mut files: Vec<_> = damage.files.iter().map(ToString::to_string).collect();
+    files.sort();
+    assert!(files == expected && !files.is_empty(), "{damage:?}, not {expected:?}");
+    let error = failed.error.unwrap();
+    assert_eq!(error.code, ErrorCode::CloudsnapDamaged);
+    assert!(error.message.ends_with(&format!("; files: {}", files.join(", "))), "{error:?}");
 }

@@ -2,6 +2,7 @@
 //! location, in a new cloud snapshot of the same point in time, which replaces the damaged one.
 
 mod examine;
+mod lost;
 mod sources;
 pub(crate) mod task;
 

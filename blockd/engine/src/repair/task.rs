@@ -4,9 +4,10 @@
 //! begins again; after it, the repetition finds the repaired cloud snapshot. The maintenance deletes the
 //! damaged one.
 
-use super::sources::check_cancelled;
+use super::{lost::lost_files, sources::check_cancelled};
 use crate::{
     backup::task::drop_snapshot_of,
+    damaged_files::first_files,
     error::{ServiceError, blocking, spawned},
     host::Host,
     ids::random_id,
@@ -90,6 +91,7 @@ pub(crate) async fn run(
     let (findings, note) = result?;
     let lost = findings.damage.iter().flat_map(|damage| &damage.affects).map(|affected| affected.lost_bytes);
     let (lost, count) = (lost.sum::<u64>(), findings.damaged_snapshots.len());
+    let files = first_files(&findings.damage);
     live.detail(|detail| {
         detail.findings = Some(findings);
         detail.note = Some(note);
@@ -98,7 +100,7 @@ pub(crate) async fn run(
         return work.tasks.finish(live, |_| Ok(())).await;
     }
     let message = format!(
-        "{lost} bytes of {count} damaged cloud snapshots cannot be recovered: neither the volume nor another location has these blocks of their points in time"
+        "{lost} bytes of {count} damaged cloud snapshots cannot be recovered: neither the volume nor another location has these blocks of their points in time{files}"
     );
     Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, message))
 }
@@ -135,7 +137,8 @@ async fn repair_all(
         findings.snapshots += 1;
         let missing = repair.missing().clone();
         if !missing.is_empty() {
-            unrecovered(&mut findings, &damaged.id(), &missing);
+            let files = lost_files(live, &repository, &damaged, &missing).await?;
+            unrecovered(&mut findings, &damaged.id(), &missing, files);
             continue;
         }
         findings.repaired_bytes += repair.wanted().len_bytes();

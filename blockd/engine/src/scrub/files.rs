@@ -1,26 +1,15 @@
-//! Names of files with damaged blocks, in ext2, ext3 and ext4, also in partitions.
-//!
-//! The search walks the filesystem of the first snapshot that has the blocks, or that of the volume. Its time
-//! and result are bounded.
+//! Names of files with damaged blocks of layers: those of the first snapshot that has the blocks, or those of
+//! the volume.
 
+use crate::damaged_files::files_with;
 use blockd_api::browse::FilePath;
 use blockd_cloud::CancelToken;
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId};
-use blockd_fuse::inside;
 use blockd_volume::{Content, SnapshotView, Volume, VolumeError};
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, sync::Arc};
 
-/// Maximum number of named files.
-const MAX_FILES: usize = 100;
-/// Maximum time of a search.
-const MAX_TIME: Duration = Duration::from_secs(10);
-/// Maximum number of damaged blocks, and of extents of them, whose files are searched.
+/// Maximum number of damaged blocks whose files are searched.
 const MAX_BLOCKS: usize = 4096;
-const MAX_EXTENTS: usize = 256;
 
 /// Point in time of a volume.
 enum Point {
@@ -62,40 +51,14 @@ pub(super) fn name_files(
     extents: &[Extent],
     cancel: &CancelToken,
 ) -> Vec<Vec<FilePath>> {
-    let mut files = vec![Vec::new(); extents.len()];
     let point = match snapshot.map(|snapshot| volume.view(snapshot)) {
         Some(Ok(view)) => Point::Snapshot(view),
-        Some(Err(_)) => return files,
+        Some(Err(_)) => return vec![Vec::new(); extents.len()],
         None => Point::Live(Arc::clone(volume)),
     };
     let damaged = visible(&point, extents);
     let image: Arc<dyn BlockSource> = Arc::new(point);
-    let end = Instant::now() + MAX_TIME;
-    let mut may_continue = || Instant::now() < end && !cancel.is_cancelled();
-    for found in inside::filesystems(&image).unwrap_or_default() {
-        let start = found.offset_bytes();
-        let parts = damaged.iter().filter(|(_, extent)| extent.offset_bytes() >= start);
-        let (owners, ranges): (Vec<_>, Vec<_>) = parts
-            .map(|(owner, extent)| {
-                let at = extent.offset_bytes() - start;
-                (*owner, at..at + extent.len_bytes())
-            })
-            .unzip();
-        if ranges.is_empty() || found.other.is_some() {
-            continue;
-        }
-        let Ok(filesystem) = found.open() else { continue };
-        let room = MAX_FILES.saturating_sub(files.iter().map(Vec::len).sum());
-        let dir = found.partition.map(|number| format!("/p{number}")).unwrap_or_default();
-        for (index, path) in filesystem.users_of(&ranges, room, &mut may_continue).found {
-            let path = FilePath::from_bytes([dir.as_bytes(), path.as_slice()].concat());
-            let of: &mut Vec<FilePath> = &mut files[owners[index]];
-            if !of.contains(&path) {
-                of.push(path);
-            }
-        }
-    }
-    files
+    files_with(&image, &damaged, extents.len(), cancel)
 }
 
 /// Returns the parts of extents whose damage the point in time has, with the index of the extent: later
@@ -114,6 +77,5 @@ fn visible(point: &Point, extents: &[Extent]) -> Vec<(usize, Extent)> {
         }
         visible.extend(blocks.extents().map(|part| (index, part)));
     }
-    visible.truncate(MAX_EXTENTS);
     visible
 }

@@ -14,8 +14,6 @@ use std::sync::Arc;
 
 /// Maximum number of listed damaged extents.
 pub(super) const MAX_FINDINGS: usize = 100;
-/// Maximum number of files in an event.
-const MAX_EVENT_FILES: usize = 5;
 
 /// Describes the damaged extents of a layer; names the files of the first ones.
 pub(super) async fn findings_of(
@@ -49,19 +47,4 @@ pub(super) async fn findings_of(
         finding.files = files;
     }
     Ok(findings.into_iter().map(|(_, finding)| finding).collect())
-}
-
-/// Names the first files of findings, for an event; empty without any.
-pub(super) fn first_files(findings: &[DamageFinding]) -> String {
-    let mut files: Vec<_> =
-        findings.iter().flat_map(|finding| &finding.files).map(ToString::to_string).collect();
-    files.sort_unstable();
-    files.dedup();
-    let more = files.len().saturating_sub(MAX_EVENT_FILES);
-    files.truncate(MAX_EVENT_FILES);
-    match (files.is_empty(), more) {
-        (true, _) => String::new(),
-        (false, 0) => format!("; files: {}", files.join(", ")),
-        (false, more) => format!("; files: {} and {more} more", files.join(", ")),
-    }
 }

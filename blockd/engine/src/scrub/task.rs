@@ -1,13 +1,14 @@
 //! Task of a scrub: reads volumes in steps, repairs damage, and keeps its position.
 
 use crate::{
+    damaged_files::first_files,
     error::ServiceError,
     events::EventLog,
     health::{self, ComponentHealth},
     host::Host,
     repositories::Repositories,
     scrub::{
-        findings::{MAX_FINDINGS, findings_of, first_files},
+        findings::{MAX_FINDINGS, findings_of},
         read::{Pace, read},
     },
     tasks::{

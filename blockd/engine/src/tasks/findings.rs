@@ -1,6 +1,9 @@
 //! Findings of a verification or a restore that skips damage, limited to a readable size.
 
-use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings, TaskKind};
+use blockd_api::{
+    browse::FilePath,
+    tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings, TaskKind},
+};
 use blockd_catalog::{DbError, Doubt, ProofRow, TaskRow};
 use blockd_cloud::{
     AffectedSnapshot, CloudSnapshotId, Damage, ManifestKey, VerifiedSnapshot, VerifyDepth, VerifyReport,
@@ -55,8 +58,13 @@ pub(crate) fn of_report(report: &VerifyReport) -> Findings {
     }
 }
 
-/// Adds the lost blocks of a damaged cloud snapshot that a repair has no source for.
-pub(crate) fn unrecovered(findings: &mut Findings, cloudsnap: &CloudSnapshotId, blocks: &BlockSet) {
+/// Adds the lost blocks of a damaged cloud snapshot that a repair has no source for, and their files.
+pub(crate) fn unrecovered(
+    findings: &mut Findings,
+    cloudsnap: &CloudSnapshotId,
+    blocks: &BlockSet,
+    files: Vec<FilePath>,
+) {
     let id = cloudsnap.to_string();
     findings.damaged_snapshots.push(id.clone());
     findings.damage_total += 1;
@@ -66,7 +74,7 @@ pub(crate) fn unrecovered(findings: &mut Findings, cloudsnap: &CloudSnapshotId, 
             offset_bytes: 0,
             cause: "no source has these blocks of its point in time".to_owned(),
             affects: vec![affected(&id, blocks)],
-            files: Vec::new(),
+            files,
         });
     }
 }
