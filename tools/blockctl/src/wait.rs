@@ -30,8 +30,8 @@ const POLL_PAUSE: Duration = Duration::from_millis(50);
 const AWAY_LIMIT: Duration = Duration::from_secs(60);
 /// Maximum number of damaged ranges in a table.
 const MAX_RANGES: usize = 4;
-/// Maximum number of files with a damaged extent in a table.
-const MAX_FILES: usize = 3;
+/// Maximum number of files of a damage in a table.
+const MAX_FILES: usize = 5;
 /// Retry interval for an absent daemon.
 const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -321,20 +321,21 @@ fn show_findings(output: &Output, kind: TaskKind, findings: &Findings, width: Wi
     Ok(())
 }
 
-/// Formats damage of volumes on the disk, by file where the filesystem is known.
+/// Formats damage of volumes on the disk.
 fn local_damage_table(findings: &Findings) -> Table {
-    let files = |damage: &DamageFinding| {
-        let first: Vec<_> = damage.files.iter().take(MAX_FILES).map(ToString::to_string).collect();
-        match damage.files.len().saturating_sub(MAX_FILES) {
-            _ if first.is_empty() => "-".to_owned(),
-            0 => first.join(", "),
-            more => format!("{} and {more} more", first.join(", ")),
-        }
-    };
-    let row = |damage: &DamageFinding| {
-        [damage.object.clone(), damage.offset_bytes.to_string(), files(damage), damage.cause.clone()]
-    };
-    Table::of("OBJECT|OFFSET|FILES|CAUSE", findings.damage.iter().map(row)).with_text()
+    let row =
+        |damage: &DamageFinding| [damage.object.clone(), damage.offset_bytes.to_string(), cause(damage)];
+    Table::of("OBJECT|OFFSET|CAUSE", findings.damage.iter().map(row)).fit("OBJECT").with_text()
+}
+
+/// Returns the cause of damage, and its first files where the filesystem is known.
+fn cause(damage: &DamageFinding) -> String {
+    let first: Vec<_> = damage.files.iter().take(MAX_FILES).map(ToString::to_string).collect();
+    match damage.files.len().saturating_sub(MAX_FILES) {
+        _ if first.is_empty() => damage.cause.clone(),
+        0 => format!("{}; files: {}", damage.cause, first.join(", ")),
+        more => format!("{}; files: {} and {more} more", damage.cause, first.join(", ")),
+    }
 }
 
 /// Formats damage by object and affected cloud snapshot; a wide table has the damaged ranges of the volume.
@@ -351,7 +352,7 @@ fn damage_table(findings: &Findings, width: Width) -> Table {
     for damage in &findings.damage {
         let mut row = |cloudsnap, lost, ranges| {
             let offset = damage.offset_bytes.to_string();
-            rows.push([damage.object.clone(), offset, cloudsnap, lost, ranges, damage.cause.clone()]);
+            rows.push([damage.object.clone(), offset, cloudsnap, lost, ranges, cause(damage)]);
         };
         if damage.affects.is_empty() {
             row("-".to_owned(), "-".to_owned(), "-".to_owned());

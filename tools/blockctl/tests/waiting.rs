@@ -287,3 +287,29 @@ fn watch_of_a_stored_name_lists_the_store_once() {
     assert_eq!((ran.status, lists), (0, 1), "{ran:?}");
     assert!(ran.stdout.contains("Restore-Done"), "{ran:?}");
 }
+
+#[test]
+fn damage_of_a_volume_is_listed_with_its_files() {
+    let files: Vec<_> = (1..8).map(|number| format!("/srv/{}/{number}", "data".repeat(9))).collect();
+    let object = format!("layer 42 of volume {}", "data".repeat(15));
+    let cause =
+        "4096 bytes differ from their checksum; the first snapshot with them: snapshot 590114184663672482";
+    let damage = |files: &[String]| {
+        let offset = 109_951_162_777_600_u64;
+        json!({ "object": object, "offsetBytes": offset, "cause": cause, "affects": [], "files": files })
+    };
+    let mut scrubbed = task("Scrub-Failed", 2);
+    scrubbed["findings"] = json!({
+        "blockBytes": 1 << 30, "damage": [damage(&files), damage(&files[..1]), damage(&[])], "damageTotal": 3,
+    });
+    let scrub = "POST /v1/scrub";
+    let fake = Fake::start(vec![(scrub, ok(reply(scrub))), (ONE_TASK, ok(scrubbed))]);
+    let ran = fake.run("volume scrub db --wait");
+    assert_eq!(ran.status, 1, "{ran:?}");
+    let table = ran.stdout.split_once("OBJECT").unwrap().1;
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{}", ran.stdout);
+    let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    let first = files[..5].join(", ");
+    let listed = [format!("{cause}; files: {first} and 2 more"), format!("{cause}; files: {}", files[0])];
+    assert!(listed.iter().all(|text| words.contains(text)) && words.ends_with(cause), "{}", ran.stdout);
+}

@@ -55,8 +55,10 @@ Examples:
 
 const SCRUB_HELP: &str = "\
 Reads all data of snapshots from the disk, stores missing checksums of its blocks, and compares the \
-others. Reads of damaged blocks fail until they are repaired or written again. --repair fetches \
-them from a backup that provably has their content. With --budget the next scrub continues there.
+others. Names the damaged blocks, and their files in ext2, ext3 and ext4; reads of them fail until they \
+are repaired or written again. --repair fetches them from a backup that provably has their content: run \
+it after damage was found. If it fails, restore the named files. With --budget the next scrub continues \
+there.
 
 Examples:
   blockctl volume scrub db --wait
