@@ -171,8 +171,7 @@ async fn run(
     progress: Arc<Progress>,
 ) -> Result<VerifyReport, CloudError> {
     progress.enter(Phase::Planning);
-    let mut report = VerifyReport::default();
-    report.slots = repo.check_key_slots().await?;
+    let mut report = VerifyReport { slots: repo.check_key_slots().await?, ..VerifyReport::default() };
     report.findings_total += report.slots.len() as u64;
     report.findings.extend(report.slots.iter().map(|slot| VerifyFinding {
         object: slot.object.clone(),
