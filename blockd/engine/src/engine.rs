@@ -276,10 +276,8 @@ impl Engine {
         let proofs = service!(Proofs { db, events, host, registry, repositories } refused, seen);
         let leases = service!(Leases { db, events, health, host, registry, repositories } failed);
         let checks = service!(RetentionChecks { db, events, health, host, leases, registry, repositories });
-        let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running,
-            closed, ended);
-        let quiescer = service!(Quiescer { attachments, db, events, host, quiescing, registry }
-            rule_problems);
+        let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running, closed, ended);
+        let quiescer = service!(Quiescer { attachments, db, events, host, quiescing, registry } rule_problems);
         let devices = service!(Devices { admission, attachments, db, registry });
         let snapshots = service!(Snapshots { admission, attachments, readers, db, events, host, merger,
             quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
@@ -307,8 +305,7 @@ impl Engine {
             repositories, runner, tasks });
         let volumes = service!(Volumes { admission, attachments, readers, db, events, health, host,
             in_place_work, lazy, merger, registry, restores, runner, schedules, snapshots, tasks });
-        let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner,
-            snapshots, tasks });
+        let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner, snapshots, tasks });
         let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, leases, proofs, registry, repositories });
         let drills = service!(Drills { admission, attachments, cloud_snapshots, db, host, registry, repositories, runner, snapshots });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host, leases,
