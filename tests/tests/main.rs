@@ -10,6 +10,7 @@ mod clients;
 mod crash;
 mod crash_replay;
 mod damage;
+mod database_probes;
 mod databases;
 mod docs;
 mod failing_disk;

@@ -13,6 +13,11 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+/// User of PostgreSQL.
+pub const POSTGRES: &str = "postgres";
+/// User of MariaDB.
+pub const MYSQL: &str = "mysql";
+
 /// A mounted volume.
 pub struct Disk {
     mount: Option<Mount>,
