@@ -254,6 +254,10 @@ blockctl cs sched delete --uuid 0785
 blockctl cs sched delete --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1
 blockctl cs drill schedules create db --weekly sun@4:00 --files 9 --timeout 20m --jitter 60 -n weekly
 blockctl cs drill schedules create --group shop --policy gold --cr nas --paused
+blockctl cs drill schedules update weekly --daily 6:00 --policy gold --files 9 --jitter 60 --priority high
+blockctl cs drill schedules update weekly --timeout 2h
+blockctl cs drill schedules update weekly
+blockctl cs drill schedules update nightly --files 9
 blockctl cs drill schedules pause nightly
 blockctl cs drill schedules pause weekly
 blockctl cs drill schedules run-now weekly

@@ -57,8 +57,10 @@ impl HealthProblem {
 pub struct Known {
     /// Volumes.
     pub volumes: Vec<Volume>,
-    /// Schedules.
+    /// Schedules of backups.
     pub schedules: ScheduleList,
+    /// Schedules of drills.
+    pub drill_schedules: ScheduleList,
     /// Runs, newest first.
     pub runs: Vec<Run>,
     /// Tasks, newest first.
@@ -91,6 +93,7 @@ impl Known {
         Ok(Self {
             volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items,
             schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
+            drill_schedules: client.call(operations::LIST_DRILL_SCHEDULES, &()).await?,
             runs: client.call(operations::LIST_RUNS, &runs).await?.items,
             tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items,
             events: client.call(operations::LIST_EVENTS, &events).await?.items,
@@ -101,6 +104,14 @@ impl Known {
             damaged: status.damaged_cloudsnaps.clone(),
             anomalies: status.anomalies.clone(),
         })
+    }
+
+    /// Returns the schedules of each kind, with the name of their work and their commands.
+    fn schedules(&self) -> [(&ScheduleList, &'static str, &'static str); 2] {
+        [
+            (&self.schedules, "backup", "cloudsnap schedules"),
+            (&self.drill_schedules, "drill", "cloudsnap drill schedules"),
+        ]
     }
 
     /// Returns the name of a backup location.
@@ -147,18 +158,14 @@ pub fn problems(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
             "check it with blockd --check-config, then systemctl reload blockd, or send it a SIGHUP",
         ));
     }
-    for schedule in &known.schedules.unreadable {
-        found.push(HealthProblem::new(
-            "schedule",
-            format!("schedule {} makes no backups: {}", schedule.schedule_id, schedule.cause),
-            format!(
-                "blockctl cloudsnap schedules delete --uuid {}, then create it again",
-                schedule.schedule_id
-            ),
-        ));
+    for (schedules, work, command) in known.schedules() {
+        found.extend(unreadable_schedules(schedules, work, command));
+        found.extend(overdue_schedules(schedules, work));
+        // Without any volume, a selector is not mistyped.
+        if !known.volumes.is_empty() {
+            found.extend(idle_schedules(schedules, command));
+        }
     }
-    found.extend(overdue_schedules(known));
-    found.extend(idle_schedules(known));
     found.extend(failed_runs(known));
     found.extend(kept_tasks(known));
     found.extend(failing_webhooks(known, now));
@@ -216,30 +223,41 @@ fn called(schedule: &Schedule) -> String {
     schedule.name.as_ref().map_or_else(|| schedule.schedule_id.to_string(), ToString::to_string)
 }
 
+/// Returns unreadable schedules.
+fn unreadable_schedules(
+    schedules: &ScheduleList,
+    work: &str,
+    command: &str,
+) -> impl Iterator<Item = HealthProblem> {
+    schedules.unreadable.iter().map(move |schedule| {
+        HealthProblem::new(
+            "schedule",
+            format!("schedule {} makes no {work}s: {}", schedule.schedule_id, schedule.cause),
+            format!("blockctl {command} delete --uuid {}, then create it again", schedule.schedule_id),
+        )
+    })
+}
+
 /// Returns overdue schedules.
-fn overdue_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
-    known.schedules.list.items.iter().filter_map(|schedule| {
+fn overdue_schedules(schedules: &ScheduleList, work: &str) -> impl Iterator<Item = HealthProblem> {
+    schedules.list.items.iter().filter_map(move |schedule| {
         let since = format_time(schedule.overdue_at?);
         Some(HealthProblem::new(
             "schedule",
-            format!("schedule {} is overdue since {since}: it makes no backups", called(schedule)),
+            format!("schedule {} is overdue since {since}: it makes no {work}s", called(schedule)),
             "see the log of blockd for the cause",
         ))
     })
 }
 
-/// Returns schedules that protect no volume, for example because of a mistyped label.
-fn idle_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
-    // Without any volume, a selector is not mistyped.
-    let idle = known.schedules.list.items.iter().filter(|_| !known.volumes.is_empty());
-    let idle = idle.filter(|schedule| schedule.without_volume);
-    idle.map(|schedule| {
-        let name = called(schedule);
+/// Returns schedules that select no volume, for example because of a mistyped label.
+fn idle_schedules(schedules: &ScheduleList, command: &str) -> impl Iterator<Item = HealthProblem> {
+    schedules.list.items.iter().filter(|schedule| schedule.without_volume).map(move |schedule| {
         HealthProblem::new(
             "schedule",
-            format!("schedule {name} selects no volume"),
+            format!("schedule {} selects no volume", called(schedule)),
             format!(
-                "check its volumes with blockctl cloudsnap schedules list; to change them, blockctl cloudsnap schedules delete --uuid {}, then create it again",
+                "check its volumes with blockctl {command} list; to change them, blockctl {command} delete --uuid {}, then create it again",
                 schedule.schedule_id
             ),
         )
@@ -257,9 +275,12 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
             continue;
         }
         seen.push(of);
-        let mut schedules = known.schedules.list.items.iter();
-        let schedule = schedules.find(|schedule| schedule.schedule_id == run.schedule_id);
-        if let (RunState::Failed, Some(schedule)) = (run.state, schedule) {
+        let schedule = known.schedules().into_iter().find_map(|(schedules, work, command)| {
+            let mut schedules = schedules.list.items.iter();
+            let schedule = schedules.find(|schedule| schedule.schedule_id == run.schedule_id)?;
+            Some((schedule, work, command))
+        });
+        if let (RunState::Failed, Some((schedule, work, command))) = (run.state, schedule) {
             let volume = run
                 .volume_name
                 .as_ref()
@@ -267,9 +288,9 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
             let reason = run.reason.as_deref().unwrap_or("unknown cause");
             found.push(HealthProblem::new(
                 "run",
-                format!("the newest scheduled backup of {volume} failed: {reason}"),
+                format!("the newest scheduled {work} of {volume} failed: {reason}"),
                 format!(
-                    "blockctl cloudsnap history --uuid {0}; again with blockctl cloudsnap schedules run-now {0}",
+                    "blockctl cloudsnap history --uuid {0}; again with blockctl {command} run-now {0}",
                     called(schedule)
                 ),
             ));

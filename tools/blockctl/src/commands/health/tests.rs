@@ -14,6 +14,7 @@ fn known(parts: &Value) -> Known {
             list: part(parts, "schedules").into(),
             unreadable: part(parts, "unreadable"),
         },
+        drill_schedules: ScheduleList { list: part(parts, "drillSchedules").into(), unreadable: Vec::new() },
         runs: part(parts, "runs"),
         tasks: part(parts, "tasks"),
         events: part(parts, "events"),
@@ -99,6 +100,29 @@ fn newest_run_of_existing_schedules_counts() {
     );
     idle["problems"] = json!([{ "kind": "data-directory", "cause": "it is full", "action": "make room", "detectedAt": NOW }]);
     assert_eq!(lines(&idle).first().unwrap(), "it is full", "the worst comes first");
+}
+
+#[test]
+fn schedule_of_drills_is_reported_like_one_of_backups() {
+    let mut schedule = json!({
+        "scheduleId": "00000000-0000-0000-0000-000000000001", "name": "drills", "selector": {}, "credentialIds": [],
+        "rules": [], "policyName": null, "retain": {}, "full": false, "jitterSeconds": 0, "priority": "normal",
+        "paused": false, "createdAt": NOW, "nextRunAt": null, "lastRunAt": null, "schedule": "", "drill": {}
+    });
+    let failed = json!({ "drillSchedules": [schedule], "runs": [run(2, "failed"), run(1, "done")] });
+    assert_eq!(lines(&failed), ["the newest scheduled drill of volume db failed: the store is full"]);
+    let action = problems(&known(&failed), NOW.parse().unwrap()).remove(0).action;
+    assert!(action.ends_with("blockctl cloudsnap drill schedules run-now drills"), "{action}");
+    schedule["withoutVolume"] = json!(true);
+    schedule["overdueAt"] = json!("2026-11-22T11:00:00Z");
+    let idle = json!({ "drillSchedules": [schedule], "volumes": [volume("db", "up")] });
+    assert_eq!(
+        lines(&idle),
+        [
+            "schedule drills is overdue since Sun, 22 Nov 2026 11:00:00 UTC: it makes no drills",
+            "schedule drills selects no volume"
+        ]
+    );
 }
 
 #[test]

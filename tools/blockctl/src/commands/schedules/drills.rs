@@ -3,20 +3,21 @@
 use super::{
     Of,
     args::{DeleteArgs, ListArgs, RunNowArgs, ScheduleArg, ScheduledArgs},
-    created, delete, pause,
-    retention_args::PriorityArg,
+    created, delete, pause, refuse_unused_zone,
+    retention_args::{PriorityArg, TimeArgs},
     run_now, scheduled_request,
     tables::{Names, called, selected},
+    update::{current, updated, updated_rules},
 };
 use crate::{
     commands::{cloudsnap::drill::parse_timeout, filters::VolumeFilter},
-    failure::Exit,
+    failure::{Exit, Failure},
     output::Context,
     table::{Table, or_dash},
 };
 use blockd_api::{
     drills::DrillOptions,
-    schedules::{CreateSchedule, Schedule},
+    schedules::{CreateSchedule, PolicyName, Schedule, UpdateSchedule},
 };
 use blockd_schedule::Jitter;
 use clap::{Args, Subcommand};
@@ -31,6 +32,13 @@ Examples:
   blockctl cs drill schedules create --all --monthly 1@03:00 --time-zone Europe/Berlin --files 500
   blockctl cs drill schedules create shop --name shop-drills --daily 05:00 --cred-id offsite --timeout 20m";
 
+const UPDATE_HELP: &str = "\
+New times replace all old ones; a time zone alone moves them. Their past runs are not made up for.
+
+Examples:
+  blockctl cloudsnap drill schedules update shop-drills --daily 06:00
+  blockctl cs drill schedules update shop-drills --time-zone Europe/Berlin --files 200 --timeout 2h";
+
 /// Subcommands of `cloudsnap drill schedules`.
 #[derive(Debug, Subcommand)]
 pub enum DrillSchedulesCommand {
@@ -40,6 +48,9 @@ pub enum DrillSchedulesCommand {
     /// List the schedules of drills
     #[command(visible_alias = "l", after_help = "Examples:\n  blockctl cloudsnap drill schedules list")]
     List(ListArgs),
+    /// Change a schedule of drills
+    #[command(after_help = UPDATE_HELP)]
+    Update(Box<UpdateDrillsArgs>),
     /// Pause a schedule of drills
     #[command(after_help = "Examples:\n  blockctl cloudsnap drill schedules pause shop-drills")]
     Pause(ScheduleArg),
@@ -81,10 +92,37 @@ pub struct CreateDrillsArgs {
     paused: bool,
 }
 
+/// `drill schedules update`
+#[derive(Debug, Args)]
+pub struct UpdateDrillsArgs {
+    /// Target.
+    #[command(flatten)]
+    target: ScheduleArg,
+    /// Times.
+    #[command(flatten)]
+    times: TimeArgs,
+    /// Another schedule policy
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<PolicyName>,
+    /// Number of files of each drill to read in full
+    #[arg(long, value_name = "N")]
+    files: Option<u32>,
+    /// Time after which a drill fails
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
+    timeout: Option<u32>,
+    /// Maximum start delay in seconds, at most half of the interval
+    #[arg(long, value_name = "SECONDS")]
+    jitter: Option<u32>,
+    /// Priority of runs
+    #[arg(long, value_enum)]
+    priority: Option<PriorityArg>,
+}
+
 pub async fn run(context: &Context<'_>, command: DrillSchedulesCommand) -> Exit {
     match command {
         DrillSchedulesCommand::Create(args) => create(context, *args).await,
         DrillSchedulesCommand::List(args) => list(context, &args).await,
+        DrillSchedulesCommand::Update(args) => update(context, *args).await,
         DrillSchedulesCommand::Pause(args) => pause(context, Of::Drills, &args, true).await,
         DrillSchedulesCommand::Resume(args) => pause(context, Of::Drills, &args, false).await,
         DrillSchedulesCommand::RunNow(args) => run_now(context, Of::Drills, &args).await,
@@ -101,6 +139,36 @@ async fn create(context: &Context<'_>, args: CreateDrillsArgs) -> Exit {
         ..scheduled_request(context, args.scheduled).await?
     };
     created(context, Of::Drills, &request).await
+}
+
+async fn update(context: &Context<'_>, args: UpdateDrillsArgs) -> Exit {
+    let now = current(context, Of::Drills, &args.target).await?;
+    let rules = updated_rules(&args.times, &now)?;
+    if args.times.time_zone.is_some() && rules.is_empty() && now.rules.is_empty() {
+        refuse_unused_zone(args.policy.as_ref().or(now.policy_name.as_ref()), &[])?;
+    }
+    // The options replace all.
+    let drill = (args.files.is_some() || args.timeout.is_some()).then(|| {
+        let before = now.drill.clone().unwrap_or_default();
+        DrillOptions {
+            files: args.files.or(before.files),
+            timeout_seconds: args.timeout.or(before.timeout_seconds),
+        }
+    });
+    let request = UpdateSchedule {
+        rules: (!rules.is_empty()).then_some(rules),
+        policy_name: args.policy,
+        jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
+        priority: args.priority.map(Into::into),
+        drill,
+        ..UpdateSchedule::default()
+    };
+    if request == UpdateSchedule::default() {
+        return Err(Failure::usage(
+            "no changes given: give times, --policy, --files, --timeout, --jitter or --priority",
+        ));
+    }
+    updated(context, Of::Drills, &now, &request).await
 }
 
 async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {

@@ -5,6 +5,7 @@ pub mod drills;
 mod listed;
 pub mod retention_args;
 mod tables;
+mod update;
 
 use crate::{
     commands::filters::volume_or_group,
@@ -15,7 +16,7 @@ use crate::{
 };
 use args::{
     CreateArgs, DeleteArgs, DeletePolicyArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs,
-    ScheduleArg, ScheduledArgs, SchedulesCommand, UpdateArgs,
+    ScheduleArg, ScheduledArgs, SchedulesCommand,
 };
 use blockd_api::{
     ApiError, ErrorCode, Labels, VolumeRef, first_names, format_time, operations,
@@ -53,6 +54,14 @@ impl Of {
         })
     }
 
+    /// Returns its commands.
+    const fn command(self) -> &'static str {
+        match self {
+            Self::Backups => "cloudsnap schedules",
+            Self::Drills => "cloudsnap drill schedules",
+        }
+    }
+
     /// Returns the name in results.
     const fn title(self) -> &'static str {
         match self {
@@ -66,7 +75,7 @@ pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Exit {
     match command {
         SchedulesCommand::Create(args) => create(context, *args).await,
         SchedulesCommand::List(args) => tables::list(context, &args).await,
-        SchedulesCommand::Update(args) => update(context, *args).await,
+        SchedulesCommand::Update(args) => update::update(context, *args).await,
         SchedulesCommand::Pause(args) => pause(context, Of::Backups, &args, true).await,
         SchedulesCommand::Resume(args) => pause(context, Of::Backups, &args, false).await,
         SchedulesCommand::RunNow(args) => run_now(context, Of::Backups, &args).await,
@@ -203,76 +212,6 @@ fn find_in(list: &[Schedule], wanted: &str) -> Result<Uuid, Failure> {
 fn common_zone(rules: &[Rule]) -> Option<Zone> {
     let (first, others) = rules.split_first()?;
     others.iter().all(|rule| rule.when.zone == first.when.zone).then(|| first.when.zone.clone())
-}
-
-async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
-    let uuid = find(context, Of::Backups, &args.target.schedule).await?;
-    let list = Of::Backups.list(context).await?;
-    let Some(now) = list.list.items.into_iter().find(|schedule| schedule.schedule_id == uuid) else {
-        let message = format!("schedule {uuid} does not exist or is unreadable");
-        let hint = "`blockctl cloudsnap schedules list` shows the schedules";
-        return Err(ApiError::new(ErrorCode::ScheduleNotFound, message).with_hint(hint).into());
-    };
-    let zone = args.times.time_zone.clone().or_else(|| common_zone(&now.rules));
-    let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
-    let mut rules = args.times.rules_in(&zone.unwrap_or_else(Zone::utc), false).map_err(usage)?;
-    let mut retain = args.retain.patch(&now.retain);
-    let given = args.local.as_retain();
-    let local = match &now.local {
-        _ if args.no_local => Some(None),
-        Some(now) => given.patch(now).map(Some),
-        None => given.retention(&now.retain.zone).map(Some),
-    };
-    // A retention without numbers would keep everything.
-    let all = |retain: &Option<Retention>| retain.as_ref().is_some_and(Retention::keeps_all);
-    if (all(&retain) && !args.retain.keep_all) || (all(&local.clone().flatten()) && !given.keep_all) {
-        return Err(Failure::usage(
-            "this would remove the last retention number: give another one, or --keep-all (--local-keep-all)",
-        ));
-    }
-    if let Some(zone) = &args.times.time_zone {
-        if rules.is_empty() && now.rules.is_empty() {
-            let local = local.clone().flatten().or_else(|| now.local.clone());
-            let retain = retain.as_ref().unwrap_or(&now.retain);
-            refuse_unused_zone(
-                args.policy.as_ref().or(now.policy_name.as_ref()),
-                &[Some(retain), local.as_ref()],
-            )?;
-        }
-        // A time zone alone moves the existing times.
-        if rules.is_empty() && now.rules.iter().any(|rule| rule.when.zone != *zone) {
-            rules = now.rules.clone();
-            rules.iter_mut().for_each(|rule| rule.when.zone = zone.clone());
-        }
-        if now.retain.zone != *zone {
-            retain = Some(Retention { zone: zone.clone(), ..retain.unwrap_or_else(|| now.retain.clone()) });
-        }
-    }
-    let request = UpdateSchedule {
-        rules: (!rules.is_empty()).then_some(rules),
-        policy_name: args.policy,
-        retain,
-        local,
-        retain_at: (!args.keep_at.is_empty()).then(|| args.keep_at.into_iter().map(|keep| keep.0).collect()),
-        full: args.full,
-        compression: if args.location_compression { Some(None) } else { args.compression.map(Some) },
-        jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
-        priority: args.priority.map(Into::into),
-        rule_name: if args.no_rule { Some(None) } else { args.rule.map(Some) },
-        labels: None,
-        drill: None,
-        paused: None,
-    };
-    if request == UpdateSchedule::default() {
-        return Err(Failure::usage(
-            "no changes given: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --compression, --jitter, --priority or --rule",
-        ));
-    }
-    let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
-    let next = or_dash(schedule.next_run_at.map(format_time));
-    context.output.tell(&schedule, || {
-        format!("Cloudsnap schedule updated successfully: {} (next run {next})", schedule.schedule)
-    })
 }
 
 async fn pause(context: &Context<'_>, of: Of, args: &ScheduleArg, paused: bool) -> Exit {

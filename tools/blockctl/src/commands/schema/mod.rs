@@ -114,6 +114,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap drill schedules pause", &[of::<Schedule>()]),
     ("cloudsnap drill schedules resume", &[of::<Schedule>()]),
     ("cloudsnap drill schedules run-now", &[of::<List<Run>>()]),
+    ("cloudsnap drill schedules update", &[of::<Schedule>()]),
     ("cloudsnap expire", &[of::<CloudsnapMark>()]),
     ("cloudsnap gc", &[of::<GarbageCollected>(), of::<List<GarbageCollected>>()]),
     ("cloudsnap history", &[of::<List<Run>>()]),
