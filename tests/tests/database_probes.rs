@@ -52,6 +52,8 @@ fn postgresql_probe_notices_a_damaged_control_file() {
     assert!(String::from_utf8_lossy(&standby.stdout).trim().ends_with("answers: f"), "{standby:?}");
     assert!(!ran.exists());
     assert!(!probed("SELECT no_such_column").status.success());
+    // No server is left behind, which would fail the next one without damage.
+    assert!(probed("SELECT 1").status.success());
     let control = mount.join("main/global/pg_control");
     let mut bytes = fs::read(&control).unwrap();
     bytes[100] ^= 1;
@@ -97,6 +99,8 @@ fn mariadb_probe_notices_a_damaged_tablespace() {
         "{status:?}"
     );
     assert!(!probed("SELECT no_such_column").status.success());
+    // No server is left behind, which would fail the next one without damage.
+    assert!(probed("SELECT 1").status.success());
     let tablespace = data.join("ibdata1");
     let mut bytes = fs::read(&tablespace).unwrap();
     bytes[..1 << 20].fill(0xA5);
