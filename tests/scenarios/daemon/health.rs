@@ -5,6 +5,7 @@ use blockd::check_start::check_start;
 use blockd_api::{
     CredentialRef,
     credential_update::UpdateCredential,
+    drills::DrillOptions,
     events::Severity,
     schedules::{CreateSchedule, Rule, Selector},
     status::Problem,
@@ -132,16 +133,22 @@ async fn schedule_without_volumes_is_refused_or_reported() {
         |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{}\"}} {value}\n", early.schedule_id);
     let text = host.metrics_text().await;
     assert!(text.contains(&sample(1)), "{text}");
+    let drills =
+        CreateSchedule { drill: Some(DrillOptions::default()), ..of_label("app=mysql", "daily @21:00") };
+    let drills = host.call(CREATE_SCHEDULE, &drills).await;
     host.create_volume("v").await;
     let listed = host.call(LIST_SCHEDULES, &()).await.list.items.remove(0);
     assert!(!listed.without_volume && listed.warnings.is_empty(), "{listed:?}");
     let text = host.metrics_text().await;
     assert!(text.contains(&sample(0)), "{text}");
     let deleted = host.call_at(DELETE_VOLUME, &"v".parse::<VolumeRef>().unwrap(), &Default::default()).await;
-    assert!(
-        deleted.warnings.len() == 1 && deleted.warnings[0].contains(&early.schedule_id.to_string()),
-        "{deleted:?}"
-    );
+    assert_eq!(deleted.warnings.len(), 2, "{deleted:?}");
+    for (command, id) in
+        [("cloudsnap schedules", early.schedule_id), ("cloudsnap drill schedules", drills.schedule_id)]
+    {
+        let delete = format!("blockctl {command} delete {id}");
+        assert!(deleted.warnings.iter().any(|warning| warning.contains(&delete)), "{deleted:?}");
+    }
     assert!(host.call(LIST_SCHEDULES, &()).await.list.items.remove(0).without_volume);
     host.stop().await;
 }

@@ -294,7 +294,7 @@ impl Monitor {
         );
         text.gauge(
             "blockd_schedule_without_volume",
-            "1 if the schedule selects no volume and thus protects nothing; 0 for a schedule of all volumes.",
+            "1 if the schedule selects no volume; 0 for a schedule of all volumes.",
             rows.schedules.iter().map(|schedule| {
                 let is_without = selection::protects_nothing(&schedule.spec.selector, &volumes);
                 (vec![("schedule", schedule.uuid.to_string())], u64::from(is_without))

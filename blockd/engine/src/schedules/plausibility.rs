@@ -105,7 +105,7 @@ pub(super) fn warnings(selector: &Selector, credentials: &[Uuid], volumes: &[Can
         }
         (None, None) => "its volume no longer exists".to_owned(),
     };
-    warnings.push(format!("{what}: the schedule protects nothing until there is one"));
+    warnings.push(format!("{what}: the schedule has no effect until there is one"));
     warnings
 }
 

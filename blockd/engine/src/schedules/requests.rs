@@ -131,15 +131,19 @@ fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
     ScheduleRow::find(tx, uuid)?.ok_or_else(|| no_schedule(uuid))
 }
 
+/// Returns the commands for a schedule.
+const fn command_of(spec: &ScheduleSpec) -> &'static str {
+    if spec.drill.is_some() { "cloudsnap drill schedules" } else { "cloudsnap schedules" }
+}
+
 /// Refuses the name of another schedule.
 fn refuse_duplicate_name(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), ServiceError> {
     let Some(name) = name else { return Ok(()) };
-    if !ScheduleRow::all(tx)?.iter().any(|row| row.spec.name.as_ref() == Some(name)) {
-        return Ok(());
-    }
+    let rows = ScheduleRow::all(tx)?;
+    let Some(existing) = rows.iter().find(|row| row.spec.name.as_ref() == Some(name)) else { return Ok(()) };
     let message = format!("schedule {name} already exists: choose another name");
     let error = ApiError::new(ErrorCode::ScheduleExists, message);
-    let hint = format!("`blockctl cloudsnap schedules update {name}` changes it");
+    let hint = format!("`blockctl {} update {name}` changes it", command_of(&existing.spec));
     Err(ServiceError::Refused(error.with_hint(hint)))
 }
 
@@ -205,13 +209,9 @@ impl Schedules {
             Ok(rows.filter(was_for).collect::<Vec<_>>())
         });
         let warnings = idle.await?.into_iter().map(|row| {
-            let (of, effect) = match row.spec.drill {
-                Some(_) => ("drill schedules", "drills"),
-                None => ("schedules", "protects"),
-            };
-            let schedule = row.summary();
+            let (schedule, command) = (row.summary(), command_of(&row.spec));
             format!(
-                "schedule {schedule} {effect} nothing any more: delete it with blockctl cloudsnap {of} delete {schedule} if it is not needed"
+                "schedule {schedule} selects no volume now: delete it with blockctl {command} delete {schedule} if it is not needed"
             )
         });
         Ok(warnings.collect())
