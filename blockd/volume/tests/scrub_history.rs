@@ -129,7 +129,7 @@ impl Run {
                     match self.volume.repair(damage.file, Epoch(at), &offered) {
                         Ok(done) if is_right => assert_eq!(done.blocks, blocks, "seed {}", self.seed),
                         Ok(done) => {
-                            assert_eq!((done.blocks.len_blocks(), done.mismatched), (0, blocks.clone()))
+                            assert_eq!((done.blocks.len_blocks(), done.mismatched), (0, blocks.clone()));
                         }
                         Err(error) => assert_eq!(error.kind(), VolumeErrorKind::Busy, "seed {}", self.seed),
                     }

@@ -232,7 +232,7 @@ async fn volume_deleted_during_a_scrub_of_all_is_skipped() {
     host.delete_volume("first").await;
     let task = host.wait(task).await;
     assert_eq!(task.state.to_string(), "Scrub-Done", "{task:?}");
-    let rows = host.engine().db.transaction(|tx| ScrubRow::all(tx)).unwrap();
+    let rows = host.engine().db.transaction(ScrubRow::all).unwrap();
     assert_eq!(rows.len(), 1);
     assert!(rows[0].completed.unwrap() > started, "the other volume is read");
 }
