@@ -53,14 +53,15 @@ pub(crate) fn probe(source: &dyn ReadAt) -> Result<bool, ExtError> {
     Ok(u16::from_le_bytes(magic) == MAGIC)
 }
 
-/// Returns true if the primary superblock names a device as its journal. Other fields are not checked.
+/// Returns true if the primary superblock names a device as its journal. Other fields are not checked, also not
+/// the revision: the kernel uses the features of revision 0, too.
 pub(crate) fn names_journal_device(source: &dyn ReadAt) -> Result<bool, ExtError> {
     if !probe(source)? {
         return Ok(false);
     }
     let mut bytes = [0; LEN];
     disk::read(source, OFFSET_BYTES, &mut bytes)?;
-    Ok(is_dynamic(&bytes) && le32(&bytes, 0x5c) & bit::COMPAT_HAS_JOURNAL != 0 && le32(&bytes, 0xe4) != 0)
+    Ok(le32(&bytes, 0x5c) & bit::COMPAT_HAS_JOURNAL != 0 && le32(&bytes, 0xe4) != 0)
 }
 
 /// Reads the primary superblock.

@@ -158,6 +158,12 @@ fn unsupported_feature_is_refused_by_name() {
     }
     let error = Filesystem::open(Arc::new(ImageFile::open(&copy))).unwrap_err();
     assert!(error.to_string().contains("external journal"), "{error}");
+    let names_device = || blockd_ext4::names_journal_device(&ImageFile::open(&copy)).unwrap();
+    assert!(names_device());
+    file.write_all_at(&[0; 4], 1024 + 0x4c).unwrap();
+    assert!(names_device(), "the kernel opens it in revision 0, too");
+    file.write_all_at(&[0], 1024 + 0xe4).unwrap();
+    assert!(!names_device());
 }
 
 #[test]
