@@ -56,6 +56,13 @@ pub(crate) struct StoredEntry<'a> {
 
 pub(crate) type Visit<'a> = dyn FnMut(&StoredEntry<'_>) -> ControlFlow<()> + 'a;
 
+/// Subtracts bytes from a budget; returns false if it is used up.
+fn spend_from(left: &mut u64, bytes: u64) -> bool {
+    let rest = left.checked_sub(bytes);
+    *left = rest.unwrap_or(*left);
+    rest.is_some()
+}
+
 impl Filesystem {
     /// Returns the entries of a directory in storage order, without `.` and `..`. Entries whose names no
     /// system call can create are skipped.
@@ -64,8 +71,19 @@ impl Filesystem {
     /// The inode is no directory, is encrypted, has more than `max_entries` entries, is damaged, or the image
     /// cannot be read.
     pub fn read_dir(&self, dir: &Inode, max_entries: usize) -> Result<Vec<DirEntry>, ExtError> {
+        self.read_dir_while(dir, max_entries, &mut || true)
+    }
+
+    /// Returns the entries of a directory. Calls `may_continue` before each read of a block.
+    pub(crate) fn read_dir_while(
+        &self,
+        dir: &Inode,
+        max_entries: usize,
+        may_continue: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<DirEntry>, ExtError> {
         let (mut entries, mut left) = (Vec::new(), MAX_BYTES);
-        let flow = self.each_entry(dir, &mut left, &mut |&StoredEntry { name, inode, .. }| {
+        let mut spend = |bytes| may_continue() && spend_from(&mut left, bytes);
+        let flow = self.each_entry(dir, &mut spend, &mut |&StoredEntry { name, inode, .. }| {
             if !is_name(name) {
                 return ControlFlow::Continue(());
             }
@@ -98,7 +116,7 @@ impl Filesystem {
         left: &mut u64,
     ) -> Result<InodeNumber, ExtError> {
         let mut found = Err(ExtError::NotFound);
-        let _ = self.each_entry(dir, left, &mut |entry| {
+        let _ = self.each_entry(dir, &mut |bytes| spend_from(left, bytes), &mut |entry| {
             if entry.name != name || !is_name(name) {
                 return ControlFlow::Continue(());
             }
@@ -108,20 +126,17 @@ impl Filesystem {
         found
     }
 
-    /// Visits all entries until `left`, the remaining budget in bytes, is used up. The image's size is no
-    /// bound: an image may map the same block into many directories, and many times into one.
+    /// Visits all entries. Calls `may_read` with the bytes before each read. The image's size is no bound: an
+    /// image may map the same block into many directories, and many times into one.
     fn each_entry(
         &self,
         dir: &Inode,
-        left: &mut u64,
+        may_read: &mut dyn FnMut(u64) -> bool,
         visit: &mut Visit<'_>,
     ) -> Result<ControlFlow<()>, ExtError> {
-        let mut spend = |bytes: u64| match left.checked_sub(bytes) {
-            Some(rest) => {
-                *left = rest;
-                Ok(())
-            }
-            None => Err(ExtError::unsupported("directories beyond the read limit")),
+        let mut spend = |bytes| match may_read(bytes) {
+            true => Ok(()),
+            false => Err(ExtError::unsupported("directories beyond the read limit")),
         };
         if dir.kind != FileKind::Directory {
             return Err(ExtError::NotADirectory);

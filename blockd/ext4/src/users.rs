@@ -5,6 +5,8 @@ use std::{collections::HashSet, ops::Range};
 
 /// Maximum number of entries of a directory.
 const MAX_ENTRIES: usize = 1_000_000;
+/// Maximum length of a path in bytes (`PATH_MAX`).
+const MAX_PATH_LEN: usize = 4096;
 /// Maximum length of the paths of directories that are still to be read, in bytes.
 const MAX_PENDING_BYTES: usize = 64 << 20;
 
@@ -20,8 +22,9 @@ pub struct Users {
 
 impl Filesystem {
     /// Searches the files and directories with data in byte ranges of the image, up to `max_found`. Calls
-    /// `may_continue` before each step, of at most one read of the map of a file. Damaged files and
-    /// directories, which the ranges may be part of, are skipped.
+    /// `may_continue` before each step, of at most one read of the map of a file or of a directory block.
+    /// Damaged files and directories, which the ranges may be part of, are skipped, and paths of more than
+    /// 4096 bytes.
     pub fn users_of(
         &self,
         ranges: &[Range<u64>],
@@ -38,7 +41,9 @@ impl Filesystem {
                 users.is_incomplete = true;
                 break;
             }
-            let read = self.inode(number).and_then(|dir| Ok((self.read_dir(&dir, MAX_ENTRIES)?, dir)));
+            let read = self
+                .inode(number)
+                .and_then(|dir| Ok((self.read_dir_while(&dir, MAX_ENTRIES, may_continue)?, dir)));
             let Ok((entries, dir)) = read else {
                 users.is_incomplete = true;
                 continue;
@@ -49,6 +54,10 @@ impl Filesystem {
                     users.is_incomplete = true;
                     users.found.truncate(max_found);
                     return users;
+                }
+                if path.len() + 1 + entry.name.len() > MAX_PATH_LEN {
+                    users.is_incomplete = true;
+                    continue;
                 }
                 let path = [path.as_slice(), b"/", &entry.name].concat();
                 match self.inode(entry.inode) {
