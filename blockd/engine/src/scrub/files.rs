@@ -18,6 +18,14 @@ enum Point {
 }
 
 impl Point {
+    /// Returns true if reads may fetch data.
+    fn is_lazy(&self) -> bool {
+        match self {
+            Self::Live(volume) => volume.is_lazy(),
+            Self::Snapshot(view) => view.is_lazy(),
+        }
+    }
+
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
         match self {
             Self::Live(volume) => volume.read(offset_bytes, buf).map(drop),
@@ -44,7 +52,8 @@ impl BlockSource for Point {
     }
 }
 
-/// Returns the files with damaged blocks of each extent. Blocks; empty lists if no filesystem is known.
+/// Returns the files with damaged blocks of each extent. Blocks; empty lists if no filesystem is known, and if
+/// reads may fetch data, which takes as long as an unreachable store stalls them.
 pub(super) fn name_files(
     volume: &Arc<Volume>,
     snapshot: Option<SnapshotId>,
@@ -56,6 +65,9 @@ pub(super) fn name_files(
         Some(Err(_)) => return vec![Vec::new(); extents.len()],
         None => Point::Live(Arc::clone(volume)),
     };
+    if point.is_lazy() {
+        return vec![Vec::new(); extents.len()];
+    }
     let damaged = visible(&point, extents);
     let image: Arc<dyn BlockSource> = Arc::new(point);
     files_with(&image, &damaged, extents.len(), cancel)

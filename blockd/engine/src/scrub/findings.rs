@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// Maximum number of listed damaged extents.
 pub(super) const MAX_FINDINGS: usize = 100;
 
-/// Describes the damaged extents of a layer; names the files of the first ones.
+/// Describes the damaged extents of a layer; names the files of the first ones, unless the task is cancelled.
 pub(super) async fn findings_of(
     volume: &Arc<Volume>,
     entry: &VolumeEntry,
@@ -40,9 +40,13 @@ pub(super) async fn findings_of(
     findings.extend(describe(&checksums, "differ from their checksum"));
     findings.sort_by_key(|(extent, _)| *extent);
     let extents: Vec<_> = findings.iter().take(MAX_FINDINGS).map(|(extent, _)| *extent).collect();
-    let (volume, cancel) = (Arc::clone(volume), cancel.clone());
-    let search = move || name_files(&volume, snapshot, &extents, &cancel);
-    let files = on_thread("scrub", set_background_reader, search).await?;
+    let (volume, is_over) = (Arc::clone(volume), cancel.clone());
+    let search = move || name_files(&volume, snapshot, &extents, &is_over);
+    let files = tokio::select! {
+        files = on_thread("scrub", set_background_reader, search) => files?,
+        // The thread ends after its current read, which may hang on the disk.
+        () = cancel.cancelled() => vec![],
+    };
     for ((_, finding), files) in findings.iter_mut().zip(files) {
         finding.files = files;
     }
