@@ -15,6 +15,7 @@ use blockd_catalog::{Chain, DbManifestCache, SnapshotRow, SnapshotState};
 use blockd_cloud::{CloudError, CloudSnapshotId, SnapshotReader};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use blockd_volume::{LayerDamage, Volume};
+use jiff::Timestamp;
 use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
 
@@ -112,9 +113,7 @@ impl ScrubWork {
                 epoch: chain.epoch,
             })
             .collect();
-        // A backup has an id of its own, and the time of the freeze.
-        let frozen = snapshots.iter().filter(|row| row.state == SnapshotState::Ready);
-        let epochs: HashMap<_, _> = frozen.map(|row| (row.created, row.epoch)).collect();
+        let epochs = epochs_by_time(&snapshots);
         for credential in self.repositories.credential_rows().await? {
             let cache = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
             let manifests = blocking(move || cache.all()).await?;
@@ -163,6 +162,15 @@ impl ScrubWork {
         }
         Ok(repaired)
     }
+}
+
+/// Returns the epochs of local snapshots by the time of the freeze: a backup has an id of its own, and this
+/// time. A time of several snapshots proves no epoch.
+fn epochs_by_time(snapshots: &[SnapshotRow]) -> HashMap<Timestamp, Epoch> {
+    let mut times = HashMap::<_, u32>::new();
+    snapshots.iter().for_each(|row| *times.entry(row.created).or_default() += 1);
+    let frozen = snapshots.iter().filter(|row| row.state == SnapshotState::Ready);
+    frozen.filter(|row| times[&row.created] == 1).map(|row| (row.created, row.epoch)).collect()
 }
 
 /// Writes fetched extents.
