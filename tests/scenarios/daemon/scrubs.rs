@@ -222,14 +222,18 @@ async fn volume_deleted_during_a_scrub_of_all_is_skipped() {
     // The volume without a complete scrub is first.
     assert_eq!(host.scrub(scrub_of("last", false)).await.state.to_string(), "Scrub-Done");
     let started = jiff::Timestamp::now();
+    let (read, is_read) = tokio::sync::oneshot::channel();
+    let (deleted, is_deleted) = std::sync::mpsc::channel();
+    host.act_at("scrub read", move |_| {
+        read.send(()).unwrap();
+        tokio::task::block_in_place(|| is_deleted.recv().unwrap());
+    });
+    // The first read ends after a second, at most at half of the volume.
     let request = StartScrub { limit_bytes_per_second: Some(3 << 20), ..StartScrub::default() };
     let task = host.call(START_SCRUB, &request).await.task_id;
-    let has_read = async || match host.engine().tasks.running().first() {
-        Some(row) if row.detail.bytes_processed > 0 => Ok(()),
-        row => Err(format!("{row:?}")),
-    };
-    eventually(has_read).await;
+    is_read.await.unwrap();
     host.delete_volume("first").await;
+    deleted.send(()).unwrap();
     let task = host.wait(task).await;
     assert_eq!(task.state.to_string(), "Scrub-Done", "{task:?}");
     let rows = host.engine().db.transaction(ScrubRow::all).unwrap();

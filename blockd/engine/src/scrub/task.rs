@@ -182,6 +182,7 @@ impl Run<'_> {
             let at = ScrubPosition { epoch: row.epoch, block: row.block };
             let step = self.read(volume, at).await?;
             self.note(volume, entry, &step).await?;
+            self.work.host.failpoints.reached("scrub read")?;
             found.extend(step.found);
             let Some(next) = step.next else {
                 (row.epoch, row.block) = (ScrubPosition::START.epoch, ScrubPosition::START.block);
