@@ -67,7 +67,7 @@ impl KnownDamage {
                 // Without a cached manifest, a backup is later if it was made after the verification.
                 let created_ns = own.map_or(proof.proven.as_nanosecond(), |own| own.created_ns);
                 let later = later(backups, created_ns, &known);
-                let repaired = repaired(backups, &cloudsnap, &known);
+                let repaired = own.and_then(|own| repaired(backups, own, &known));
                 all.push(Self { credential, cloudsnap, proof, volume_name, later, repaired });
             }
         }
@@ -80,6 +80,7 @@ struct CachedBackup {
     credential: Uuid,
     cloudsnap: CloudSnapshotId,
     created_ns: i128,
+    size_bytes: Option<i64>,
     volume_name: Option<String>,
     repairs: Option<String>,
 }
@@ -93,19 +94,22 @@ impl CachedBackup {
     ) -> Result<Vec<Self>, DbError> {
         let sql =
             "SELECT key, created_ns, CASE WHEN json_valid(manifest) THEN manifest ->> 'volume_name' END,
-                CASE WHEN json_valid(manifest) THEN manifest ->> 'repairs' END
+                CASE WHEN json_valid(manifest) THEN manifest ->> 'repairs' END,
+                CASE WHEN json_valid(manifest) THEN manifest ->> 'size_bytes' END
             FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3";
         let (first, last) = manifest_keys_of(cluster, volume);
         let mut all = Vec::new();
         for &credential in credentials {
             let found = rows(tx, sql, params![credential.to_string(), first, last], |row| {
                 let key: String = row.get(0)?;
-                let (created_ns, volume_name, repairs): (i64, _, _) = (row.get(1)?, row.get(2)?, row.get(3)?);
+                let (created_ns, volume_name): (i64, _) = (row.get(1)?, row.get(2)?);
+                let (repairs, size_bytes) = (row.get(3)?, row.get(4)?);
                 let cloudsnap = CloudSnapshotId::from_manifest_key(&key);
                 Ok(cloudsnap.map(|cloudsnap| Self {
                     credential,
                     cloudsnap,
                     created_ns: created_ns.into(),
+                    size_bytes,
                     volume_name,
                     repairs,
                 }))
@@ -126,14 +130,13 @@ fn later(backups: &[CachedBackup], created_ns: i128, known: &KnownProofs) -> Opt
     read.or_else(|| whole.next().map(|cloudsnap| LaterBackup { cloudsnap, is_read: false }))
 }
 
-/// Returns the repaired cloud snapshot that replaces a damaged one; of several, one whose content was read.
-fn repaired(
-    backups: &[CachedBackup],
-    cloudsnap: &CloudSnapshotId,
-    known: &KnownProofs,
-) -> Option<LaterBackup> {
-    let id = cloudsnap.to_string();
-    let found = backups.iter().filter(|one| one.repairs.as_ref() == Some(&id)).map(|one| one.cloudsnap);
+/// Returns the repaired cloud snapshot that replaces a damaged one; of several, one whose content was read. It
+/// has the same point in time and size: another host may have stored a wrong claim.
+fn repaired(backups: &[CachedBackup], damaged: &CachedBackup, known: &KnownProofs) -> Option<LaterBackup> {
+    let id = damaged.cloudsnap.to_string();
+    let point = |one: &CachedBackup| (one.created_ns, one.size_bytes);
+    let is_claimed = |one: &&CachedBackup| one.repairs.as_ref() == Some(&id) && point(one) == point(damaged);
+    let found = backups.iter().filter(is_claimed).map(|one| one.cloudsnap);
     let found = found.filter(|id| known.damage(id).is_none()).map(|cloudsnap| {
         let is_read = known.last(&cloudsnap).is_some_and(|last| last.covers_content());
         LaterBackup { cloudsnap, is_read }
@@ -148,6 +151,7 @@ mod tests {
     use blockd_cloud::VerifyDepth::{self, Deep, Full, Quick};
 
     const NOW_S: i64 = 1_000_000;
+    const SIZE_BYTES: u64 = 1 << 30;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -200,11 +204,12 @@ mod tests {
 
         /// Caches the manifest of a backup.
         fn cache(&self, credential: u128, rest: &str, created_s: i64) {
-            let sql = "INSERT INTO catalog VALUES (?1, ?2, NULL, ?3, '{}', '{\"volume_name\":\"db\"}')";
+            let sql = "INSERT INTO catalog VALUES (?1, ?2, NULL, ?3, '{}', ?4)";
             let (credential, key) = (Uuid::from_u128(credential).to_string(), snap(rest).manifest_key());
+            let manifest = serde_json::json!({ "volume_name": "db", "size_bytes": SIZE_BYTES }).to_string();
             self.db
                 .transaction::<_, DbError>(|tx| {
-                    Ok(tx.execute(sql, params![credential, key, created_s * 1_000_000_000])?)
+                    Ok(tx.execute(sql, params![credential, key, created_s * 1_000_000_000, manifest])?)
                 })
                 .unwrap();
         }
@@ -303,12 +308,18 @@ mod tests {
         let repaired = || catalog.damage().remove(0).repaired.map(|one| (one.cloudsnap, one.is_read));
         catalog.cache(7, "59-62", 100);
         assert_eq!(repaired(), None, "it has the same time only");
-        let manifest = serde_json::json!({ "repairs": snap("59-61") }).to_string();
-        let set = |tx: &Transaction<'_>| -> Result<usize, DbError> {
-            let key = snap("59-62").manifest_key();
-            Ok(tx.execute("UPDATE catalog SET manifest = ?1 WHERE key = ?2", [manifest, key])?)
+        let set = |created_s: i64, size_bytes: u64| {
+            let manifest =
+                serde_json::json!({ "repairs": snap("59-61"), "size_bytes": size_bytes }).to_string();
+            let sql = "UPDATE catalog SET manifest = ?1, created_ns = ?2 WHERE key = ?3";
+            let values = params![manifest, created_s * 1_000_000_000, snap("59-62").manifest_key()];
+            assert_eq!(catalog.db.transaction::<_, DbError>(|tx| Ok(tx.execute(sql, values)?)).unwrap(), 1);
         };
-        assert_eq!(catalog.db.transaction(set).unwrap(), 1);
+        for (created_s, size_bytes) in [(101, SIZE_BYTES), (100, 2 * SIZE_BYTES)] {
+            set(created_s, size_bytes);
+            assert_eq!(repaired(), None, "{created_s} {size_bytes}");
+        }
+        set(100, SIZE_BYTES);
         assert_eq!(repaired(), Some((snap("59-62"), false)));
         catalog.verify(7, "59-62", 510, Full, true);
         assert_eq!(repaired(), Some((snap("59-62"), true)));
