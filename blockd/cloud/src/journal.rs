@@ -64,7 +64,7 @@ pub trait BackupJournal: Send + Sync {
     /// [`CloudError::Journal`].
     fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError>;
 
-    /// Returns the level of a pack that was recorded, or whose level was.
+    /// Returns the level of a pack that was recorded, or whose level was. Waits for no disk.
     fn level(&self, pack_no: u32) -> Option<CompressionLevel>;
 
     /// Durably records the level of a pack before it is sent.
@@ -120,29 +120,16 @@ impl JournalBinding {
 pub struct FileJournal {
     path: PathBuf,
     state: Mutex<JournalFile>,
+    /// Levels of the packs. Async threads read them: they must not wait for the syncs under the other mutex.
+    levels: Mutex<BTreeMap<u32, CompressionLevel>>,
 }
 
 #[derive(Debug)]
 struct JournalFile {
     file: File,
     end: u64,
-    packs: RecordedPacks,
-}
-
-#[derive(Default, Debug)]
-struct RecordedPacks {
     /// Offset of the record of each stored pack.
     stored: BTreeMap<u32, u64>,
-    levels: BTreeMap<u32, CompressionLevel>,
-}
-
-impl RecordedPacks {
-    fn add(&mut self, record: &Record, offset: u64) {
-        self.levels.insert(record.pack_no, record.level);
-        if record.frame_lens.is_some() {
-            self.stored.insert(record.pack_no, offset);
-        }
-    }
 }
 
 /// Record of a pack.
@@ -168,7 +155,8 @@ impl FileJournal {
         let len = file.metadata().map_err(failed("stat"))?.len();
         let header = header(binding);
         let end = HEADER_LEN as u64;
-        let mut state = JournalFile { file, end, packs: RecordedPacks::default() };
+        let mut state = JournalFile { file, end, stored: BTreeMap::new() };
+        let mut levels = BTreeMap::new();
         let mut was_cut = false;
         if len < HEADER_LEN as u64 {
             // An earlier run stopped before the header was durable, so nothing was recorded.
@@ -179,12 +167,12 @@ impl FileJournal {
             if found != header {
                 return Err(CloudError::ForeignJournal { path: path.to_owned() });
             }
-            state.scan().map_err(failed("read"))?;
+            levels = state.scan().map_err(failed("read"))?;
             debug_assert!(state.end <= len, "records behind the end of the journal");
             was_cut = state.end < len;
             state.file.set_len(state.end).map_err(failed("truncation to the last complete record"))?;
         }
-        let journal = Self { path: path.to_owned(), state: Mutex::new(state) };
+        let journal = Self { path: path.to_owned(), state: Mutex::new(state), levels: Mutex::new(levels) };
         if was_cut {
             journal.record_commit()?;
         }
@@ -285,13 +273,18 @@ impl Read for ReadAt<'_> {
 }
 
 impl JournalFile {
-    fn scan(&mut self) -> io::Result<()> {
+    /// Finds the complete records, and returns the levels of their packs.
+    fn scan(&mut self) -> io::Result<BTreeMap<u32, CompressionLevel>> {
+        let mut levels = BTreeMap::new();
         let mut reader = io::BufReader::new(ReadAt { file: &self.file, at: self.end });
         while let Some(record) = Record::read(&mut reader)? {
-            self.packs.add(&record, self.end);
+            levels.insert(record.pack_no, record.level);
+            if record.frame_lens.is_some() {
+                self.stored.insert(record.pack_no, self.end);
+            }
             self.end += record.encode().len() as u64;
         }
-        Ok(())
+        Ok(levels)
     }
 }
 
@@ -307,21 +300,25 @@ impl FileJournal {
         let mut state = self.state.lock();
         state.file.write_all_at(&encoded, state.end).map_err(self.failed("write"))?;
         state.file.sync_data().map_err(self.failed("sync"))?;
-        let offset = state.end;
-        state.packs.add(record, offset);
+        if record.frame_lens.is_some() {
+            let offset = state.end;
+            state.stored.insert(record.pack_no, offset);
+        }
         state.end += encoded.len() as u64;
+        drop(state);
+        self.levels.lock().insert(record.pack_no, record.level);
         Ok(())
     }
 }
 
 impl BackupJournal for FileJournal {
     fn completed(&self) -> Vec<u32> {
-        self.state.lock().packs.stored.range(..COMMIT_MARK).map(|(pack_no, _)| *pack_no).collect()
+        self.state.lock().stored.range(..COMMIT_MARK).map(|(pack_no, _)| *pack_no).collect()
     }
 
     fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError> {
         let state = self.state.lock();
-        let Some(at) = state.packs.stored.get(&pack_no) else { return Ok(None) };
+        let Some(at) = state.stored.get(&pack_no) else { return Ok(None) };
         debug_assert!((HEADER_LEN as u64..state.end).contains(at), "record at {at} of {}", state.end);
         let record = Record::read(&mut ReadAt { file: &state.file, at: *at })
             .map_err(self.failed("read"))?
@@ -337,7 +334,7 @@ impl BackupJournal for FileJournal {
     }
 
     fn level(&self, pack_no: u32) -> Option<CompressionLevel> {
-        self.state.lock().packs.levels.get(&pack_no).copied()
+        self.levels.lock().get(&pack_no).copied()
     }
 
     fn record_level(&self, pack_no: u32, level: CompressionLevel) -> Result<(), CloudError> {
@@ -357,7 +354,7 @@ impl BackupJournal for FileJournal {
     }
 
     fn may_be_committed(&self) -> bool {
-        self.state.lock().packs.stored.contains_key(&COMMIT_MARK)
+        self.state.lock().stored.contains_key(&COMMIT_MARK)
     }
 }
 
