@@ -6,9 +6,9 @@ use super::{
 };
 use crate::common::{BLOCK, CHECKED, Noise, fixed, set};
 use blockd_cloud::{
-    BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions, Manifest,
-    ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UploadOptions, backup,
-    collect_garbage, delete_with_manifest,
+    BackupSpec, CancelToken, CloudError, CloudSnapshotId, Compression, EncryptionMode, GarbageOptions,
+    Manifest, ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UploadOptions,
+    backup, collect_garbage, delete_with_manifest,
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use blockd_store::{Requests, RetryPolicy, task_store};
@@ -141,6 +141,11 @@ impl Daemon {
             upload_concurrency: 2,
             cpu_threads: 1,
             write_once: true,
+            // By the backup, as each run of it has the same one.
+            compression: match kept.spec.snapshot.as_u64() % 2 {
+                0 => Compression::Auto,
+                _ => UploadOptions::default().compression,
+            },
             ..UploadOptions::default()
         };
         let progress = Arc::new(Progress::new(self.requests.clone()));
