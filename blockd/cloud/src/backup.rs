@@ -35,7 +35,8 @@ pub struct UploadOptions {
     /// Use create-if-absent: an existing object must have the same content. Set it for stores that support
     /// create-if-absent, as tested.
     pub write_once: bool,
-    /// An earlier run of this backup may have reached the commit, even if the journal is lost.
+    /// An earlier run of this backup may have stored packs or reached the commit, even if the journal is lost.
+    /// With levels chosen for each pack, stored packs may then differ: [`CloudError::JournalLost`].
     pub resumed: bool,
     /// Compression. A resumed backup has the same one.
     pub compression: Compression,
@@ -72,7 +73,7 @@ pub(crate) fn cpu_threads(asked: usize) -> usize {
 /// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
 /// [`CloudError::BaseUnknown`] and [`CloudError::CommitNotUndone`], after which the snapshot is listed and
 /// the backup must be resumed; [`CloudError::DeletedConcurrently`]; [`CloudError::ReadVolume`];
-/// [`CloudError::Journal`]; errors of the store. Stored objects stay for a resume, and do not count as a
+/// [`CloudError::Journal`]; [`CloudError::JournalLost`]; errors of the store. Stored objects stay for a resume, and do not count as a
 /// snapshot.
 pub async fn backup(
     repo: &Repository,
@@ -191,6 +192,16 @@ impl Job {
         Ok(())
     }
 
+    /// Without its journal, a resumed backup may choose other levels than those of its stored packs.
+    fn cause_of(&self, error: CloudError) -> CloudError {
+        match error {
+            CloudError::Conflict { key } if self.is_resumed && self.compression == Compression::Auto => {
+                CloudError::JournalLost { key }
+            }
+            other => other,
+        }
+    }
+
     /// Reads, seals, stores and records one pack; returns its bytes of blocks.
     async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<usize, CloudError> {
         let pack = self.build(pack_no).await?;
@@ -199,7 +210,7 @@ impl Job {
         if let Some(body) = pack.body {
             let object = self.spec.delta_id().pack_key(pack_no);
             let _sending = self.adaptive.enter(Stage::Sending);
-            self.put(&object, body).await?;
+            self.put(&object, body).await.map_err(|error| self.cause_of(error))?;
         }
         let level = pack.level;
         self.recorder.write(move |journal| journal.record(pack_no, level, &pack.lens)).await?;

@@ -161,6 +161,14 @@ pub enum CloudError {
         /// Key of the object.
         key: String,
     },
+    /// A pack of a resumed backup exists with other content than its journal leads to.
+    #[error(
+        "resume failed on the backup: {key} exists with other content, because the journal of the backup was lost or damaged, or a copy of this daemon makes the same backup: start a new backup, which gets a new id and includes the same blocks"
+    )]
+    JournalLost {
+        /// Key of the pack.
+        key: String,
+    },
     /// The base of an incremental was deleted during the backup.
     #[error(
         "cloud snapshot {base} was deleted during the incremental backup based on it: make a full backup"

@@ -125,3 +125,30 @@ async fn level_is_recorded_before_its_pack_is_sent() {
     assert!(journal.completed().is_empty());
     assert!(journal.level(0).is_some(), "the pack may be in the store");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_journal_ends_a_resumed_backup() {
+    let (live, data) = volume(3);
+    let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    let repo = fixed(faults.clone(), EncryptionMode::Aes256GcmSiv);
+    let options =
+        UploadOptions { compression: Compression::Auto, write_once: true, ..UploadOptions::default() };
+    let run = |snapshot, journal, resumed| {
+        let (spec, reader) = (spec(snapshot, SIZE, data.clone(), set([]), None), Arc::new(live.fork()));
+        let options = UploadOptions { resumed, ..options };
+        let repo = repo.clone();
+        async move { run_as(&repo, spec, reader, journal, &options, &CancelToken::new()).await }
+    };
+    let first = Arc::new(MemoryJournal::default());
+    for pack_no in 0..PACKS as u32 {
+        first.record_level(pack_no, CompressionLevel::Zstd(19)).unwrap();
+    }
+    faults.fail_from(PACKS, Fault::BeforeApply);
+    assert!(run(7, first, false).await.is_err());
+    faults.heal();
+    let lost = run(7, Arc::new(MemoryJournal::default()), true).await.map(|_| ()).unwrap_err();
+    assert!(matches!(&lost, CloudError::JournalLost { .. }), "{lost}");
+    assert!(!lost.is_retryable());
+    let next = run(8, Arc::new(MemoryJournal::default()), false).await.unwrap();
+    assert_eq!(restored(&repo, &next.manifest).await.unwrap(), live.content());
+}

@@ -262,6 +262,7 @@ pub fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::TooManyKeys { .. }
         | CloudError::KeySlotsLeftOut { .. }
         | CloudError::Conflict { .. }
+        | CloudError::JournalLost { .. }
         | CloudError::Unsettled { .. }
         | CloudError::KeySlotMissing { .. }
         | CloudError::TooManyDeltas { .. }

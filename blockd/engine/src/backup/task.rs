@@ -284,7 +284,8 @@ async fn upload(
 }
 
 /// Opens the journal of this backup. A damaged journal, or one of another plan, is recreated. The journal
-/// saves work and records the start of the commit, which is assumed if unknown.
+/// saves work and records the start of the commit, which is assumed if unknown. Without the levels that it
+/// records for `auto`, packs may differ from the stored ones, which ends the backup.
 fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, CloudError> {
     match FileJournal::open(path, binding) {
         Err(CloudError::ForeignJournal { .. }) => {
