@@ -97,8 +97,8 @@ fn compression_text(report: &CompressionReport) -> String {
 
 /// Returns the compression ratio; `None` without stored bytes.
 fn ratio(levels: &[LevelUse]) -> Option<String> {
-    let data_bytes: u64 = levels.iter().map(|used| used.data_bytes).sum();
-    let stored_bytes: u64 = levels.iter().map(|used| used.stored_bytes).sum();
+    let data_bytes: u64 = levels.iter().map(|used| used.data_bytes).fold(0, u64::saturating_add);
+    let stored_bytes: u64 = levels.iter().map(|used| used.stored_bytes).fold(0, u64::saturating_add);
     (stored_bytes > 0).then(|| format!("{:.1}x", data_bytes as f64 / stored_bytes as f64))
 }
 
