@@ -130,8 +130,8 @@ fn later(backups: &[CachedBackup], created_ns: i128, known: &KnownProofs) -> Opt
     read.or_else(|| whole.next().map(|cloudsnap| LaterBackup { cloudsnap, is_read: false }))
 }
 
-/// Returns the repaired cloud snapshot that replaces a damaged one; of several, one whose content was read. It
-/// has the same point in time and size: another host may have stored a wrong claim.
+/// Returns the repaired cloud snapshot that replaces a damaged one; of several, one whose content was read.
+/// It has the same point in time and size: another host may have stored a wrong claim.
 fn repaired(backups: &[CachedBackup], damaged: &CachedBackup, known: &KnownProofs) -> Option<LaterBackup> {
     let id = damaged.cloudsnap.to_string();
     let point = |one: &CachedBackup| (one.created_ns, one.size_bytes);

@@ -35,8 +35,8 @@ pub struct UploadOptions {
     /// Use create-if-absent: an existing object must have the same content. Set it for stores that support
     /// create-if-absent, as tested.
     pub write_once: bool,
-    /// An earlier run of this backup may have stored packs or reached the commit, even if the journal is lost.
-    /// With levels chosen for each pack, stored packs may then differ: [`CloudError::JournalLost`].
+    /// An earlier run of this backup may have stored packs or reached the commit, even if the journal is
+    /// lost. With levels chosen for each pack, stored packs may then differ: [`CloudError::JournalLost`].
     pub resumed: bool,
     /// Compression. A resumed backup has the same one.
     pub compression: Compression,
@@ -69,12 +69,11 @@ pub(crate) fn cpu_threads(asked: usize) -> usize {
 /// byte of every object is fetched after the commit, because a collector with another clock may have deleted
 /// it. [`Progress::was_in_doubt`] reports the first case.
 ///
-/// # Errors
-/// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
+/// # Errors [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
 /// [`CloudError::BaseUnknown`] and [`CloudError::CommitNotUndone`], after which the snapshot is listed and
 /// the backup must be resumed; [`CloudError::DeletedConcurrently`]; [`CloudError::ReadVolume`];
-/// [`CloudError::Journal`]; [`CloudError::JournalLost`]; errors of the store. Stored objects stay for a resume, and do not count as a
-/// snapshot.
+/// [`CloudError::Journal`]; [`CloudError::JournalLost`]; errors of the store. Stored objects stay for a
+/// resume, and do not count as a snapshot.
 pub async fn backup(
     repo: &Repository,
     spec: Arc<BackupSpec>,

@@ -230,9 +230,8 @@ async fn refuse_recommit(repo: &Repository, id: &CloudSnapshotId) -> Result<(), 
 /// Deletes a snapshot with a damaged manifest, which an earlier attempt may have deleted. Only its own delta
 /// is deleted, as the others are unknown. While another manifest is unreadable, only the manifest is deleted.
 ///
-/// # Errors
-/// [`CloudError::KeySlotMissing`]; [`CloudError::Leased`], after which the manifest still exists as it was, unless
-/// it is too long to be read; errors of the store. A repeated call completes the work.
+/// # Errors [`CloudError::KeySlotMissing`]; [`CloudError::Leased`], after which the manifest still exists as
+/// it was, unless it is too long to be read; errors of the store. A repeated call completes the work.
 pub async fn delete_damaged(
     repo: &Repository,
     id: &CloudSnapshotId,

@@ -437,10 +437,9 @@ where
 ///
 /// # Errors
 /// The work failed or panicked.
-pub async fn spawned<R, E>(
-    work: impl Future<Output = Result<R, E>> + Send + 'static,
-) -> Result<R, ServiceError>
+pub async fn spawned<R, E, F>(work: F) -> Result<R, ServiceError>
 where
+    F: Future<Output = Result<R, E>> + Send + 'static,
     R: Send + 'static,
     E: Into<ServiceError> + Send + 'static,
 {

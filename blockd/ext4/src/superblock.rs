@@ -53,8 +53,8 @@ pub(crate) fn probe(source: &dyn ReadAt) -> Result<bool, ExtError> {
     Ok(u16::from_le_bytes(magic) == MAGIC)
 }
 
-/// Returns true if the primary superblock names a device as its journal. Other fields are not checked, also not
-/// the revision: the kernel uses the features of revision 0, too.
+/// Returns true if the primary superblock names a device as its journal. Other fields are not checked, also
+/// not the revision: the kernel uses the features of revision 0, too.
 pub(crate) fn names_journal_device(source: &dyn ReadAt) -> Result<bool, ExtError> {
     if !probe(source)? {
         return Ok(false);

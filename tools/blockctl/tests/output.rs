@@ -453,7 +453,6 @@ fn several_requests() {
         ("GET /v1/volumes/db", Reply::Together(both, db)),
     ];
     run("blockctl snapshot restore db --snapshot monday --discard", rollback);
-
     let mut logged = task("Backup-Failed", 4);
     let step = json!({ "kind": "pre-command", "target": "hold begin", "durationMicros": 1500, "exitStatus": 0, "output": "begun\n", "error": null });
     logged["quiesce"] = json!({ "steps": [step] });
@@ -469,7 +468,6 @@ fn several_requests() {
         || vec![("GET /v1/tasks", ok(list(json!([logged])))), ("GET /v1/events", ok(list(json!(events))))];
     run("blockctl logs 3f4f", logs());
     run("blockctl -j logs 3f4f", logs());
-
     let page = |offset: u64, kind: &str, next: Option<u64>| {
         let reply = json!({
             "volumeName": "db", "fromSnapshotName": "monday", "toSnapshotName": null, "fromSizeBytes": 1 << 20, "toSizeBytes": 2 << 20,
@@ -482,7 +480,6 @@ fn several_requests() {
         "blockctl snapshot diff db monday",
         vec![page(4096, "data", Some(1 << 20)), page(1 << 20, "zero", None)],
     );
-
     let file = |path: &str, kind: &str| json!({ "path": path, "kind": kind, "sizeBytes": 0, "mode": 0o755, "uid": 0, "gid": 0, "modifiedAt": null });
     let reply = |file: Value, entries: Value, xattrs: Value| {
         (
@@ -494,10 +491,9 @@ fn several_requests() {
     let su = |value: &str| {
         reply(file("/su", "symlink"), json!([]), json!([{ "name": "security.capability", "value": value }]))
     };
-    let (from, to) =
-        ("2e4d4b67-95d7-481e-aec5-14223ac55170/59-60", "2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr");
+    let of = "2e4d4b67-95d7-481e-aec5-14223ac55170/59";
     run(
-        &format!("blockctl cs diff {from} {to} --files --content"),
+        &format!("blockctl cs diff {of}-60 {of}-63-incr --files --content"),
         vec![dir(), dir(), su("none"), su("all")],
     );
     matches("several_requests", &text);

@@ -18,8 +18,8 @@ use std::{
     sync::Arc,
 };
 
-/// Adds a cloud snapshot whose stored manifest is missing or damaged: the listing takes unchanged objects from
-/// the cache.
+/// Adds a cloud snapshot whose stored manifest is missing or damaged: the listing takes unchanged objects
+/// from the cache.
 async fn add_if_unreadable(
     repository: &Repository,
     id: CloudSnapshotId,

@@ -52,8 +52,8 @@ impl BlockSource for Point {
     }
 }
 
-/// Returns the files with damaged blocks of each extent. Blocks; empty lists if no filesystem is known, and if
-/// reads may fetch data, which takes as long as an unreachable store stalls them.
+/// Returns the files with damaged blocks of each extent. Blocks; empty lists if no filesystem is known, and
+/// if reads may fetch data, which takes as long as an unreachable store stalls them.
 pub(super) fn name_files(
     volume: &Arc<Volume>,
     snapshot: Option<SnapshotId>,
