@@ -106,7 +106,7 @@ event_kinds! {
     ReloadFailed, "reload-failed", 0xba8a2a1f_cb1d_42ad_8d32_33c7e23dc906, "a reload of the configuration failed; no setting was changed";
     WriteKeyRefused, "write-key-refused", 0x8c61f7a3_27d4_4b0e_9f83_60b5d21c4e7a, "backups to a credential are refused, because their data key is missing or not the newest";
     BackingSnapshotDeleted, "backing-snapshot-deleted", 0x0a58b1bc_9a90_47b6_a641_117fdeee6a7a, "the cloud snapshot behind a lazy volume does not exist any more";
-    LeaseNotRenewed, "lease-not-renewed", 0xe28d40b5_6f3a_4c91_b7d2_95a0c84f1e37, "the lease of a lazy volume was not renewed for 3 days, so that other hosts may delete its cloud snapshot";
+    LeaseNotRenewed, "lease-not-renewed", 0xe28d40b5_6f3a_4c91_b7d2_95a0c84f1e37, "the lease of a lazy volume was not renewed for 3 days, or not stored within a day after its creation, so that other hosts may delete its cloud snapshot";
     ScrubDone, "scrub-done", 0x2f1c83d4_6a0e_4b57_9d3b_7e05c1a8f642, "a scrub found no damage that is not repaired";
     ScrubFailed, "scrub-failed", 0x9be4704f_13d8_4c2a_8f61_a07d5be2193c, "a scrub could not be completed, or left damage";
     ScrubStopped, "scrub-stopped", 0x64a9d01e_c57b_4e88_b2f0_35c8e6917da4, "a scrub was stopped on request";
