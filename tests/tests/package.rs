@@ -163,7 +163,7 @@ fn bill_of_materials_lists_compiled_dependencies() {
     assert!(left_out.is_empty(), "compiled in, but not in the bill: {left_out:?}");
 
     let bytes = fs::read(program("blockd")).unwrap();
-    for library in ["sqlite", "aws-lc"] {
+    for library in ["sqlite", "aws-lc", "zstd"] {
         let one = components.iter().find(|one| one["name"] == library);
         let version = text(one.unwrap_or_else(|| panic!("no {library}")), "version");
         assert!(text(one.unwrap(), "cpe").contains(version));
