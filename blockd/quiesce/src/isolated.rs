@@ -195,7 +195,7 @@ impl IsolatedCommand<'_> {
         std::fs::remove_file(&ready_path)?;
         let deadline = Instant::now() + self.timeout;
         let mut command = self.prepare(&user, ready.try_clone()?);
-        let mut child = mounts::with_read_only_mounts(|| command.spawn())?;
+        let mut child = mounts::on_isolated_thread(|| command.spawn())?;
         // `wait` would close standard input.
         let stdin = child.stdin.take();
         let output = child.stderr.take().map(|pipe| listen(pipe.into())).transpose()?.unwrap_or_default();
@@ -255,7 +255,7 @@ impl IsolatedCommand<'_> {
         command.env_clear().envs(inherited_environment()).envs(user_environment(user));
         command.envs([("HOME", "/tmp"), ("TMPDIR", "/tmp")]);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        command.args(["-c", WRAPPER, "sh", "nice", "-n", "19", "ionice", "-c", "3"]).args(self.limits());
+        command.args(["-c", WRAPPER, "sh", "ionice", "-c", "3"]).args(self.limits());
         command.args(["unshare", "--mount", "--net", "--pid", "--ipc", "--fork"]);
         command.args(["--kill-child", "--mount-proc", "--", "/bin/sh", "-c", SETUP, "sh"]).arg(self.dir);
         command.args([user.uid.to_string(), user.gid.to_string(), self.command.to_owned()]);

@@ -1,21 +1,27 @@
-//! Mount namespace of an isolated command.
+//! Mount namespace and priority of an isolated command.
 
 #![allow(unsafe_code, reason = "mount namespace of one thread, system call without a wrapper")]
 
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::{
+    process::setpriority_process,
+    thread::{UnshareFlags, unshare_unsafe},
+};
 use std::io;
 
-/// Runs a function on a thread with a private mount namespace, whose mounts are read-only. Its children
-/// inherit the namespace.
+const MAX_NICE: i32 = 19;
+
+/// Runs a function on a thread with the lowest processor priority and a private mount namespace, whose mounts
+/// are read-only. Its children inherit both.
 ///
 /// # Errors
 /// The kernel refuses: the function did not run. The function failed.
-pub(super) fn with_read_only_mounts<T: Send>(run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(super) fn on_isolated_thread<T: Send>(run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let isolated = || {
         // SAFETY: the thread ends here, and no other one shares its filesystem attributes afterwards.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
             .map_err(|errno| failed("new mount namespace", errno))?;
         make_read_only().map_err(|error| failed("read-only mounts", error))?;
+        setpriority_process(None, MAX_NICE).map_err(|errno| failed("lowest priority", errno))?;
         run()
     };
     std::thread::scope(|scope| {
@@ -72,7 +78,7 @@ mod tests {
                 unsafe { unshare_unsafe(UnshareFlags::FS) }.unwrap();
                 // The kernel refuses a root directory that is no mount.
                 chroot(path).unwrap();
-                with_read_only_mounts(|| -> io::Result<()> { panic!("it must not run") })
+                on_isolated_thread(|| -> io::Result<()> { panic!("it must not run") })
             });
             inside.join().unwrap()
         });
