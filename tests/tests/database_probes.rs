@@ -7,7 +7,26 @@ use crate::harness::{
     process::repository,
     skip,
 };
-use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+/// Creates the mount point of a clone, which belongs to a database's user.
+fn empty_mount(bed: &Bed, user: &str) -> PathBuf {
+    fs::set_permissions(bed.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mount = bed.path("mount");
+    fs::create_dir(&mount).unwrap();
+    run(Command::new("chown").arg(format!("{user}:")).arg(&mount));
+    mount
+}
+
+/// Runs a probe with a question.
+fn answer(user: &str, probe: &Path, mount: &Path, sql: &str) -> Output {
+    as_user(user, probe).env("BLOCKD_DRILL_MOUNT", mount).env("PROBE_SQL", sql).output().unwrap()
+}
 
 #[test]
 fn postgresql_probe_notices_a_damaged_control_file() {
@@ -18,10 +37,7 @@ fn postgresql_probe_notices_a_damaged_control_file() {
         Err(program) => return skip(name, &format!("{program}: install the Debian package of the database")),
     };
     let bed = Bed::on_disk();
-    fs::set_permissions(bed.dir(), fs::Permissions::from_mode(0o755)).unwrap();
-    let mount = bed.path("mount");
-    fs::create_dir(&mount).unwrap();
-    run(Command::new("chown").arg(format!("{POSTGRES}:")).arg(&mount));
+    let mount = empty_mount(&bed, POSTGRES);
     let initdb = programs.iter().find(|path| path.ends_with("initdb")).unwrap();
     run(as_user(POSTGRES, initdb).arg("--pgdata").arg(mount.join("main")));
     // A power cut leaves the lock file of the server.
@@ -41,10 +57,7 @@ fn postgresql_probe_notices_a_damaged_control_file() {
         fs::write(mount.join("main").join(signal), "").unwrap();
     }
     let probe = repository().join("examples/postgresql/probe");
-    let probed = |sql: &str| {
-        let mut command = as_user(POSTGRES, &probe);
-        command.env("BLOCKD_DRILL_MOUNT", &mount).env("PROBE_SQL", sql).output().unwrap()
-    };
+    let probed = |sql: &str| answer(POSTGRES, &probe, &mount, sql);
     let sound = probed("SELECT 6 * 7");
     let text = String::from_utf8_lossy(&sound.stdout);
     assert!(sound.status.success() && text.trim().ends_with("answers: 42"), "{sound:?}");
@@ -73,19 +86,13 @@ fn mariadb_probe_notices_a_damaged_tablespace() {
         Err(program) => return skip(name, &format!("{program}: install the Debian package of the database")),
     };
     let bed = Bed::on_disk();
-    fs::set_permissions(bed.dir(), fs::Permissions::from_mode(0o755)).unwrap();
-    let mount = bed.path("mount");
-    fs::create_dir(&mount).unwrap();
-    run(Command::new("chown").arg(format!("{MYSQL}:")).arg(&mount));
+    let mount = empty_mount(&bed, MYSQL);
     let data = mount.join("mysql");
     run(as_user(MYSQL, &programs[0])
         .args(["--no-defaults", "--skip-test-db"])
         .arg(format!("--datadir={}", data.display())));
     let probe = repository().join("examples/mariadb/probe");
-    let probed = |sql: &str| {
-        let mut command = as_user(MYSQL, &probe);
-        command.env("BLOCKD_DRILL_MOUNT", &mount).env("PROBE_SQL", sql).output().unwrap()
-    };
+    let probed = |sql: &str| answer(MYSQL, &probe, &mount, sql);
     // The origin is a replica, whose threads would start with the server.
     let replica =
         "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT=9, MASTER_USER='r'; START SLAVE; SELECT 6 * 7";
