@@ -1,9 +1,10 @@
 //! Clones: a new volume from a snapshot, without copying data.
 //!
 //! The clone has the frozen layers of the snapshot. Their data files are hard links, so source and clone can
-//! be deleted in any order, and the space is freed with the last link; the block sets are copied. The clone
-//! is built in a sibling of its final directory and becomes a volume by one rename. No operation writes to a
-//! file that two volumes read: merges check for sharing first.
+//! be deleted in any order, and the space is freed with the last link; so are the checksums of their blocks.
+//! The block sets are copied. The clone is built in a sibling of its final directory and becomes a volume by
+//! one rename. No operation changes the content of a data file that two volumes read: merges check for
+//! sharing first, and a repair restores the content that the block has in both.
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -79,6 +80,9 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
             }
             None => {
                 layer.set.store(building, SetIdentity::of(id, &entry))?;
+                if let Some(sums) = layer.data.sums() {
+                    sums.link_to(building)?;
+                }
                 if let Some(damage) = layer.data.damage() {
                     damage.copy_to(building, id)?;
                 }

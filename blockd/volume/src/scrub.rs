@@ -192,11 +192,12 @@ impl Volume {
 
     /// Writes listed damaged blocks of a layer with their content at the end of an epoch, durably, and
     /// removes them from the list. Skips blocks that are not [`repairable`](Self::repairable) from this
-    /// epoch, or are not listed any more, and content without the checksum of its block.
+    /// epoch, or are not listed any more, and content without the checksum of its block. A clone that shares
+    /// the layer's files has the same content in the block, and finds it sound in its next scrub.
     ///
     /// # Errors
-    /// Another volume shares the layer's files ([`VolumeError::Busy`]), or the filesystem fails; the blocks
-    /// stay on the list.
+    /// A clone shares the layer's files, but not their checksums ([`VolumeError::Busy`]), or the filesystem
+    /// fails; the blocks stay on the list.
     pub fn repair(
         &self,
         file: Epoch,
@@ -207,33 +208,40 @@ impl Volume {
         self.check_usable()?;
         let mut done = Repaired::default();
         let Some(layer) = self.layer_of(file) else { return Ok(done) };
-        if layer.data.are_shared()? {
+        let sums = layer.sums(&self.dir, self.id);
+        // Another volume with sums of its own may have stored that of the damaged content.
+        let volumes = layer.data.files().volumes()?;
+        if layer.data.are_shared()? && (volumes == 1 || sums.volumes()? != volumes) {
             return Err(VolumeError::Busy(format!(
-                "repair failed on volume {}: a clone shares the files of the damaged layer",
+                "repair failed on volume {}: a clone has the files of the damaged layer, but not its checksums",
                 self.id
             )));
         }
         let proven = self.unchanged(&layer, at)?;
-        let sums = layer.sums(&self.dir, self.id);
         let known: HashMap<BlockIndex, u32> = sums.known(&proven).into_iter().collect();
-        let mut written = Vec::new();
+        let mut accepted = Vec::new();
         for &(block, content) in blocks.iter().filter(|(block, _)| proven.contains(*block)) {
             assert!(content.len() as u64 == BLOCK_SIZE_BYTES, "the content is of one block");
             let sum = sum_of(content);
-            if known.get(&block).is_some_and(|known| *known != sum) {
-                done.mismatched.insert(block);
-                continue;
+            match known.get(&block).is_none_or(|known| *known == sum) {
+                true => accepted.push((block, content, sum)),
+                false => {
+                    done.mismatched.insert(block);
+                }
             }
-            // The block is on the list, durably: until it leaves, no read returns a mix of old and new.
+        }
+        accepted.sort_unstable_by_key(|(block, _, _)| *block);
+        // A clone that reads a block meanwhile must not store the sum of a mix of old and new.
+        let expected: Vec<_> = accepted.iter().map(|&(block, _, sum)| (block, sum)).collect();
+        let stored_before: BlockSet = set_of(sums.check(&expected).into_iter());
+        accepted.retain(|(block, _, _)| !stored_before.contains(*block));
+        done.mismatched.union_with(&stored_before);
+        for (block, content, _) in &accepted {
+            // The block is on the list, durably: until it leaves, no read returns a mix.
             layer.data.files().write(block.0 * BLOCK_SIZE_BYTES, content)?;
-            written.push((block, content, sum));
         }
         layer.data.files().sync()?;
-        read_back(&layer.data, &written, &mut done)?;
-        written.retain(|(block, _, _)| done.blocks.contains(*block));
-        let mut stored: Vec<_> = written.iter().map(|&(block, _, sum)| (block, sum)).collect();
-        stored.sort_unstable();
-        sums.check(&stored);
+        read_back(&layer.data, &accepted, &mut done)?;
         layer.damage(&self.dir, self.id).update(|listed| listed.subtract(&done.blocks))?;
         Ok(done)
     }

@@ -136,16 +136,22 @@ fn rolled_back_block_keeps_its_checksum() {
 }
 
 #[test]
-fn clone_has_checksums_of_its_own() {
+fn clone_shares_the_checksums_of_shared_files() {
     let (root, dir) = volume_dir();
     let volume = create(&dir);
     read(&volume.view(snapshot(3)).unwrap()).unwrap();
     let clone = volume.clone_to(snapshot(3), &root.path().join("clone"), VolumeId::from_u64(8)).unwrap();
     write(&clone, 13, 99);
     clone.freeze(snapshot(1)).unwrap();
-    read(&clone.view(snapshot(1)).unwrap()).unwrap();
-    // The clone has its own block 13.
-    assert_eq!(flip(&dir, 13, 3 * 16), 1);
-    read(&clone.view(snapshot(1)).unwrap()).unwrap();
-    assert_eq!(damaged_block(read(&volume.view(snapshot(3)).unwrap())), Some((13, 1)));
+    // Damage before the first read of the clone; it has its own block 13.
+    assert_eq!((flip(&dir, 13, 3 * 16), flip(&dir, 5, 16)), (1, 1));
+    let damaged = read(&clone.view(snapshot(1)).unwrap()).unwrap_err();
+    assert!(
+        matches!(damaged, VolumeError::DamagedBlocks { volume, first, len_blocks: 1 }
+            if (volume.as_u64(), first.0) == (8, 5)),
+        "{damaged}"
+    );
+    drop(volume);
+    Volume::delete_files(&dir).unwrap();
+    read(&clone.view(snapshot(1)).unwrap()).unwrap_err();
 }

@@ -213,6 +213,12 @@ impl DataFiles {
         max_links
     }
 
+    /// Returns the number of volumes with links to the files.
+    pub(crate) fn volumes(&self) -> Result<u64, VolumeError> {
+        let Some(first) = self.segments.first() else { return Ok(0) };
+        Ok(first.file.metadata().during("stat", &first.path)?.nlink())
+    }
+
     /// Returns true if another volume may read one of the files. Shared files must not be written.
     pub(crate) fn are_shared(&self) -> Result<bool, VolumeError> {
         self.segments.iter().try_fold(false, |shared, segment| Ok(shared || segment.is_shared()?))

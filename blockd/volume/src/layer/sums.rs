@@ -2,13 +2,14 @@
 //!
 //! The first read of a block through a snapshot view stores its sum, each later one compares it, so that
 //! damage on the disk in between is found. The file is a cache: a lost or unreadable sum is stored again by
-//! the next read. A sum must never outlive the content that it is of: see [`BlockSums::forget`].
+//! the next read. A sum must never outlive the content that it is of: see [`BlockSums::forget`]. A clone
+//! shares the file by a hard link, as it shares the data, which no volume changes then.
 //!
 //! # File
 //!
 //! `layer-<file>.sums` consists of pages of 4096 bytes; all integers are little-endian. Page 0 is the header:
-//! magic `BLKDSUM1`, version u32 (1), 0 u32, volume id u64, file epoch u64, zeroes, and in its last 8 bytes
-//! xxh3-64 of everything before. Page n + 1 has the sums of the blocks 1022 n to 1022 n + 1021, u32 each,
+//! magic `BLKDSUM1`, version u32 (1), 0 u32, file epoch u64, zeroes, and in its last 8 bytes xxh3-64 of
+//! everything before. Page n + 1 has the sums of the blocks 1022 n to 1022 n + 1021, u32 each,
 //! and then xxh3-64, with seed n, of everything before. The sum of a block is the lower half of the xxh3-64
 //! of its content, or 1 instead of 0; 0 means that it is unknown. All sums are unknown in a page of zeroes,
 //! beyond the end of the file, or with another checksum, as a power cut can leave it.
@@ -18,13 +19,14 @@ use crate::{
     io::files,
     io::record::{half_at, seal, unseal, word_at},
     io::reserve,
-    io::storage::File,
+    io::storage::{self, File},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::{
     io::ErrorKind,
     ops::Range,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -39,6 +41,9 @@ const SUM_BYTES: usize = 4;
 const PAGE_SUMS: u64 = (BODY_BYTES / SUM_BYTES) as u64;
 /// Blocks whose sums are updated under one lock: about 1 GiB of content and 1 MiB of sums.
 const PART_BLOCKS: u64 = 256 * PAGE_SUMS;
+
+/// Held during an access to a file, by its inode number: clones have the same file open.
+static ACCESS: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];
 
 /// Returns the sum of a block's content; never 0.
 pub(crate) fn sum_of(block: &[u8]) -> u32 {
@@ -63,9 +68,28 @@ pub(crate) struct BlockSums {
 enum State {
     /// Not used yet.
     Closed,
-    Open(File),
+    Open(SumsFile),
     /// Removed with its layer, or failed: no sums are compared or stored.
     Unused,
+}
+
+/// Open file with the sums.
+struct SumsFile {
+    file: File,
+    inode: u64,
+}
+
+impl SumsFile {
+    fn new(file: File, path: &Path) -> Result<Self, VolumeError> {
+        let inode = file.metadata().during("stat", path)?.ino();
+        Ok(Self { file, inode })
+    }
+
+    /// Returns the pages, exclusively.
+    fn pages(&self) -> Pages<'_> {
+        let access = ACCESS[self.inode as usize % ACCESS.len()].lock();
+        Pages { file: &self.file, page: None, _access: access }
+    }
 }
 
 impl BlockSums {
@@ -82,7 +106,7 @@ impl BlockSums {
         let may_store = !reserve::is_released();
         let (mut state, mut damaged) = (self.state.lock(), Vec::new());
         let checked = self.open(&mut state, may_store).and_then(|file| match file {
-            Some(file) => compare(&mut Pages::of(file), blocks, may_store, &mut damaged)
+            Some(file) => compare(&mut file.pages(), blocks, may_store, &mut damaged)
                 .during("checksum update", &self.path),
             None => Ok(()),
         });
@@ -111,14 +135,14 @@ impl BlockSums {
             if !may_continue() {
                 return Ok(false);
             }
-            self.forget_in(|file| clear(&mut Pages::of(file), &part))?;
+            self.forget_in(|file| clear(&mut file.pages(), &part))?;
         }
-        self.forget_in(File::sync_data)?;
+        self.forget_in(|file| file.file.sync_data())?;
         Ok(true)
     }
 
     /// Runs a step of [`forget`](Self::forget) on the file. Removes the file if that fails.
-    fn forget_in(&self, step: impl FnOnce(&File) -> std::io::Result<()>) -> Result<(), VolumeError> {
+    fn forget_in(&self, step: impl FnOnce(&SumsFile) -> std::io::Result<()>) -> Result<(), VolumeError> {
         let mut state = self.state.lock();
         let forgotten = match self.open(&mut state, false) {
             Ok(Some(file)) => step(file).during("checksum update", &self.path),
@@ -150,23 +174,58 @@ impl BlockSums {
     }
 
     fn take_part(&self, from: &Self, part: &BlockSet) -> Result<(), VolumeError> {
-        let (mut source, mut target) = (from.state.lock(), self.state.lock());
-        let Some(source) = from.open(&mut source, false)? else { return Ok(()) };
-        let Some(file) = self.open(&mut target, !reserve::is_released())? else { return Ok(()) };
-        transfer(&mut Pages::of(source), &mut Pages::of(file), part).during("copy", &self.path)
+        let found = from.find(part)?;
+        let mut state = self.state.lock();
+        match self.open(&mut state, !reserve::is_released())? {
+            Some(file) => store(&mut file.pages(), &found).during("write", &self.path),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the sums also those of a clone, which shares the data files; creates the file if necessary, so
+    /// that both have the same sums. A clone of sums that cannot be read starts without.
+    ///
+    /// # Errors
+    /// The file cannot be linked.
+    pub(crate) fn link_to(&self, dir: &Path) -> Result<(), VolumeError> {
+        let mut state = self.state.lock();
+        let open = match self.open(&mut state, true) {
+            Ok(Some(open)) => open,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(volume = %self.volume, %error, "a clone starts without checksums");
+                return Ok(());
+            }
+        };
+        // Without the header or the name both would start a file of their own after a power cut.
+        open.file.sync_all().during("sync", &self.path)?;
+        self.path.parent().map_or(Ok(()), files::sync_dir)?;
+        storage::hard_link(&self.path, &files::sums_path(dir, self.file)).during("link", &self.path)
+    }
+
+    /// Returns the number of volumes that have the file; 0 without a file.
+    pub(crate) fn volumes(&self) -> Result<u64, VolumeError> {
+        let mut state = self.state.lock();
+        match self.open(&mut state, false)? {
+            Some(open) => Ok(open.file.metadata().during("stat", &self.path)?.nlink()),
+            None => Ok(0),
+        }
     }
 
     /// Returns the known sums of blocks, ascending.
     pub(crate) fn known(&self, blocks: &BlockSet) -> Vec<(BlockIndex, u32)> {
-        let mut state = self.state.lock();
-        let found = self.open(&mut state, false).and_then(|file| match file {
-            Some(file) => known_in(&mut Pages::of(file), blocks).during("read", &self.path),
-            None => Ok(vec![]),
-        });
-        found.unwrap_or_else(|error| {
+        self.find(blocks).unwrap_or_else(|error| {
             tracing::warn!(volume = %self.volume, %error, "checksums of damaged blocks cannot be read");
             vec![]
         })
+    }
+
+    fn find(&self, blocks: &BlockSet) -> Result<Vec<(BlockIndex, u32)>, VolumeError> {
+        let mut state = self.state.lock();
+        match self.open(&mut state, false)? {
+            Some(file) => known_in(&mut file.pages(), blocks).during("read", &self.path),
+            None => Ok(vec![]),
+        }
     }
 
     /// Removes the sums with their layer.
@@ -183,7 +242,7 @@ impl BlockSums {
 
     /// Returns the file, opened on first use; `None` if it does not exist and must not be created, or is not
     /// used.
-    fn open<'a>(&self, state: &'a mut State, may_create: bool) -> Result<Option<&'a File>, VolumeError> {
+    fn open<'a>(&self, state: &'a mut State, may_create: bool) -> Result<Option<&'a SumsFile>, VolumeError> {
         if matches!(state, State::Closed) {
             match self.open_existing()? {
                 Some(file) => *state = State::Open(file),
@@ -198,7 +257,7 @@ impl BlockSums {
     }
 
     /// Opens the file; removes one of another layer or version, or with a torn header.
-    fn open_existing(&self) -> Result<Option<File>, VolumeError> {
+    fn open_existing(&self) -> Result<Option<SumsFile>, VolumeError> {
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.during("open", &self.path)?,
@@ -209,28 +268,25 @@ impl BlockSums {
             other => other.during("read", &self.path)?,
         }
         let is_own = unseal(&header).is_some_and(|body| {
-            body.starts_with(MAGIC)
-                && half_at(body, 8) == VERSION
-                && [word_at(body, 16), word_at(body, 24)] == [self.volume.as_u64(), self.file.0]
+            body.starts_with(MAGIC) && half_at(body, 8) == VERSION && word_at(body, 16) == self.file.0
         });
         if is_own {
-            return Ok(Some(file));
+            return SumsFile::new(file, &self.path).map(Some);
         }
         self.remove_file()?;
         Ok(None)
     }
 
-    fn create(&self) -> Result<File, VolumeError> {
+    fn create(&self) -> Result<SumsFile, VolumeError> {
         let mut header = Vec::with_capacity(PAGE_BYTES);
         header.extend_from_slice(MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
         header.extend_from_slice(&0u32.to_le_bytes());
-        header.extend_from_slice(&self.volume.as_u64().to_le_bytes());
         header.extend_from_slice(&self.file.0.to_le_bytes());
         header.resize(BODY_BYTES, 0);
         let file = File::create(&self.path).during("create", &self.path)?;
         file.write_all_at(&seal(header), 0).during("write", &self.path)?;
-        Ok(file)
+        SumsFile::new(file, &self.path)
     }
 }
 
@@ -238,6 +294,7 @@ impl BlockSums {
 struct Pages<'a> {
     file: &'a File,
     page: Option<Page>,
+    _access: MutexGuard<'static, ()>,
 }
 
 struct Page {
@@ -246,11 +303,7 @@ struct Page {
     is_changed: bool,
 }
 
-impl<'a> Pages<'a> {
-    fn of(file: &'a File) -> Self {
-        Self { file, page: None }
-    }
-
+impl Pages<'_> {
     /// Returns the page with a number.
     fn at(&mut self, number: u64) -> std::io::Result<&mut Page> {
         let page = match self.page.take() {
@@ -379,16 +432,12 @@ fn clear(pages: &mut Pages<'_>, blocks: &BlockSet) -> std::io::Result<()> {
     pages.flush()
 }
 
-/// Copies the known sums of blocks.
-fn transfer(from: &mut Pages<'_>, to: &mut Pages<'_>, blocks: &BlockSet) -> std::io::Result<()> {
-    for (number, slots) in slots_of(blocks) {
-        let found = from.at(number)?.known_sums(slots);
-        if !found.is_empty() {
-            let page = to.at(number)?;
-            found.into_iter().for_each(|(slot, sum)| page.set_sum(slot, sum));
-        }
+/// Stores sums.
+fn store(pages: &mut Pages<'_>, sums: &[(BlockIndex, u32)]) -> std::io::Result<()> {
+    for &(block, sum) in sums {
+        pages.at(block.0 / PAGE_SUMS)?.set_sum(block.0 % PAGE_SUMS, sum);
     }
-    to.flush()
+    pages.flush()
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ fn torn_or_foreign_pages_are_unknown() {
     };
     // Header, then sums of the two pages: the last value is what a wrong sum of both blocks finds.
     let cases: [(usize, &[u64]); 5] =
-        [(9, &[]), (20, &[]), (4096 + 4, &[1022]), (8191, &[1022]), (8192, &[1])];
+        [(9, &[]), (16, &[]), (4096 + 4, &[1022]), (8191, &[1022]), (8192, &[1])];
     for (at, expected) in cases {
         let mut bytes = stored();
         bytes[at] ^= 1;
@@ -78,6 +78,34 @@ fn failing_file_is_not_compared_and_not_trusted() {
     assert_eq!(checked(&sums(dir.path(), 5), &[(1, 7)]), [0; 0]);
     assert!(failing.forget(&set_of(&[(1, 1)]), &|| true).unwrap());
     assert!(!path.exists());
+}
+
+#[test]
+fn linked_sums_are_updated_by_both_at_once() {
+    const BLOCKS: u64 = 4000;
+    let (dir, clone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = sums(dir.path(), 5);
+    assert_eq!(checked(&first, &[(BLOCKS, 9)]), [0; 0]);
+    first.link_to(clone.path()).unwrap();
+    let second = BlockSums::new(clone.path(), VolumeId::from_u64(8), Epoch(5));
+    assert_eq!(checked(&second, &[(BLOCKS, 8)]), [BLOCKS]);
+    // Both store sums in the same page at the same time.
+    let barrier = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        for (sums, odd) in [(&first, 0), (&second, 1)] {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                for at in 0..BLOCKS / 2 {
+                    barrier.wait();
+                    assert_eq!(checked(sums, &[(2 * at + odd, 7)]), [0; 0]);
+                }
+            });
+        }
+    });
+    let known = second.known(&set_of(&[(0, BLOCKS)]));
+    assert_eq!((known.len() as u64, known.iter().all(|(_, sum)| *sum == 7)), (BLOCKS, true));
+    first.remove().unwrap();
+    assert_eq!(second.known(&set_of(&[(0, BLOCKS)])), known);
 }
 
 proptest! {
