@@ -131,12 +131,15 @@ pub fn detect(history: &[BackupActivity], activity: &BackupActivity) -> Vec<Anom
     let turned = activity.turned_incompressible_bytes;
     let usual = baseline.turned_incompressible_bytes;
     let compressible = activity.compressible_bytes;
-    // Encryption replaces most of what it writes. Before the warm-up, an archive job may be new.
-    if turned >= activity.dirty_bytes / 3 {
+    // Encryption replaces most of what it writes; what a full backup has is not what was written.
+    if activity.is_full() || turned >= activity.dirty_bytes / 3 {
+        // Before the warm-up, an archive job may be new.
         let threshold = match baseline.is_warm {
             true => (compressible / 100).clamp(16 << 20, 256 << 20),
             false => (compressible / 10).max(64 << 20),
         };
+        // On a small volume, that may be more than all of its data.
+        let threshold = threshold.min((compressible / 2).max(4 << 20));
         judge(AnomalyKind::TurnedIncompressible, turned, usual, threshold.max(usual.saturating_mul(3)));
     }
     if baseline.is_warm && !activity.is_full() {
@@ -192,6 +195,24 @@ mod tests {
         assert_eq!(detect(&history, &activity(next, 3600, 120)).len(), 1);
         history[300].usual_at_any_time = true;
         assert_eq!(detect(&history, &activity(next, 3600, 120)), []);
+    }
+
+    #[test]
+    fn encryption_of_a_part_is_found_by_a_full_backup() {
+        let (history, next) = hourly(1);
+        let full = BackupActivity { interval_s: 0, dirty_bytes: 10 << 30, ..activity(next, 0, 200) };
+        let kinds = |activity| detect(&history, &activity).iter().map(|one| one.kind).collect::<Vec<_>>();
+        assert_eq!(kinds(full), [AnomalyKind::TurnedIncompressible]);
+        assert_eq!(kinds(BackupActivity { interval_s: 3600, ..full }), [AnomalyKind::ChangeRate]);
+    }
+
+    #[test]
+    fn encryption_of_half_of_a_small_volume_is_found() {
+        for (compressible_mib, turned_mib, count) in [(35, 18, 1), (35, 17, 0), (7, 4, 1), (7, 3, 0)] {
+            let small =
+                BackupActivity { compressible_bytes: compressible_mib << 20, ..activity(9, 9, turned_mib) };
+            assert_eq!(detect(&[], &small).len(), count, "{turned_mib} of {compressible_mib} MiB");
+        }
     }
 
     #[test]

@@ -60,6 +60,8 @@ async fn encryption_in_place_holds_backups_until_acknowledged() {
     assert_eq!(anomaly.findings[0].kind, AnomalyKind::TurnedIncompressible);
     assert!((90 * MIB as u64..110 * MIB as u64).contains(&anomaly.findings[0].observed), "{anomaly:?}");
     assert!(anomaly.protecting);
+    let metric = "\nblockd_anomalies{volume=\"v\"} ";
+    assert!(host.engine().monitor.metrics_text().await.unwrap().contains(&format!("{metric}1\n")));
 
     // Later backups are held as well; they belong to the same anomaly.
     volume.write(100 << 20, &pattern(8, 60 * MIB), false).unwrap();
@@ -87,6 +89,7 @@ async fn encryption_in_place_holds_backups_until_acknowledged() {
     }
     host.until_deleted(3).await;
     assert_eq!(host.ids().await, snaps[3..]);
+    assert!(host.engine().monitor.metrics_text().await.unwrap().contains(&format!("{metric}0\n")));
     host.stop().await;
 }
 

@@ -17,8 +17,8 @@ use blockd_api::{
     status::{DataSpace, WebhookStatus},
 };
 use blockd_catalog::{
-    CredentialRow, DbError, DrillRow, KnownDamage, LastProof, NewestBackup, RunRow, ScheduleRow, ScrubRow,
-    TaskRow,
+    AnomalyRow, CredentialRow, DbError, DrillRow, KnownDamage, LastProof, NewestBackup, RunRow, ScheduleRow,
+    ScrubRow, TaskRow,
 };
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::VolumeId;
@@ -49,6 +49,8 @@ pub(super) struct Rows {
     overdue: usize,
     webhooks: Vec<WebhookStatus>,
     scrubs: Vec<ScrubRow>,
+    /// Those without an acknowledgement.
+    anomalies: Vec<AnomalyRow>,
 }
 
 impl Rows {
@@ -80,6 +82,7 @@ impl Rows {
         let newest = NewestBackup::all(tx, cluster, volumes)?;
         let drills = DrillRow::newest_of_volumes(tx)?;
         let scrubs = ScrubRow::all(tx)?;
+        let anomalies = AnomalyRow::all(tx, false)?;
         Ok(Self {
             newest,
             credentials,
@@ -93,6 +96,7 @@ impl Rows {
             overdue,
             webhooks,
             scrubs,
+            anomalies,
         })
     }
 
@@ -245,6 +249,14 @@ impl Monitor {
             rows.credentials.iter().map(|row| {
                 let damaged = rows.damage.iter().filter(|damage| damage.credential == row.uuid);
                 (vec![("credential", row.name.to_string())], damaged.count())
+            }),
+        );
+        text.gauge(
+            "blockd_anomalies",
+            "Unusual changes of the volume without an acknowledgement, as listed by `blockctl anomaly list`.",
+            self.registry.all().iter().map(|entry| {
+                let found = rows.anomalies.iter().filter(|row| row.volume == entry.id);
+                (vec![("volume", entry.name.to_string())], found.count())
             }),
         );
     }
