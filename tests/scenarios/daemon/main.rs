@@ -48,6 +48,7 @@ mod damaged_manifests;
 mod damaged_packs;
 mod deletions;
 mod discarded_restores;
+mod drill_groups;
 mod drill_probes;
 mod drills;
 mod events;
