@@ -3,7 +3,7 @@
 use super::*;
 use blockd_api::{
     drills::{Drill, DrillOptions, DrillOutcome, DrillStage, ListDrills, StartDrill},
-    schedules::{CreateSchedule, Run, RunState},
+    schedules::{CreateSchedule, Run, RunState, UpdateSchedule},
     tasks::{StopTask, TaskOwner},
 };
 use blockd_schedule::Retention;
@@ -442,6 +442,11 @@ async fn scheduled_drill_reads_the_newest_cloud_snapshot() {
     assert_eq!(schedules[0].copies[0].kept, 0);
     let kept = CreateSchedule { retain: Retention::max(3).unwrap(), ..request.clone() };
     host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &kept).await;
+    let compression = Some("zstd:3".parse().unwrap());
+    let compressed = CreateSchedule { compression, ..request.clone() };
+    host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &compressed).await;
+    let compressed = UpdateSchedule { compression: Some(compression), ..UpdateSchedule::default() };
+    host.refused_at(ErrorCode::InvalidRequest, UPDATE_SCHEDULE, &run.schedule_id, &compressed).await;
     assert!(!host.metrics_text().await.contains("blockd_backup_wanted_since_timestamp_seconds{"));
     // Without a cloud snapshot, nothing can be restored.
     host.create_volume("new").await;

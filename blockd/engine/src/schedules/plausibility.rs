@@ -39,10 +39,11 @@ pub(super) fn check_rules(rules: &[Rule]) -> Result<(), ServiceError> {
 /// Refuses options of backups for a schedule of drills, and options of drills that are out of range.
 pub(super) fn check_drills(spec: &ScheduleSpec) -> Result<(), ServiceError> {
     let Some(options) = &spec.drill else { return Ok(()) };
-    let is_of_backups = spec.full || spec.local.is_some() || spec.rule.is_some();
+    let is_of_backups =
+        spec.full || spec.compression.is_some() || spec.local.is_some() || spec.rule.is_some();
     if is_of_backups || !spec.retain.keeps_all() || !spec.retain_at.is_empty() {
         return Err(invalid(
-            "a schedule of drills makes no backups: omit retention, local snapshots, full backups and rule",
+            "a schedule of drills makes no backups: omit retention, local snapshots, full backups, compression and rule",
         ));
     }
     drill_task(options.files, None, options.timeout_seconds, "a schedule").map(drop)
