@@ -408,6 +408,15 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
         "drill-failed" => is_done_later(known, event, TaskKind::Drill, |task| {
             is_of(event, task.volume_id, task.volume_name.as_ref())
         }),
+        // A later backup leaves the cloud snapshot damaged.
+        "repair-failed" => {
+            let of = event.cloud_snapshot_id.as_deref();
+            let is_damaged = known.damaged.iter().any(|one| of == Some(&*one.cloud_snapshot_id.to_string()));
+            !is_damaged
+                || is_done_later(known, event, TaskKind::Repair, |task| {
+                    of.is_some() && task.cloud_snapshot_id.as_deref() == of
+                })
+        }
         "scrub-failed" => is_done_later(known, event, TaskKind::Scrub, |task| {
             task.volume_id.is_none() || is_of(event, task.volume_id, task.volume_name.as_ref())
         }),

@@ -161,6 +161,26 @@ fn failed_restore_ends_with_repetition_or_deletion() {
 }
 
 #[test]
+fn failed_repair_ends_with_the_damage() {
+    let snap = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
+    let mut failed = event(1, "2026-11-22T11:00:00Z", "repair-failed");
+    failed["cloudSnapshotId"] = json!(snap);
+    let damaged = json!([{
+        "cloudSnapshotId": snap, "volumeName": "db", "credentialId": "00000000-0000-0000-0000-000000000002",
+        "credentialName": "nas", "foundAt": NOW, "kind": "full", "host": "db1", "action": "repair it"
+    }]);
+    let is_reported = |state: &str, damaged: &Value| {
+        let mut done = task(state);
+        done["cloudSnapshotId"] = json!(snap);
+        let found = lines(&json!({ "events": [failed], "tasks": [done], "damaged": damaged }));
+        found.contains(&"repair-failed 1".to_owned())
+    };
+    assert!(is_reported("Backup-Done", &damaged), "the damage is left");
+    assert!(!is_reported("Repair-Done", &damaged));
+    assert!(!is_reported("Backup-Done", &json!([])), "it was deleted, or verified");
+}
+
+#[test]
 fn error_event_ends_with_a_later_success() {
     let of = |id: u64, kind: &str, volume: Option<&str>, credential: &str| {
         let mut event = event(id, NOW, kind);
