@@ -203,3 +203,38 @@ async fn write(
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{SnapshotId, VolumeId};
+
+    #[test]
+    fn time_of_several_snapshots_proves_no_epoch() {
+        let snapshot = |second: i64, epoch: u64, state| SnapshotRow {
+            id: SnapshotId::from_u64(epoch),
+            volume: VolumeId::from_u64(1),
+            name: format!("s{epoch}").parse().unwrap(),
+            created: Timestamp::from_second(second).unwrap(),
+            state,
+            internal: false,
+            epoch: Epoch(epoch),
+            dirty_bytes: 0,
+            freeze_stall_micros: 0,
+            taken_with: None,
+            quiesce: None,
+            pinned: false,
+        };
+        let (ready, deleting) = (SnapshotState::Ready, SnapshotState::Deleting);
+        let rows = [
+            snapshot(10, 1, ready),
+            snapshot(20, 2, ready),
+            snapshot(20, 3, ready),
+            snapshot(30, 4, ready),
+            snapshot(30, 5, deleting),
+            snapshot(40, 6, deleting),
+        ];
+        let only = (Timestamp::from_second(10).unwrap(), Epoch(1));
+        assert_eq!(epochs_by_time(&rows).into_iter().collect::<Vec<_>>(), [only]);
+    }
+}
