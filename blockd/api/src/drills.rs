@@ -2,10 +2,10 @@
 
 use crate::{CredentialRef, GroupName, List, ProbeName, VolumeName, VolumeRef};
 use blockd_extent::CloudSnapshotId;
+pub use blockd_extent::{DrillOutcome, DrillStage};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use uuid::Uuid;
 
 /// Number of files of a sample by default.
@@ -99,69 +99,6 @@ pub struct ListDrills {
     pub id_prefix: Option<String>,
     /// Maximum number of drills, the newest; at most and by default [`MAX_DRILLS`].
     pub max: Option<u32>,
-}
-
-/// Step of a drill, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DrillStage {
-    /// Manifest and indexes were opened.
-    Open,
-    /// The first block was read.
-    FirstByte,
-    /// Partition table and filesystems were found.
-    Layout,
-    /// The filesystems were opened and their journals replayed.
-    Mount,
-    /// The metadata of the filesystems was compared.
-    Check,
-    /// A sample of the files was read in full.
-    Files,
-    /// The probe command used the clone.
-    Probe,
-}
-
-impl DrillStage {
-    /// Returns the word of tables.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::FirstByte => "first-byte",
-            Self::Layout => "layout",
-            Self::Mount => "mount",
-            Self::Check => "check",
-            Self::Files => "files",
-            Self::Probe => "probe",
-        }
-    }
-}
-
-impl fmt::Display for DrillStage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// Outcome of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DrillOutcome {
-    /// It succeeded.
-    Passed,
-    /// It failed.
-    Failed,
-    /// It was not made; the note has the reason.
-    Skipped,
-}
-
-impl fmt::Display for DrillOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Passed => "passed",
-            Self::Failed => "failed",
-            Self::Skipped => "skipped",
-        })
-    }
 }
 
 /// Step of a drill with its outcome.

@@ -1,70 +1,13 @@
 //! Reports of restore drills, part of their proofs.
 
+use blockd_extent::{DrillOutcome, DrillStage};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// Maximum length of a text in a report, in bytes.
 pub const MAX_DRILL_TEXT_BYTES: usize = 255;
 /// Maximum number of filesystems, and of findings, in a report.
 pub const MAX_DRILL_ITEMS: usize = 32;
-
-/// Step of a restore drill, in their order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DrillStage {
-    /// Manifest and indexes were opened.
-    Open,
-    /// The first block was read.
-    FirstByte,
-    /// Partition table and filesystems were found.
-    Layout,
-    /// The filesystems were opened and their journals replayed.
-    Mount,
-    /// The metadata of the filesystems was compared.
-    Check,
-    /// A sample of the files was read in full.
-    Files,
-    /// The probe command used the clone.
-    Probe,
-}
-
-impl DrillStage {
-    /// All stages.
-    pub const ALL: [Self; 7] =
-        [Self::Open, Self::FirstByte, Self::Layout, Self::Mount, Self::Check, Self::Files, Self::Probe];
-
-    /// Returns the word of reports, tables and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::FirstByte => "first-byte",
-            Self::Layout => "layout",
-            Self::Mount => "mount",
-            Self::Check => "check",
-            Self::Files => "files",
-            Self::Probe => "probe",
-        }
-    }
-}
-
-impl fmt::Display for DrillStage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// Outcome of a step.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DrillOutcome {
-    /// It succeeded.
-    Passed,
-    /// It failed.
-    Failed,
-    /// It was not made; the note has the reason.
-    Skipped,
-}
 
 /// Step of a restore drill with its outcome.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -52,7 +52,7 @@ mod write_key;
 
 pub use backup::{UploadOptions, backup};
 pub use backup_spec::{BACKUP_LIFETIME_S, BackupSpec, MAX_CLOCK_SKEW_S, RepairedSnapshot, new_delta_salt};
-pub use blockd_extent::CloudSnapshotId;
+pub use blockd_extent::{CloudSnapshotId, DrillOutcome, DrillStage};
 pub use blockd_store_config::{Compression, CompressionLevel};
 pub use cache::{CacheCounters, CacheOptions, SnapshotCache};
 pub use changed::changed_blocks;
@@ -61,9 +61,7 @@ pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use commit::check_base;
 pub use damage::{Damage, DamagedPart, MAX_DAMAGE_DESCRIBED};
 pub use delete::{DeleteMode, DeleteReport, delete_damaged, delete_snapshot, delete_with_manifest};
-pub use drill::{
-    DrillOutcome, DrillReport, DrillStage, DrillStep, MAX_DRILL_ITEMS, MAX_DRILL_TEXT_BYTES, drill_text,
-};
+pub use drill::{DrillReport, DrillStep, MAX_DRILL_ITEMS, MAX_DRILL_TEXT_BYTES, drill_text};
 pub use error::{ClockUnknownCause, CloudError};
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};

@@ -4,6 +4,7 @@ mod block;
 mod block_set;
 mod block_source;
 mod cloud_snapshot_id;
+mod drill;
 mod ids;
 mod nbd_device;
 mod readahead;
@@ -14,6 +15,7 @@ pub use block::{
 pub use block_set::{BlockSet, ExtentsIn, GapsIn};
 pub use block_source::{BlockSource, DataRange};
 pub use cloud_snapshot_id::{BadCloudSnapshotId, CloudSnapshotId};
+pub use drill::{DrillOutcome, DrillStage};
 pub use ids::{Epoch, SnapshotId, VolumeId};
 pub use nbd_device::{NbdDevice, NbdDeviceError};
 pub use readahead::{Readahead, ReadaheadLimits};

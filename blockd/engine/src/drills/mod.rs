@@ -29,7 +29,7 @@ use blockd_api::{
     tasks::{TaskOwner, TaskStarted},
 };
 use blockd_catalog::{CredentialRow, Db, DrillRow, DrillTask, TaskRow, TaskSpec};
-use blockd_cloud::{CloudSnapshotId, DrillOutcome, DrillStage};
+use blockd_cloud::{CloudSnapshotId, DrillStage};
 use clone_server::CloneHost;
 use std::sync::Arc;
 
@@ -144,12 +144,8 @@ pub(crate) fn drill_task(
 fn shown(row: &DrillRow, host: &Host) -> api::Drill {
     let report = &row.report;
     let step = |step: &blockd_cloud::DrillStep| api::DrillStep {
-        stage: stage(step.stage),
-        outcome: match step.outcome {
-            DrillOutcome::Passed => api::DrillOutcome::Passed,
-            DrillOutcome::Failed => api::DrillOutcome::Failed,
-            DrillOutcome::Skipped => api::DrillOutcome::Skipped,
-        },
+        stage: step.stage,
+        outcome: step.outcome,
         elapsed_millis: step.elapsed_ms,
         note: step.note.clone(),
     };
@@ -177,17 +173,5 @@ fn shown(row: &DrillRow, host: &Host) -> api::Drill {
         files_bytes: report.files_bytes,
         findings: report.findings.clone(),
         findings_total: report.findings_total,
-    }
-}
-
-fn stage(stage: DrillStage) -> api::DrillStage {
-    match stage {
-        DrillStage::Open => api::DrillStage::Open,
-        DrillStage::FirstByte => api::DrillStage::FirstByte,
-        DrillStage::Layout => api::DrillStage::Layout,
-        DrillStage::Mount => api::DrillStage::Mount,
-        DrillStage::Check => api::DrillStage::Check,
-        DrillStage::Files => api::DrillStage::Files,
-        DrillStage::Probe => api::DrillStage::Probe,
     }
 }
