@@ -284,8 +284,30 @@ async fn external_journal_is_not_checked_and_no_damage() {
     let step = |stage| drill.steps.iter().find(|step| step.stage == stage).unwrap();
     let mount = step(DrillStage::Mount);
     assert_eq!(mount.outcome, DrillOutcome::Skipped);
-    assert_eq!(mount.note, "an ext2, ext3 or ext4 filesystem is not checked: external journal");
+    assert_eq!(
+        mount.note,
+        "an ext2, ext3 or ext4 filesystem is not checked: it cannot be used alone, as its journal is on another device"
+    );
     assert_eq!(step(DrillStage::Check).outcome, DrillOutcome::Skipped);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn external_log_of_xfs_is_not_checked_and_no_damage() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    // The superblock has no start of an internal log.
+    let xfs = host.dir.path().join("xfs");
+    fs::write(&xfs, b"XFSB").unwrap();
+    let snap = host.backed_up_image("xfs", &xfs).await;
+    let task = host.drill(&drill_of(&snap)).await;
+    let drill = host.drills().await.remove(0);
+    assert!(drill.passed, "{task:?} {drill:?}");
+    let check = drill.steps.iter().find(|step| step.stage == DrillStage::Check).unwrap();
+    assert_eq!(check.outcome, DrillOutcome::Skipped);
+    assert!(
+        check.note.ends_with("it cannot be used alone, as its journal is on another device"),
+        "{check:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

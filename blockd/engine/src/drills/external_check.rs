@@ -4,7 +4,7 @@
 use super::{
     clone_server::{CloneHost, ServedClone},
     image::DrillImage,
-    probe::mount_options,
+    probe::{EXTERNAL_JOURNAL, mount_options},
 };
 use crate::error::ServiceError;
 use blockd_fuse::inside::FoundFilesystem;
@@ -53,6 +53,9 @@ fn checker(kind: &str) -> Option<Checker> {
 /// Checks a filesystem, if it has a known program. Blocks.
 pub(super) fn check(host: &CloneHost, image: &Arc<DrillImage>, found: &FoundFilesystem) -> Option<Checked> {
     let checker = checker(found.other?)?;
+    if found.has_external_journal {
+        return Some(Checked::Skipped(EXTERNAL_JOURNAL.to_owned()));
+    }
     if !has_program(checker.program) {
         return Some(Checked::Skipped(format!("{} is not installed", checker.program)));
     }

@@ -23,8 +23,8 @@ const ISOLATION_HINT: &str = "run blockd as root, with util-linux installed; for
 const DRIVER_HINT: &str =
     "run `modprobe nbd`, or set access = \"socket\" for the probe, which needs no driver";
 
-/// Note of a filesystem whose journal is on another device.
-pub(super) const EXTERNAL_JOURNAL: &str = "not checked: external journal";
+/// Reason why a filesystem is neither checked nor mounted.
+pub(super) const EXTERNAL_JOURNAL: &str = "it cannot be used alone, as its journal is on another device";
 
 /// Returns a probe of the configuration.
 ///

@@ -155,7 +155,7 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
                     self.add_filesystem(name.clone());
                     if let ExtError::Unsupported { .. } = error {
                         notes.push(match one.has_external_journal {
-                            true => format!("{name} is {EXTERNAL_JOURNAL}"),
+                            true => format!("{name} is not checked: {EXTERNAL_JOURNAL}"),
                             false => format!("{name} is not read: {error}"),
                         });
                     } else {

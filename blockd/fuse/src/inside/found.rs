@@ -1,9 +1,12 @@
 //! Filesystems of an image, for checks of their consistency.
 
-use super::{PartitionImage, ext, other_kind, partitions};
+use super::{PartitionImage, XFS, ext, other_kind, partitions};
 use blockd_ext4::{ExtError, Filesystem};
 use blockd_extent::BlockSource;
 use std::{fmt, io, sync::Arc};
+
+/// Offset of `sb_logstart` in the superblock of XFS, in bytes.
+const XFS_LOG_START_AT: u64 = 48;
 
 /// Filesystem, or other known content, of an image or partition.
 #[derive(Clone)]
@@ -51,10 +54,17 @@ impl FoundFilesystem {
     pub fn mount_type(&self) -> Option<&'static str> {
         match self.other {
             None => Some("ext4"),
-            Some("an XFS filesystem") => Some("xfs"),
+            Some(XFS) => Some("xfs"),
             Some(_) => None,
         }
     }
+}
+
+/// Returns true if the log of an XFS filesystem is on another device: `sb_logstart` is 0.
+fn has_external_log(image: &dyn BlockSource) -> io::Result<bool> {
+    let mut log_start = [0; 8];
+    image.read_at(XFS_LOG_START_AT, &mut log_start)?;
+    Ok(log_start == [0; 8])
 }
 
 /// Returns the known content of an image or, if it has a partition table, of each partition. Empty and
@@ -72,7 +82,10 @@ pub fn filesystems(image: &Arc<dyn BlockSource>) -> io::Result<Vec<FoundFilesyst
                     None => return Ok(None),
                 },
             };
-            let has_external_journal = ext::has_external_journal(&image)?;
+            let has_external_journal = match other {
+                Some(XFS) => has_external_log(&*image)?,
+                _ => ext::has_external_journal(&image)?,
+            };
             Ok(Some(FoundFilesystem { partition, other, offset_bytes, has_external_journal, image }))
         };
     if let Some(whole) = found(Arc::clone(image), None, 0)? {

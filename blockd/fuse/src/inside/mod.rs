@@ -303,10 +303,13 @@ fn is_outage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::NotConnected)
 }
 
+/// Kind of XFS.
+const XFS: &str = "an XFS filesystem";
+
 /// Returns the kind of unsupported content, by its magic number.
 fn other_kind(image: &dyn BlockSource) -> io::Result<Option<&'static str>> {
     let kinds: [(u64, &[u8], &str); 7] = [
-        (0, b"XFSB", "an XFS filesystem"),
+        (0, b"XFSB", XFS),
         (65_536 + 64, b"_BHRfS_M", "a btrfs filesystem"),
         (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
         (512, b"LABELONE", "a physical volume of LVM"),
