@@ -52,6 +52,9 @@ pub struct StartGroupDrill {
     pub seed: Option<u32>,
     /// Timeout of each drill, in seconds: [`StartDrill::timeout_seconds`].
     pub timeout_seconds: Option<u32>,
+    /// Probe, which uses writable clones of all cloud snapshots at once; none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeName>,
 }
 
 /// Reply to `POST /v1/group-drills`.

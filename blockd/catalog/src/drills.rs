@@ -50,6 +50,15 @@ impl DrillRow {
         })
     }
 
+    /// Finds a drill by its id.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn find(tx: &Transaction<'_>, id: Uuid) -> Result<Option<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM drills WHERE id = ?1");
+        Ok(rows(tx, &sql, [id.to_string()], Self::read)?.pop())
+    }
+
     /// Returns all drills, newest first.
     ///
     /// # Errors

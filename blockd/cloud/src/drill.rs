@@ -3,6 +3,7 @@
 use blockd_extent::{DrillOutcome, DrillStage};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Maximum length of a text in a report, in bytes.
 pub const MAX_DRILL_TEXT_BYTES: usize = 255;
@@ -62,6 +63,33 @@ impl DrillReport {
             findings: Vec::new(),
             findings_total: 0,
         }
+    }
+
+    /// Adds a step, with its note [shortened](drill_text).
+    pub fn end(&mut self, stage: DrillStage, outcome: DrillOutcome, elapsed: Duration, note: &str) {
+        let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(%stage, %outcome, elapsed_ms, note, "step of the drill ended");
+        self.steps.push(DrillStep { stage, outcome, elapsed_ms, note: drill_text(note) });
+    }
+
+    /// Adds a finding, which is counted only beyond [`MAX_DRILL_ITEMS`].
+    pub fn find(&mut self, finding: &str) {
+        self.findings_total += 1;
+        if self.findings.len() < MAX_DRILL_ITEMS {
+            self.findings.push(drill_text(finding));
+        }
+    }
+
+    /// Removes the step of the probe with its findings, unless an earlier step failed; then returns false.
+    pub fn remove_probe(&mut self) -> bool {
+        let mut before = self.steps.iter().filter(|step| step.stage != DrillStage::Probe);
+        if before.any(|step| step.outcome == DrillOutcome::Failed) {
+            return false;
+        }
+        self.steps.retain(|step| step.stage != DrillStage::Probe);
+        self.findings.clear();
+        self.findings_total = 0;
+        true
     }
 
     /// Returns the time to the end of a step that passed, in milliseconds.

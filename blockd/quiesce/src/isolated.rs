@@ -38,9 +38,43 @@ const MAX_OPEN_FILES: u64 = 4096;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// First process of the namespaces. Its parameters are the directory of the daemon, the user and group ids,
-/// the command, and what the command gets. Descriptor 4 takes a line when the namespaces are ready.
+/// the command, and [five](Object) for each object. Descriptor 4 takes a line when the namespaces are ready.
 const SETUP: &str = r#"set -eu
-dir=$1 uid=$2 gid=$3 command=$4 kind=$5 source=$6 type=$7
+dir=$1 uid=$2 gid=$3 command=$4
+shift 4
+each() {
+    step=$1
+    shift
+    while [ $# -gt 0 ]; do
+        "$step" "$1" "$2" "$3" "$4" "$5"
+        shift 5
+    done
+}
+prepare() {
+    case $2 in
+        socket)
+            : >"$private/$1"
+            mount -n --bind "$3" "$private/$1"
+            ;;
+        device | replayed)
+            major=$(stat -c %t "$3") minor=$(stat -c %T "$3")
+            mknod -m 0600 "$private/$1" b "$((0x$major))" "$((0x$minor))"
+            chown "$uid:$gid" "$private/$1"
+            ;;
+        mounted) mkdir "$private/$1" ;;
+    esac
+}
+mount_one() {
+    case $2 in
+        mounted) mount -n -t "$4" -o "nosuid,nodev$5" "$3" "$private/$1" ;;
+        replayed)
+            mkdir replayed
+            mount -n -t "$4" -o "nosuid,nodev$5" "$3" replayed
+            umount -n replayed
+            rmdir replayed
+            ;;
+    esac
+}
 echo 1000 >/proc/self/oom_score_adj
 mount -n -o remount,bind,ro,nosuid,nodev,noexec /proc
 ip link set lo up 2>/dev/null || :
@@ -48,18 +82,7 @@ ip link set lo up 2>/dev/null || :
 mount -n -t tmpfs -o nosuid,mode=1777,size=256m tmpfs "$dir"
 private=$dir/blockd-drill
 mkdir -m 0755 "$private"
-case $kind in
-    socket)
-        : >"$private/nbd.sock"
-        mount -n --bind "$source" "$private/nbd.sock"
-        ;;
-    device | replayed)
-        major=$(stat -c %t "$source") minor=$(stat -c %T "$source")
-        mknod -m 0600 "$private/device" b "$((0x$major))" "$((0x$minor))"
-        chown "$uid:$gid" "$private/device"
-        ;;
-esac
-mkdir "$private/mount"
+each prepare "$@"
 mount -n --move "$dir" /tmp
 cd /tmp
 for hidden in /run /var/run /dev/mqueue /dev/pts; do
@@ -69,21 +92,18 @@ done
 echo ready >&4
 exec 4>&-
 private=/tmp/blockd-drill
-[ -z "$type" ] || mount -n -t "$type" -o "nosuid,nodev$8" "$source" "$private/mount"
-[ "$kind" != replayed ] || umount -n "$private/mount"
+each mount_one "$@"
 setpriv --reuid "$uid" --regid "$gid" --init-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
     --ambient-caps=-all -- /bin/sh -c "$command""#;
 
-/// Object that the command uses, in [`PRIVATE_DIR`].
+/// Object that the command uses, under a name in [`PRIVATE_DIR`].
 #[derive(Clone, Copy, Debug)]
 pub enum IsolatedDevice<'a> {
-    /// Nothing.
-    None,
-    /// Unix socket `nbd.sock`, writable for the user.
+    /// Unix socket, writable for the user.
     Socket(&'a Path),
-    /// Block device `device`, owned by the user.
+    /// Block device, owned by the user.
     Device(&'a Path),
-    /// Filesystem of a block device, mounted at `mount`.
+    /// Filesystem of a block device, mounted.
     Mounted {
         /// Device.
         device: &'a Path,
@@ -117,8 +137,8 @@ pub struct IsolatedCommand<'a> {
     pub env: &'a [(&'a str, String)],
     /// Empty directory, on which the private files are prepared.
     pub dir: &'a Path,
-    /// Its object.
-    pub device: IsolatedDevice<'a>,
+    /// Its objects with their names, which are those of files.
+    pub devices: &'a [(&'a str, IsolatedDevice<'a>)],
     /// Returns true to kill the command.
     pub is_stopping: &'a dyn Fn() -> bool,
 }
@@ -175,7 +195,7 @@ impl IsolatedCommand<'_> {
             memory_bytes: None,
             env: &[],
             dir,
-            device: IsolatedDevice::None,
+            devices: &[],
             is_stopping: &|| false,
         };
         match empty.run()?.error {
@@ -259,15 +279,17 @@ impl IsolatedCommand<'_> {
         command.args(["unshare", "--mount", "--net", "--pid", "--ipc", "--fork"]);
         command.args(["--kill-child", "--mount-proc", "--", "/bin/sh", "-c", SETUP, "sh"]).arg(self.dir);
         command.args([user.uid.to_string(), user.gid.to_string(), self.command.to_owned()]);
-        let Object { kind, source, filesystem, options } = self.device.object();
-        command.arg(kind).arg(source).args([filesystem, options]);
+        for (name, device) in self.devices {
+            let Object { kind, source, filesystem, options } = device.object();
+            command.args([name, kind]).arg(source).args([filesystem, options]);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::from(ready)).stderr(Stdio::piped());
         command.process_group(0).current_dir("/");
         command
     }
 }
 
-/// Parameters of the [script](SETUP).
+/// Parameters of the [script](SETUP), after the name.
 struct Object {
     kind: &'static str,
     source: PathBuf,
@@ -282,7 +304,6 @@ impl IsolatedDevice<'_> {
             Object { kind, source: source.to_owned(), filesystem: filesystem.to_owned(), options }
         };
         match *self {
-            Self::None => of("none", Path::new(""), "", &[]),
             Self::Socket(path) => of("socket", path, "", &[]),
             Self::Device(path) => of("device", path, "", &[]),
             Self::Mounted { device, filesystem, options } => of("mounted", device, filesystem, options),

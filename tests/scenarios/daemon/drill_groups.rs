@@ -1,10 +1,68 @@
-//! Restore drills of consistency groups.
+//! Restore drills of consistency groups, and their common probe.
 
-use super::*;
+use super::{
+    drill_probes::probe,
+    drills::{damage_frames, failed_at},
+    *,
+};
+use blockd::config::ProbeConfig;
 use blockd_api::{
-    drills::{DrillOptions, StartGroupDrill},
+    drills::{Drill, DrillOptions, DrillOutcome, DrillStage, GroupDrillStarted, StartGroupDrill},
     schedules::{CreateSchedule, RunState},
 };
+
+/// Names of the volumes of the group.
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+fn group_drill(probe: Option<&str>) -> StartGroupDrill {
+    StartGroupDrill {
+        group: "shop".parse().unwrap(),
+        credential: None,
+        files: None,
+        seed: Some(7),
+        timeout_seconds: None,
+        probe: probe.map(|name| name.parse().unwrap()),
+    }
+}
+
+impl Host {
+    /// Backs up a group of volumes, each filled with its name, and restarts with probes. Returns false where
+    /// the daemon cannot run them.
+    async fn group_with_probes(&mut self, probes: &[(&str, ProbeConfig)]) -> bool {
+        self.create_credential().await;
+        self.grouped_volumes().await;
+        for name in NAMES {
+            let volume = self.volume(name);
+            volume.write(0, name.repeat(64 << 10).as_bytes(), false).unwrap();
+            volume.write(1 << 20, &pattern(name.as_bytes()[0].into(), 1 << 20), false).unwrap();
+        }
+        self.all_done(&self.backup_group(&["nas"]).await).await;
+        self.restart_with_probes(probes).await
+    }
+
+    /// Runs a drill of the group; returns the states of its tasks and its drills by volume.
+    async fn drilled(&self, probe: &str) -> (Vec<Task>, Vec<Drill>) {
+        let started = self.call(START_GROUP_DRILL, &group_drill(Some(probe))).await;
+        self.drilled_members(&started).await
+    }
+
+    async fn drilled_members(&self, started: &GroupDrillStarted) -> (Vec<Task>, Vec<Drill>) {
+        let mut tasks = Vec::new();
+        for member in &started.list.items {
+            tasks.push(self.wait(member.task_id).await);
+        }
+        let mut drills = self.drills().await;
+        drills.retain(|drill| tasks.iter().any(|task| task.task_id == drill.drill_id));
+        drills.sort_by(|a, b| a.volume_name.cmp(&b.volume_name));
+        self.assert_no_clone();
+        (tasks, drills)
+    }
+}
+
+/// Returns the number of tasks that failed.
+fn failures(tasks: &[Task]) -> usize {
+    tasks.iter().filter(|task| task.state.stage == TaskStage::Failed).count()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drills_of_a_group_read_one_point_in_time() {
@@ -18,13 +76,7 @@ async fn drills_of_a_group_read_one_point_in_time() {
     }
     // A backup of one volume is no point of the group.
     host.backup("a", false).await;
-    let request = StartGroupDrill {
-        group: "shop".parse().unwrap(),
-        credential: None,
-        files: None,
-        seed: Some(7),
-        timeout_seconds: None,
-    };
+    let request = group_drill(None);
     let started = host.call(START_GROUP_DRILL, &request).await;
     let drilled: Vec<_> = started.list.items.iter().map(|one| one.cloud_snapshot_id.to_string()).collect();
     assert_eq!(drilled, second);
@@ -50,4 +102,93 @@ async fn drills_of_a_group_read_one_point_in_time() {
     let error = host.client.call(START_GROUP_DRILL, &request).await.unwrap_err();
     assert!(error.to_string().contains(" lacks "), "{error}");
     host.refused(ErrorCode::CloudsnapNotFound, START_GROUP_DRILL, &request).await;
+}
+
+/// Command that reads one clone into another and compares both with their volumes.
+const READS_ALL: &str = "set -e
+    uri() { echo \"nbd+unix:///$1?socket=$BLOCKD_DRILL_DIR/nbd.sock\"; }
+    for name in a b c; do
+        nbdcopy \"$(uri $name)\" /tmp/$name; test \"$(head -c 3 /tmp/$name)\" = $name$name$name
+    done
+    nbdcopy /tmp/b \"$(uri a)\"; nbdcopy \"$(uri a)\" /tmp/again; cmp /tmp/again /tmp/b
+    nbdcopy \"$(uri c)\" /tmp/again; cmp /tmp/again /tmp/c
+    echo all volumes in $BLOCKD_DRILL_ID";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probe_of_a_group_uses_clones_of_all_volumes() {
+    let mut host = Host::new().await;
+    if !host.group_with_probes(&[("all", probe(READS_ALL)), ("none", probe("echo no; exit 3"))]).await {
+        return;
+    }
+    let packs = host.packs();
+    let started = host.call(START_GROUP_DRILL, &group_drill(Some("all"))).await;
+    let (tasks, drills) = host.drilled_members(&started).await;
+    assert!(failures(&tasks) == 0 && drills.len() == 3, "{tasks:?} {drills:?}");
+    for drill in &drills {
+        let last = drill.steps.last().unwrap();
+        assert_eq!((last.stage, last.outcome), (DrillStage::Probe, DrillOutcome::Passed), "{drills:?}");
+        assert_eq!(last.note, format!("all: all volumes in {}", started.group_id));
+        assert!(drill.passed && drill.probed_millis.is_some());
+    }
+    assert_eq!((host.drill_proofs(), host.packs()), (3, packs), "it writes its proofs only");
+
+    // One failure is that of all volumes.
+    let (tasks, drills) = host.drilled("none").await;
+    assert_eq!(failures(&tasks), 1);
+    for drill in &drills {
+        assert_eq!(failed_at(drill), DrillStage::Probe);
+        assert_eq!(drill.findings[0], "probe none failed: exit status 3: no");
+    }
+    assert_eq!((drills.len(), host.drill_proofs(), host.damaged().await.as_str()), (3, 3, "0"));
+    // Damage that only the probe reads is that of one cloud snapshot.
+    let pack = host.packs().remove(0);
+    damage_frames(&pack, fs::metadata(&pack).unwrap().len() as usize / 2);
+    let (tasks, drills) = host.drilled("all").await;
+    assert_eq!((failures(&tasks), host.damaged().await.as_str()), (1, "1"));
+    assert_eq!(host.events_of("damage-found").await.len(), 1);
+    for drill in &drills {
+        assert_eq!(failed_at(drill), DrillStage::Probe);
+        assert!(drill.findings.len() == 1 && drill.findings[0].contains("/pack-"), "{drill:?}");
+    }
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.create_credential().await;
+    assert!(other.list().await.iter().all(|one| one.last_drill.as_ref().is_some_and(|last| !last.passed)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probe_of_a_group_runs_after_all_other_steps() {
+    let mut host = Host::new().await;
+    let reading = "for name in a b c; do
+        nbdcopy \"nbd+unix:///$name?socket=$BLOCKD_DRILL_DIR/nbd.sock\" /tmp/$name || exit; done";
+    let probes = [("reading", probe(reading))];
+    if !host.group_with_probes(&probes).await {
+        return;
+    }
+    // The daemon dies at a step of the first drill, and then at those of the drill that runs the probe.
+    for step in
+        ["drill examined", "drill stored", "drill probed", "after: drill examined", "after: drill stored"]
+    {
+        match step.strip_prefix("after: ") {
+            Some(step) => host.act_at("drill probed", move |engine| engine.host.failpoints.die_at(step)),
+            None => host.die_at(step),
+        }
+        let started = host.call(START_GROUP_DRILL, &group_drill(Some("reading"))).await;
+        host.crashed().await;
+        host.stop().await;
+        host.start_with_probes(&probes).await;
+        let (tasks, drills) = host.drilled_members(&started).await;
+        assert!(failures(&tasks) == 0 && drills.len() == 3, "{step}: {tasks:?}");
+        assert!(drills.iter().all(|drill| drill.probed_millis.is_some()), "{step}: {drills:?}");
+        assert_eq!(host.drill_proofs(), 3, "{step}");
+    }
+    // A volume that fails its own steps keeps the others from their probe.
+    damage_frames(&host.packs()[0], 0);
+    let (tasks, drills) = host.drilled("reading").await;
+    assert_eq!(failures(&tasks), 1);
+    let skipped = |drill: &&Drill| {
+        let last = drill.steps.last().unwrap();
+        (last.stage, last.outcome) == (DrillStage::Probe, DrillOutcome::Skipped) && !last.note.is_empty()
+    };
+    assert_eq!(drills.iter().filter(skipped).count(), 3, "{drills:?}");
+    assert_eq!(drills.iter().filter(|drill| drill.passed).count(), 2);
 }

@@ -9,7 +9,7 @@ use blockd::config::{ProbeAccess, ProbeConfig};
 use blockd_api::drills::{DrillOutcome, DrillStage, StartDrill};
 use std::os::unix::fs::PermissionsExt;
 
-fn probe(command: &str) -> ProbeConfig {
+pub(super) fn probe(command: &str) -> ProbeConfig {
     ProbeConfig {
         command: command.into(),
         user: "nobody".into(),
@@ -25,7 +25,7 @@ fn with_probe(snap: &str, name: &str) -> StartDrill {
 
 impl Host {
     /// Restarts the daemon with probes; returns false where it cannot run them.
-    async fn restart_with_probes(&mut self, probes: &[(&str, ProbeConfig)]) -> bool {
+    pub(super) async fn restart_with_probes(&mut self, probes: &[(&str, ProbeConfig)]) -> bool {
         self.stop().await;
         self.start_with_probes(probes).await;
         let is_root = rustix::process::geteuid().is_root();
@@ -35,14 +35,14 @@ impl Host {
         is_root
     }
 
-    async fn start_with_probes(&mut self, probes: &[(&str, ProbeConfig)]) {
+    pub(super) async fn start_with_probes(&mut self, probes: &[(&str, ProbeConfig)]) {
         let named = probes.iter().map(|(name, probe)| (name.parse().unwrap(), probe.clone()));
         let config = Config { drill_probes: named.collect(), ..config(self.dir.path()) };
         self.daemon = Some(Daemon::start(config, false).await.unwrap());
     }
 
     /// Asserts that nothing of a clone is left.
-    fn assert_no_clone(&self) {
+    pub(super) fn assert_no_clone(&self) {
         let names =
             fs::read_dir(self.dir.path().join("data")).unwrap().map(|entry| entry.unwrap().file_name());
         let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with("drill")).collect();

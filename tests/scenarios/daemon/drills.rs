@@ -103,7 +103,7 @@ pub(super) fn failed_at(drill: &Drill) -> DrillStage {
 }
 
 /// Flips a bit in each frame of a pack from a part of its length on.
-fn damage_frames(pack: &str, from: usize) {
+pub(super) fn damage_frames(pack: &str, from: usize) {
     let mut bytes = fs::read(pack).unwrap();
     let len = bytes.len();
     for at in (from..len).step_by(64 << 10) {

@@ -194,7 +194,7 @@ blockctl cs repair vol@latest --dry-run
 blockctl cs repair 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas --from s3
 blockctl cs drill run vol@latest --files 9 --seed 7 --timeout 10m
 blockctl cs drill run vol@latest 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas
-blockctl cs drill run --group shop --cr nas --files 9
+blockctl cs drill run --group shop --cr nas --files 9 --probe postgresql
 blockctl cs stop -n 3F4F0A67-e12a-4d35-81ad-985657757352 --discard
 blockctl cs resume 3f4f0a67-e12a-4d35-81ad-985657757352 --wait
 blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload 20MiB

@@ -10,6 +10,7 @@ use blockd_nbd::{
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::{
+    collections::BTreeMap,
     fs::File,
     io,
     os::unix::fs::FileExt,
@@ -27,8 +28,6 @@ const ZEROES_BYTES: usize = 1 << 20;
 /// Clone of an image.
 pub(super) struct DrillClone {
     image: Arc<dyn BlockSource>,
-    /// Refuses writes.
-    is_read_only: bool,
     /// Directory of the file.
     dir: PathBuf,
     file: File,
@@ -42,7 +41,7 @@ impl DrillClone {
     ///
     /// # Errors
     /// The file cannot be created.
-    pub fn new(image: Arc<dyn BlockSource>, is_read_only: bool, dir: &Path) -> io::Result<Self> {
+    pub fn new(image: Arc<dyn BlockSource>, dir: &Path) -> io::Result<Self> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
             Ok(fd) => File::from(fd),
@@ -56,7 +55,7 @@ impl DrillClone {
         };
         file.set_len(image.size_bytes())?;
         let (dir, written) = (dir.to_owned(), Mutex::default());
-        Ok(Self { image, is_read_only, dir, file, written, writing: Mutex::new(0) })
+        Ok(Self { image, dir, file, written, writing: Mutex::new(0) })
     }
 
     fn read_into(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -174,7 +173,7 @@ impl BlockDevice for DrillClone {
     }
 
     fn is_read_only(&self) -> bool {
-        self.is_read_only
+        false
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
@@ -200,20 +199,22 @@ impl BlockDevice for DrillClone {
     }
 }
 
-/// Catalog with the clone as its only export, without a name.
-pub(super) struct CloneExport(pub Arc<DrillClone>);
+/// Catalog of clones by the names of their exports.
+pub(super) struct CloneExports(pub BTreeMap<String, Arc<DrillClone>>);
 
-impl ExportCatalog for CloneExport {
+impl ExportCatalog for CloneExports {
     fn open(&self, name: &str, _client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        match name {
-            "" => Ok(Arc::clone(&self.0) as _),
-            _ => Err(ExportError::Unknown),
-        }
+        self.0.get(name).map(|clone| Arc::clone(clone) as _).ok_or(ExportError::Unknown)
     }
 
     fn list(&self, _client: &Client) -> Vec<ExportInfo> {
-        let (size_bytes, read_only) = (self.0.size_bytes(), self.0.is_read_only);
-        vec![ExportInfo { name: String::new(), description: String::new(), size_bytes, read_only }]
+        let exports = self.0.iter().map(|(name, clone)| ExportInfo {
+            name: name.clone(),
+            description: String::new(),
+            size_bytes: clone.size_bytes(),
+            read_only: false,
+        });
+        exports.collect()
     }
 }
 
@@ -245,7 +246,7 @@ mod tests {
     #[test]
     fn clone_reads_its_writes_and_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
-        let clone = DrillClone::new(Arc::new(Pattern), false, dir.path()).unwrap();
+        let clone = DrillClone::new(Arc::new(Pattern), dir.path()).unwrap();
         let mut expected: Vec<u8> = (0..SIZE_BYTES).map(pattern).collect();
         let check = |expected: &[u8]| {
             let mut found = vec![0; expected.len()];
@@ -287,7 +288,7 @@ mod tests {
             }
         }
         let dir = tempfile::tempdir().unwrap();
-        let clone = DrillClone::new(Arc::new(Large), false, dir.path()).unwrap();
+        let clone = DrillClone::new(Arc::new(Large), dir.path()).unwrap();
         clone.write_zeroes(0, MAX_WRITTEN_BYTES, ZeroFlags::default()).unwrap();
         for further in [MAX_WRITTEN_BYTES, MAX_WRITTEN_BYTES + SPACE_CHECK_BYTES] {
             let full = clone.write_zeroes(further, SPACE_CHECK_BYTES, ZeroFlags::default());

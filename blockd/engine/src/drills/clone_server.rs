@@ -1,15 +1,16 @@
-//! NBD server of a drill's clone, and its device of the kernel.
+//! NBD server of a drill's clones, and their devices of the kernel.
 //!
 //! Both end with the drill. After a crash of the daemon, requests of the device fail after a short timeout,
 //! and the next drill disconnects it: it has the backend identifier of drills.
 
-use super::clone::{CloneExport, DrillClone};
+use super::clone::{CloneExports, DrillClone};
 use crate::{error::ServiceError, host::Host, volumes::attachments::Attachments};
 use blockd_api::{ErrorCode, with_sources};
 use blockd_extent::NbdDevice;
 use blockd_nbd::{Server, ServerConfig};
 use blockd_nbd_kernel::{AttachOptions, DialError, KernelError, System, dial};
 use std::{
+    collections::BTreeMap,
     io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -29,10 +30,10 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 /// Threads for requests, which may wait for the store.
 const WORKERS: usize = 8;
-/// Maximum number of connections.
+/// Maximum number of connections, besides those of devices.
 const CONNECTIONS: usize = 16;
 
-/// Place of a drill's clone on this host.
+/// Place of a drill's clones on this host.
 #[derive(Clone, Debug)]
 pub(super) struct CloneHost {
     /// Directory of drills.
@@ -52,7 +53,7 @@ impl CloneHost {
         format!("blockd-drill:{}", self.cluster)
     }
 
-    /// Discards the device and the files of an interrupted drill. Blocks.
+    /// Discards the devices and the files of an interrupted drill. Blocks.
     ///
     /// # Errors
     /// A file cannot be removed.
@@ -95,42 +96,43 @@ impl CloneHost {
     }
 }
 
-/// Served clone.
-pub(super) struct ServedClone {
+/// Served clones.
+pub(super) struct ServedClones {
     host: CloneHost,
     server: Server,
-    clone: Arc<DrillClone>,
-    device: Option<NbdDevice>,
+    devices: Vec<NbdDevice>,
 }
 
-impl ServedClone {
-    /// Serves a clone of an image on a Unix socket. Its threads have the priority of this one.
+impl ServedClones {
+    /// Serves clones of images, by the names of their exports, on a Unix socket. Its threads have the
+    /// priority of this one.
     ///
     /// # Errors
     /// The server cannot start.
     pub fn start(
         host: &CloneHost,
-        image: Arc<dyn blockd_extent::BlockSource>,
-        is_read_only: bool,
+        images: Vec<(String, Arc<dyn blockd_extent::BlockSource>)>,
     ) -> Result<Self, ServiceError> {
         let file = |source| host.failed("create a clone in", source);
         host.discard()?;
         host.create().map_err(file)?;
-        let clone = Arc::new(DrillClone::new(image, is_read_only, &host.dir).map_err(file)?);
+        let clone = |(name, image)| Ok((name, Arc::new(DrillClone::new(image, &host.dir)?)));
+        let clones: BTreeMap<_, _> =
+            images.into_iter().map(clone).collect::<io::Result<_>>().map_err(file)?;
         let socket = host.dir.join("nbd.sock");
         let config = ServerConfig {
             unix_path: Some(socket.clone()),
             ring_threads: 1,
             worker_threads: WORKERS,
-            max_connections: CONNECTIONS,
+            max_connections: CONNECTIONS + clones.len(),
             shutdown_timeout: Duration::from_secs(2),
             ..ServerConfig::default()
         };
-        let server = Server::start(config, Arc::new(CloneExport(Arc::clone(&clone))))
+        let server = Server::start(config, Arc::new(CloneExports(clones)))
             .map_err(|error| ServiceError::Internal(with_sources(&error)))?;
         // Only this user can reach the directory. The command gets the socket itself.
         std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).map_err(file)?;
-        Ok(Self { host: host.clone(), server, clone, device: None })
+        Ok(Self { host: host.clone(), server, devices: Vec::new() })
     }
 
     /// Returns the path of the socket.
@@ -138,17 +140,17 @@ impl ServedClone {
         self.host.dir.join("nbd.sock")
     }
 
-    /// Attaches the clone as a device of the kernel, and returns its path.
+    /// Attaches the clone of an export as a device of the kernel, and returns its path.
     ///
     /// # Errors
     /// The kernel has no nbd driver, or refuses.
-    pub fn attach(&mut self) -> Result<PathBuf, ServiceError> {
+    pub fn attach(&mut self, export: &str) -> Result<PathBuf, ServiceError> {
         let failed = |code, what: String| {
             ServiceError::refused(code, format!("attach failed on the clone of the drill: {what}"))
         };
         let of_kernel = |error: KernelError| failed(kernel_code(&error), with_sources(&error));
         let mut kernel = self.host.system.open_driver().map_err(of_kernel)?;
-        let mut dialed = dial(&self.socket(), "", 1)
+        let mut dialed = dial(&self.socket(), export, 1)
             .map_err(|error: DialError| failed(ErrorCode::DeviceFailed, with_sources(&error)))?;
         // Kernel devices have no partial block at the end.
         dialed.size_bytes -= dialed.size_bytes % u64::from(BLOCK_SIZE_BYTES);
@@ -158,10 +160,9 @@ impl ServedClone {
             dead_timeout_s: DEAD_TIMEOUT_S,
             backend: self.host.backend(),
         };
-        let is_read_only = blockd_nbd::BlockDevice::is_read_only(&*self.clone);
-        let index = kernel.connect(None, &dialed, is_read_only, &options).map_err(of_kernel)?;
+        let index = kernel.connect(None, &dialed, false, &options).map_err(of_kernel)?;
         let device = NbdDevice::new(index);
-        self.device = Some(device);
+        self.devices.push(device);
         tracing::debug!(%device, "clone attached");
         Ok(Path::new("/dev").join(device.name()))
     }
@@ -187,9 +188,9 @@ impl ServedClone {
     }
 }
 
-impl Drop for ServedClone {
+impl Drop for ServedClones {
     fn drop(&mut self) {
-        if let Some(device) = self.device.take() {
+        for device in std::mem::take(&mut self.devices) {
             self.detach(device);
         }
         if let Err(error) = self.server.shutdown() {

@@ -2,7 +2,7 @@
 //! replayed first, as `xfs_repair -n` ignores it.
 
 use super::{
-    clone_server::{CloneHost, ServedClone},
+    clone_server::{CloneHost, ServedClones},
     image::DrillImage,
     probe::{EXTERNAL_JOURNAL, mount_options},
 };
@@ -15,6 +15,8 @@ use std::{sync::Arc, time::Duration};
 const TIMEOUT: Duration = Duration::from_secs(1800);
 /// User of the programs, which need no privileges.
 const USER: &str = "nobody";
+/// Name of their device.
+const DEVICE: &str = "device";
 /// Failure of a program that the kernel killed, as the shell reports it.
 const OUT_OF_MEMORY: &str = "exit status 137";
 /// Maximum number of the last lines of their output that are findings.
@@ -72,8 +74,8 @@ impl Checker {
     ) -> Result<Checked, ServiceError> {
         let not_isolated = |error: IsolationError| ServiceError::Internal(error.to_string());
         IsolatedCommand::check_host(USER).map_err(not_isolated)?;
-        let mut served = ServedClone::start(host, Arc::clone(found.image()), false)?;
-        let device = served.attach()?;
+        let mut served = ServedClones::start(host, vec![(String::new(), Arc::clone(found.image()))])?;
+        let device = served.attach("")?;
         let isolated = match self.replayed {
             Some(filesystem) => {
                 let options = mount_options(filesystem);
@@ -82,14 +84,14 @@ impl Checker {
             None => IsolatedDevice::Device(&device),
         };
         let command = IsolatedCommand {
-            command: &format!("exec {} {} {PRIVATE_DIR}/device", self.program, self.arguments),
+            command: &format!("exec {} {} {PRIVATE_DIR}/{DEVICE}", self.program, self.arguments),
             user: USER,
             timeout: TIMEOUT,
             // It depends on the size of the filesystem.
             memory_bytes: None,
             env: &[],
             dir: &host.private_dir(),
-            device: isolated,
+            devices: &[(DEVICE, isolated)],
             is_stopping: &|| image.is_over(),
         };
         command.run().map(|ended| self.result(ended)).map_err(not_isolated)

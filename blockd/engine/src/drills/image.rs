@@ -1,7 +1,8 @@
 //! Image of a cloud snapshot that a drill reads, until its timeout or a stop.
 
+use crate::error::{ServiceError, cloud_code};
 use blockd_cloud::{CancelToken, CloudError, SnapshotReader};
-use blockd_extent::{BlockSource, DataRange, Extent};
+use blockd_extent::{BlockSet, BlockSource, DataRange, Extent};
 use parking_lot::Mutex;
 use std::{io, ops::Range, sync::Arc, time::Instant};
 
@@ -18,6 +19,25 @@ pub(super) enum ReadFailure {
         /// Blocks of the read.
         read: Extent,
     },
+}
+
+impl ReadFailure {
+    /// Returns the finding of the drill, and the unreadable blocks if an object is damaged.
+    ///
+    /// # Errors
+    /// The drill is stopped, or the store fails: the drill has no result.
+    pub fn finding(self) -> Result<(String, Option<BlockSet>), ServiceError> {
+        match self {
+            Self::Stopped => Err(ServiceError::Stopping),
+            Self::TimedOut => Ok(("the drill reached its timeout".to_owned(), None)),
+            Self::Cloud { error, read } => match &*error {
+                CloudError::Damaged { blocks, .. } => {
+                    Ok((error.to_string(), Some(BlockSet::from_iter([blocks.unwrap_or(read)]))))
+                }
+                error => Err(ServiceError::refused(cloud_code(error), error.to_string())),
+            },
+        }
+    }
 }
 
 /// Image of a cloud snapshot.

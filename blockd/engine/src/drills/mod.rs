@@ -11,6 +11,7 @@ mod image;
 mod newest;
 mod probe;
 pub mod probe_config;
+mod probe_step;
 mod sample;
 mod steps;
 pub(crate) mod task;

@@ -1,6 +1,6 @@
 //! Drills of the newest cloud snapshots: of a volume, or of all volumes of a group at one point in time.
 
-use super::{Drills, drill_task};
+use super::{Drills, drill_task, probe};
 use crate::{error::ServiceError, repositories::preflight::check_cancelled};
 use blockd_api::{
     CredentialRef, ErrorCode, VolumeName, VolumeRef,
@@ -68,12 +68,15 @@ impl Drills {
         let members = self.snapshots.members(&CreateGroupSnapshot { group, ..Default::default() })?;
         let object = format!("group {}", request.group);
         let task = drill_task(request.files, request.seed, request.timeout_seconds, &object)?;
+        if let Some(name) = &request.probe {
+            probe::check(&self.host, &self.clone_host(), name).await?;
+        }
         let credential = self.repositories.credential(request.credential.as_ref()).await?;
         let volumes: Vec<DrilledVolume> =
             members.iter().map(|entry| (entry.id, entry.name.clone())).collect();
         let point = self.newest_point(&volumes, &credential).await?;
         let group_id = Uuid::new_v4();
-        let task = DrillTask { group: Some(group_id), ..task };
+        let task = DrillTask { group: Some(group_id), probe: request.probe.clone(), ..task };
         let rows = point.iter().map(|id| self.row(id, &credential, task.clone(), crate::owner::current()));
         let rows: Vec<TaskRow> = rows.collect();
         let started = volumes.into_iter().filter_map(|(volume, volume_name)| {

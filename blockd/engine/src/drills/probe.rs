@@ -1,7 +1,7 @@
-//! Probe of a drill: a command of the configuration that uses a writable clone of the cloud snapshot.
+//! Probe of a drill: a command of the configuration that uses writable clones of cloud snapshots.
 
 use super::{
-    clone_server::{CloneHost, ServedClone, kernel_code},
+    clone_server::{CloneHost, ServedClones, kernel_code},
     image::DrillImage,
     probe_config::{ProbeAccess, ProbeConfig},
 };
@@ -10,11 +10,11 @@ use crate::{
     host::Host,
 };
 use blockd_api::{ApiError, ErrorCode, ProbeName, with_sources};
-use blockd_cloud::CloudSnapshotId;
+use blockd_cloud::DrillOutcome;
 use blockd_extent::BlockSource;
-use blockd_fuse::inside::FoundFilesystem;
+use blockd_fuse::inside::{self, FoundFilesystem};
 use blockd_quiesce::{Isolated, IsolatedCommand, IsolatedDevice, IsolationError, PRIVATE_DIR};
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// Next action for a daemon that cannot isolate commands.
@@ -22,6 +22,12 @@ const ISOLATION_HINT: &str = "run blockd as root, with util-linux installed; for
 /// Next action for a missing driver.
 const DRIVER_HINT: &str =
     "run `modprobe nbd`, or set access = \"socket\" for the probe, which needs no driver";
+
+/// Name of the socket, in the private directory of the command.
+const SOCKET: &str = "nbd.sock";
+
+/// Maximum number of the last lines of a failed probe's output that are findings.
+const MAX_OUTPUT_LINES: usize = 12;
 
 /// Reason why a filesystem is neither checked nor mounted.
 pub(super) const EXTERNAL_JOURNAL: &str = "it cannot be used alone, as its journal is on another device";
@@ -83,14 +89,42 @@ pub(super) async fn check(host: &Host, at: &CloneHost, name: &ProbeName) -> Resu
     .await
 }
 
+/// Cloud snapshot to clone for a probe.
+#[derive(Clone)]
+pub(super) struct ProbedImage {
+    /// Name of the volume, or its id.
+    pub volume: String,
+    pub image: Arc<DrillImage>,
+}
+
 /// Probe to run.
 pub(super) struct DrillProbe {
     pub name: ProbeName,
     pub config: ProbeConfig,
-    pub drill: Uuid,
-    pub cloudsnap: CloudSnapshotId,
-    pub volume_name: String,
+    /// Variables that name the drill.
+    pub env: Vec<(&'static str, String)>,
+    /// The clones are named by their volumes.
+    pub is_of_group: bool,
+    pub images: Vec<ProbedImage>,
     pub host: CloneHost,
+}
+
+/// Result of a probe.
+pub(super) struct ProbeResult {
+    pub outcome: DrillOutcome,
+    pub note: String,
+    pub findings: Vec<String>,
+}
+
+impl ProbeResult {
+    pub fn skipped(reason: &str) -> Self {
+        Self { outcome: DrillOutcome::Skipped, note: reason.to_owned(), findings: Vec::new() }
+    }
+
+    /// Returns the result of a probe whose clones could not be read.
+    pub fn unreadable(findings: Vec<String>) -> Self {
+        Self { outcome: DrillOutcome::Failed, note: String::new(), findings }
+    }
 }
 
 /// Mount options of a filesystem. The clone has the UUID of its origin, and must not be filled by the
@@ -103,52 +137,48 @@ pub(super) fn mount_options(filesystem: &str) -> &'static [&'static str] {
     }
 }
 
-impl DrillProbe {
-    /// Returns the reason why the content must not be mounted.
-    pub fn skipped(&self, found: &[FoundFilesystem]) -> Option<&'static str> {
-        let is_mounted = self.config.access == ProbeAccess::Mount;
-        (is_mounted && found.iter().any(|one| one.has_external_journal)).then_some(EXTERNAL_JOURNAL)
-    }
+/// Content of a clone, and its type for `mount -t`.
+type Content = (Arc<dyn BlockSource>, &'static str);
 
-    /// Runs the command on a clone, which is removed afterwards. Returns its end, or the reason why the
-    /// content does not suit it. Blocks.
+impl DrillProbe {
+    /// Runs the command on clones, which are removed afterwards. Blocks.
     ///
     /// # Errors
     /// The command was not started.
-    pub fn run(&self, image: &Arc<DrillImage>, found: &[FoundFilesystem]) -> Result<Isolated, ServiceError> {
-        let access = self.config.access;
-        let (content, filesystem): (Arc<dyn BlockSource>, _) = match access {
-            ProbeAccess::Mount => match mountable(found) {
-                Ok((one, filesystem)) => (Arc::clone(one.image()), filesystem),
-                Err(error) => return Ok(Isolated { error: Some(error), output: String::new() }),
-            },
-            ProbeAccess::Device | ProbeAccess::Socket => (Arc::clone(image) as _, ""),
+    pub fn run(&self) -> Result<ProbeResult, ServiceError> {
+        let contents: Result<Vec<Content>, _> = self.images.iter().map(|one| self.content(one)).collect();
+        let contents = match contents {
+            Ok(contents) => contents,
+            Err(unsuitable) => return Ok(unsuitable),
         };
-        let mut served = ServedClone::start(&self.host, content, false)?;
-        let source = match access {
-            ProbeAccess::Socket => served.socket(),
-            ProbeAccess::Mount | ProbeAccess::Device => served.attach()?,
-        };
-        let (variable, value, device) = match access {
-            ProbeAccess::Mount => {
-                let options = mount_options(filesystem);
-                let device = IsolatedDevice::Mounted { device: &source, filesystem, options };
-                ("BLOCKD_DRILL_MOUNT", format!("{PRIVATE_DIR}/mount"), device)
-            }
-            ProbeAccess::Device => {
-                ("BLOCKD_DRILL_DEVICE", format!("{PRIVATE_DIR}/device"), IsolatedDevice::Device(&source))
-            }
+        let names = self.images.iter().map(|one| if self.is_of_group { &*one.volume } else { "" });
+        let exports = names.clone().zip(&contents);
+        let exports = exports.map(|(name, (content, _))| (name.to_owned(), Arc::clone(content)));
+        let mut served = ServedClones::start(&self.host, exports.collect())?;
+        let (alone, variable, value) = match self.config.access {
+            ProbeAccess::Mount => ("mount", "BLOCKD_DRILL_MOUNT", format!("{PRIVATE_DIR}/mount")),
+            ProbeAccess::Device => ("device", "BLOCKD_DRILL_DEVICE", format!("{PRIVATE_DIR}/device")),
             ProbeAccess::Socket => {
-                let uri = format!("nbd+unix:///?socket={PRIVATE_DIR}/nbd.sock");
-                ("BLOCKD_DRILL_URI", uri, IsolatedDevice::Socket(&source))
+                (SOCKET, "BLOCKD_DRILL_URI", format!("nbd+unix:///?socket={PRIVATE_DIR}/{SOCKET}"))
             }
         };
-        let env = [
-            ("BLOCKD_DRILL_ID", self.drill.to_string()),
-            ("BLOCKD_DRILL_CLOUDSNAP", self.cloudsnap.to_string()),
-            ("BLOCKD_DRILL_VOLUME", self.volume_name.clone()),
-            (variable, value),
-        ];
+        let of_clones = match self.config.access {
+            ProbeAccess::Socket => vec![(SOCKET, served.socket(), "")],
+            ProbeAccess::Mount | ProbeAccess::Device => {
+                let attached = names.zip(&contents).map(|(name, (_, filesystem))| {
+                    let file = if self.is_of_group { name } else { alone };
+                    Ok((file, served.attach(name)?, *filesystem))
+                });
+                attached.collect::<Result<Vec<_>, ServiceError>>()?
+            }
+        };
+        let devices =
+            of_clones.iter().map(|(file, source, filesystem)| (*file, self.device(source, filesystem)));
+        let mut env = self.env.clone();
+        env.push(match self.is_of_group {
+            true => ("BLOCKD_DRILL_DIR", PRIVATE_DIR.to_owned()),
+            false => (variable, value),
+        });
         let command = IsolatedCommand {
             command: &self.config.command,
             user: &self.config.user,
@@ -156,13 +186,63 @@ impl DrillProbe {
             memory_bytes: Some(self.config.memory_limit_bytes),
             env: &env,
             dir: &self.host.private_dir(),
-            device,
-            is_stopping: &|| image.is_over(),
+            devices: &devices.collect::<Vec<_>>(),
+            is_stopping: &|| self.images.iter().any(|one| one.image.is_over()),
         };
         let ended = command.run();
-        // Disconnects the device, which the end of the command has unmounted.
+        // Disconnects the devices, which the end of the command has unmounted.
         drop(served);
-        ended.map_err(|error| refusal(self.name.as_str(), &error))
+        ended.map(|ended| self.result(&ended)).map_err(|error| refusal(self.name.as_str(), &error))
+    }
+
+    fn device<'a>(&self, source: &'a Path, filesystem: &'a str) -> IsolatedDevice<'a> {
+        match self.config.access {
+            ProbeAccess::Mount => {
+                IsolatedDevice::Mounted { device: source, filesystem, options: mount_options(filesystem) }
+            }
+            ProbeAccess::Device => IsolatedDevice::Device(source),
+            ProbeAccess::Socket => IsolatedDevice::Socket(source),
+        }
+    }
+
+    /// Returns the content of a clone, or the result of a probe that it does not suit.
+    fn content(&self, of: &ProbedImage) -> Result<Content, ProbeResult> {
+        let image: Arc<dyn BlockSource> = Arc::clone(&of.image) as _;
+        if self.config.access != ProbeAccess::Mount {
+            return Ok((image, ""));
+        }
+        let failed = |error: String| match self.is_of_group {
+            true => self.failed(&format!("{}: {error}", of.volume), &[]),
+            false => self.failed(&error, &[]),
+        };
+        let found = inside::filesystems(&image).map_err(|error| failed(error.to_string()))?;
+        if found.iter().any(|one| one.has_external_journal) {
+            return Err(ProbeResult::skipped(EXTERNAL_JOURNAL));
+        }
+        let (one, filesystem) = mountable(&found).map_err(failed)?;
+        Ok((Arc::clone(one.image()), filesystem))
+    }
+
+    fn failed(&self, error: &str, output: &[&str]) -> ProbeResult {
+        let first = format!("probe {} failed: {error}", self.name);
+        let last = output[output.len().saturating_sub(MAX_OUTPUT_LINES)..].iter();
+        let findings = std::iter::once(first).chain(last.map(|line| format!("output: {line}")));
+        ProbeResult {
+            outcome: DrillOutcome::Failed,
+            note: self.name.to_string(),
+            findings: findings.collect(),
+        }
+    }
+
+    fn result(&self, ended: &Isolated) -> ProbeResult {
+        let lines = ended.output.lines().map(str::trim_end).filter(|line| !line.is_empty());
+        let lines: Vec<_> = lines.collect();
+        if let Some(error) = &ended.error {
+            return self.failed(error, &lines);
+        }
+        let note =
+            lines.last().map_or_else(|| self.name.to_string(), |line| format!("{}: {line}", self.name));
+        ProbeResult { outcome: DrillOutcome::Passed, note, findings: Vec::new() }
     }
 }
 

@@ -3,14 +3,12 @@
 use super::{
     clone_server::CloneHost,
     external_check::{self, Checked},
-    image::{DrillImage, ReadFailure},
-    probe::{DrillProbe, EXTERNAL_JOURNAL},
+    image::DrillImage,
+    probe::EXTERNAL_JOURNAL,
     sample::{Random, Sample},
 };
-use crate::error::{ServiceError, cloud_code};
-use blockd_cloud::{
-    CloudError, DrillOutcome, DrillReport, DrillStage, DrillStep, MAX_DRILL_ITEMS, drill_text,
-};
+use crate::error::ServiceError;
+use blockd_cloud::{DrillOutcome, DrillReport, DrillStage, MAX_DRILL_ITEMS};
 use blockd_ext4::{ExtError, Filesystem, JournalState, check::Limits};
 use blockd_extent::{BlockSet, BlockSource};
 use blockd_fuse::inside::{self, FoundFilesystem};
@@ -18,9 +16,6 @@ use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 /// Limits of the check of a filesystem. One that reaches them names it in its note.
 const CHECK_LIMITS: Limits = Limits { memory_bytes: 128 << 20, read_bytes: 64 << 30 };
-
-/// Maximum number of the last lines of a failed probe's output that are findings.
-const MAX_OUTPUT_LINES: usize = 12;
 
 /// Result of the steps.
 pub(super) struct Examined {
@@ -40,8 +35,6 @@ pub(super) struct Steps<F> {
     pub files_bytes: u64,
     /// Place of clones for checks by other programs.
     pub clone_host: CloneHost,
-    /// Probe to run last.
-    pub probe: Option<DrillProbe>,
     pub before: F,
 }
 
@@ -85,40 +78,24 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
         if let Err(error) = self.read_files(&opened) {
             return self.failed(DrillStage::Files, &error);
         }
-        match self.probe.take() {
-            Some(probe) => self.probe(&probe, &found),
-            None => Ok(Examined { report: self.report, damage: None }),
-        }
+        Ok(Examined { report: self.report, damage: None })
     }
 
     fn end(&mut self, stage: DrillStage, outcome: DrillOutcome, note: &str) {
-        let elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::debug!(%stage, ?outcome, elapsed_ms, note, "step of the drill ended");
-        self.report.steps.push(DrillStep { stage, outcome, elapsed_ms, note: drill_text(note) });
+        self.report.end(stage, outcome, self.started.elapsed(), note);
     }
 
     fn find(&mut self, finding: &str) {
-        self.report.findings_total += 1;
-        if self.report.findings.len() < MAX_DRILL_ITEMS {
-            self.report.findings.push(drill_text(finding));
-        }
+        self.report.find(finding);
     }
 
     /// Ends the drill with a step that could not read the image.
     fn failed(mut self, stage: DrillStage, error: &io::Error) -> Result<Examined, ServiceError> {
-        let mut damage = None;
-        match self.image.failure() {
-            Some(ReadFailure::Stopped) => return Err(ServiceError::Stopping),
-            Some(ReadFailure::TimedOut) => self.find("the drill reached its timeout"),
-            Some(ReadFailure::Cloud { error, read }) => match &*error {
-                CloudError::Damaged { blocks, .. } => {
-                    damage = Some(BlockSet::from_iter([blocks.unwrap_or(read)]));
-                    self.find(&error.to_string());
-                }
-                error => return Err(ServiceError::refused(cloud_code(error), error.to_string())),
-            },
-            None => self.find(&error.to_string()),
-        }
+        let (finding, damage) = match self.image.failure() {
+            Some(failure) => failure.finding()?,
+            None => (error.to_string(), None),
+        };
+        self.find(&finding);
         self.end(stage, DrillOutcome::Failed, "");
         Ok(Examined { report: self.report, damage })
     }
@@ -267,36 +244,5 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
         let note = format!("{} files, {} bytes", self.report.files, self.report.files_bytes);
         self.end(DrillStage::Files, outcome, &note);
         Ok(())
-    }
-
-    /// Runs the probe, unless the content is known to be unusable.
-    fn probe(mut self, probe: &DrillProbe, found: &[FoundFilesystem]) -> Result<Examined, ServiceError> {
-        (self.before)(DrillStage::Probe)?;
-        if !self.report.is_passed() {
-            self.end(DrillStage::Probe, DrillOutcome::Skipped, "an earlier step failed");
-            return Ok(Examined { report: self.report, damage: None });
-        }
-        if let Some(reason) = probe.skipped(found) {
-            self.end(DrillStage::Probe, DrillOutcome::Skipped, reason);
-            return Ok(Examined { report: self.report, damage: None });
-        }
-        let ended = probe.run(&self.image, found)?;
-        if self.image.failure().is_some() {
-            let error = io::Error::other("the clone could not be read");
-            return self.failed(DrillStage::Probe, &error);
-        }
-        let lines: Vec<_> = ended.output.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-        let name = &probe.name;
-        let Some(error) = ended.error else {
-            let note = lines.last().map_or_else(|| name.to_string(), |line| format!("{name}: {line}"));
-            self.end(DrillStage::Probe, DrillOutcome::Passed, &note);
-            return Ok(Examined { report: self.report, damage: None });
-        };
-        self.find(&format!("probe {name} failed: {error}"));
-        for line in &lines[lines.len().saturating_sub(MAX_OUTPUT_LINES)..] {
-            self.find(&format!("output: {line}"));
-        }
-        self.end(DrillStage::Probe, DrillOutcome::Failed, name.as_str());
-        Ok(Examined { report: self.report, damage: None })
     }
 }

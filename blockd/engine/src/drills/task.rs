@@ -3,7 +3,6 @@
 use super::{
     clone_server::CloneHost,
     image::DrillImage,
-    probe::{self, DrillProbe},
     steps::{Examined, Steps},
 };
 use crate::{
@@ -19,11 +18,14 @@ use crate::{
     },
     volumes::attachments::Attachments,
 };
-use blockd_api::ErrorCode;
-use blockd_catalog::{Db, DbError, DrillRow, DrillTask, KnownProofs, ProofRow, TaskRow};
+use blockd_api::{
+    ErrorCode,
+    events::{EventKind, Severity},
+};
+use blockd_catalog::{Db, DbError, DrillRow, DrillTask, KnownProofs, NewEvent, ProofRow, TaskRow};
 use blockd_cloud::{
-    CacheOptions, CloudError, DrillOutcome, DrillReport, DrillStage, DrillStep, Manifest, Progress,
-    Repository, SnapshotCache, SnapshotReader, VerifyDepth, drill_text,
+    CacheOptions, CloudError, DrillOutcome, DrillReport, DrillStage, Manifest, Progress, Repository,
+    SnapshotCache, VerifyDepth,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use blockd_store::{Bandwidth, Requests};
@@ -77,35 +79,16 @@ pub(crate) async fn run(
     live.begin(Arc::new(Progress::new(Arc::clone(&requests))));
     work.tasks.store_progress(live).await;
     let opened = tokio::select! {
-        opened = Opened::open(work, live, &repository) => opened,
+        opened = Opened::open(work, live, &repository, &asked) => opened,
         () = live.cancel.cancelled() => Err(ServiceError::Stopping),
     };
     let (manifest, opened) = opened?;
     let id = live.view().cloudsnap;
-    let mut examined = match opened {
-        Ok(opened) => {
-            let probe = match &asked.probe {
-                Some(name) => Some(DrillProbe {
-                    name: name.clone(),
-                    config: probe::find(&work.host, name)?.clone(),
-                    drill: live.id,
-                    cloudsnap: id,
-                    volume_name: manifest.description.volume_name.clone(),
-                    host: clone_host,
-                }),
-                None => None,
-            };
-            opened.examine(work, live, &asked, probe).await?
-        }
-        Err(unreadable) => unreadable,
+    let (examined, opened) = match opened {
+        Ok(opened) => (opened.examine(work, &asked).await?, Some(opened)),
+        Err(unreadable) => (unreadable, None),
     };
-    examined.report.seed = asked.seed;
-    count(&mut examined.report, &requests);
-    if !examined.report.is_passed() {
-        refuse_if_deleted(work, live, &repository).await?;
-    }
-    tracing::info!(cloudsnap = %id, passed = examined.report.is_passed(), "restore drill has a result");
-    let drill = DrillRow {
+    let row = DrillRow {
         id: live.id,
         credential: live.view().credential,
         cloudsnap: id,
@@ -113,10 +96,26 @@ pub(crate) async fn run(
         host: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ended: Timestamp::now(),
-        passed: examined.report.is_passed(),
-        report: examined.report,
+        passed: false,
+        report: DrillReport { seed: asked.seed, ..examined.report },
     };
-    record(work, live, &repository, drill, examined.damage).await
+    let mut drills = vec![Drilled { row, damage: examined.damage }];
+    let is_complete = match (&asked.probe, &opened) {
+        (Some(name), Some(opened)) => {
+            opened.probe(work, live, &repository, &asked, name, &mut drills).await?
+        }
+        _ => true,
+    };
+    count(&mut drills[0].row.report, &requests);
+    let now = Timestamp::now();
+    for Drilled { row, .. } in &mut drills {
+        (row.ended, row.passed) = (now, row.report.is_passed());
+        if !row.passed {
+            refuse_if_deleted(work, row, &repository).await?;
+        }
+        tracing::info!(cloudsnap = %row.cloudsnap, passed = row.passed, "restore drill has a result");
+    }
+    record(work, live, &repository, drills, is_complete).await
 }
 
 fn count(report: &mut DrillReport, requests: &Requests) {
@@ -124,11 +123,38 @@ fn count(report: &mut DrillReport, requests: &Requests) {
     (report.fetched_bytes, report.requests) = (counts.bytes_down, counts.total());
 }
 
+/// Drill with its result.
+#[derive(Clone)]
+pub(super) struct Drilled {
+    pub row: DrillRow,
+    /// Unreadable blocks, if an object is damaged; empty if all are.
+    pub damage: Option<BlockSet>,
+}
+
+impl Drilled {
+    fn damage(&self) -> Option<ProofRow> {
+        let damaged = self.damage.clone()?;
+        Some(ProofRow {
+            credential: self.row.credential,
+            cloudsnap: self.row.cloudsnap,
+            verified: self.row.ended,
+            // Only a verification that reads all frames ends it.
+            depth: VerifyDepth::Full,
+            sound: false,
+            damaged,
+            digest: None,
+            version: self.row.version.clone(),
+        })
+    }
+}
+
 /// Opened cloud snapshot.
-struct Opened {
+pub(super) struct Opened {
     started: Instant,
+    pub deadline: Instant,
     data_bytes: u64,
-    reader: SnapshotReader,
+    pub cache: SnapshotCache,
+    pub image: Arc<DrillImage>,
     report: DrillReport,
 }
 
@@ -139,6 +165,7 @@ impl Opened {
         work: &DrillWork,
         live: &LiveTask,
         repository: &Repository,
+        asked: &DrillTask,
     ) -> Result<(Manifest, Result<Self, Examined>), ServiceError> {
         let row = live.view();
         let started = Instant::now();
@@ -152,17 +179,12 @@ impl Opened {
         let cache = SnapshotCache::open(options)?;
         let reader = Box::pin(cache.snapshot(repository, &manifest)).await;
         let mut report = DrillReport::new(manifest.description.created, 0);
-        report.steps.push(DrillStep {
-            stage: DrillStage::Open,
-            outcome: if reader.is_ok() { DrillOutcome::Passed } else { DrillOutcome::Failed },
-            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            note: String::new(),
-        });
+        let outcome = if reader.is_ok() { DrillOutcome::Passed } else { DrillOutcome::Failed };
+        report.end(DrillStage::Open, outcome, started.elapsed(), "");
         let reader = match reader {
             Ok(reader) => reader,
             Err(error @ CloudError::Damaged { .. }) => {
-                report.findings.push(drill_text(&error.to_string()));
-                report.findings_total = 1;
+                report.find(&error.to_string());
                 return Ok((manifest, Err(Examined { report, damage: Some(BlockSet::new()) })));
             }
             Err(error) => return Err(error.into()),
@@ -170,26 +192,20 @@ impl Opened {
         let blocks: u64 = manifest.deltas().map(|delta| delta.data_blocks).sum();
         let data_bytes = blocks.saturating_mul(BLOCK_SIZE_BYTES);
         work.host.failpoints.reached("drill opened")?;
-        Ok((manifest, Ok(Self { started, data_bytes, reader, report })))
+        let deadline = started + Duration::from_secs(asked.timeout_s.into());
+        let image = Arc::new(DrillImage::new(reader, live.cancel.clone(), deadline));
+        Ok((manifest, Ok(Self { started, deadline, data_bytes, cache, image, report })))
     }
 
-    /// Makes the other steps, on a thread of its own with the lowest priority.
-    async fn examine(
-        self,
-        work: &Arc<DrillWork>,
-        live: &LiveTask,
-        asked: &DrillTask,
-        probe: Option<DrillProbe>,
-    ) -> Result<Examined, ServiceError> {
-        let deadline = self.started + Duration::from_secs(asked.timeout_s.into());
+    /// Makes the steps to the sample of files, on a thread of its own with the lowest priority.
+    async fn examine(&self, work: &Arc<DrillWork>, asked: &DrillTask) -> Result<Examined, ServiceError> {
         let host = Arc::clone(&work.host);
         let steps = Steps {
-            image: Arc::new(DrillImage::new(self.reader, live.cancel.clone(), deadline)),
+            image: Arc::clone(&self.image),
             started: self.started,
-            report: DrillReport { seed: asked.seed, ..self.report },
+            report: DrillReport { seed: asked.seed, ..self.report.clone() },
             files: asked.files,
             clone_host: CloneHost::new(&work.host, &work.attachments),
-            probe,
             files_bytes: (self.data_bytes / SAMPLE_SHARE).clamp(MIN_SAMPLE_BYTES, MAX_SAMPLE_BYTES),
             before: move |stage| match stage {
                 DrillStage::FirstByte => host.failpoints.reached("drill first byte"),
@@ -197,8 +213,7 @@ impl Opened {
                 DrillStage::Mount => host.failpoints.reached("drill mount"),
                 DrillStage::Check => host.failpoints.reached("drill check"),
                 DrillStage::Files => host.failpoints.reached("drill files"),
-                DrillStage::Probe => host.failpoints.reached("drill probe"),
-                DrillStage::Open => Ok(()),
+                DrillStage::Open | DrillStage::Probe => Ok(()),
             },
         };
         on_thread("drill", set_background_reader, || steps.run()).await?
@@ -208,10 +223,9 @@ impl Opened {
 /// Refuses the result of a cloud snapshot whose objects are missing because it was deleted.
 async fn refuse_if_deleted(
     work: &DrillWork,
-    live: &LiveTask,
+    row: &DrillRow,
     repository: &Repository,
 ) -> Result<(), ServiceError> {
-    let row = live.view();
     match repository.manifest(&row.cloudsnap).await.map_err(ServiceError::from) {
         Err(error) if is_not_found(&error) => {
             // The mount point of an unmounted disk is empty, too.
@@ -224,34 +238,29 @@ async fn refuse_if_deleted(
     }
 }
 
-/// Stores and publishes the result, and ends the task.
+/// Stores and publishes the results, and ends the task of the first one.
 async fn record(
     work: &DrillWork,
     live: &LiveTask,
     repository: &Repository,
-    drill: DrillRow,
-    damage: Option<BlockSet>,
+    drills: Vec<Drilled>,
+    is_complete: bool,
 ) -> Result<TaskRow, ServiceError> {
-    let (stored, now) = (drill.clone(), drill.ended);
-    let damage = damage.map(|damaged| ProofRow {
-        credential: drill.credential,
-        cloudsnap: drill.cloudsnap,
-        verified: now,
-        // Only a verification that reads all frames ends it.
-        depth: VerifyDepth::Full,
-        sound: false,
-        damaged,
-        digest: None,
-        version: drill.version.clone(),
-    });
-    let is_damaged = damage.is_some();
     work.host.failpoints.reached("drill examined")?;
+    let (stored, task) = (drills.clone(), live.view());
     let put = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
-        stored.put(tx)?;
-        let Some(damage) = damage else { return Ok(()) };
-        let known = KnownProofs::of_location(tx, damage.credential, now)?;
-        let before = known.own(&damage.cloudsnap).cloned();
-        damage.after(before.as_ref()).map_or(Ok(()), |proof| proof.put(tx))
+        for drill in &stored {
+            drill.row.put(tx)?;
+            let Some(damage) = drill.damage() else { continue };
+            let known = KnownProofs::of_location(tx, damage.credential, drill.row.ended)?;
+            let before = known.own(&damage.cloudsnap).cloned();
+            // The end of the task is the event of its own cloud snapshot.
+            if drill.row.id != task.id && before.as_ref().is_none_or(|known| known.sound) {
+                damage_of_other(&drill.row, &task).insert(tx)?;
+            }
+            damage.after(before.as_ref()).map_or(Ok(()), |proof| proof.put(tx))?;
+        }
+        Ok(())
     };
     work.tasks
         .until_stored("the result of the drill", || {
@@ -260,19 +269,38 @@ async fn record(
         })
         .await?;
     work.host.failpoints.reached("drill stored")?;
-    publish(work, live, repository, drill.clone()).await;
-    if drill.passed {
-        return work.tasks.finish(live, |_| Ok(())).await;
+    // A proof is not changed: the last drill of a group publishes all, or else the maintenance does.
+    if is_complete {
+        publish(work, live, repository, drills.iter().map(|drill| drill.row.clone()).collect()).await;
     }
-    let code = if is_damaged { ErrorCode::CloudsnapDamaged } else { ErrorCode::DrillFailed };
-    Err(ServiceError::refused(code, summary(&drill)))
+    match drills.first() {
+        Some(drill) if !drill.row.passed => {
+            let is_damaged = drill.damage.is_some();
+            let code = if is_damaged { ErrorCode::CloudsnapDamaged } else { ErrorCode::DrillFailed };
+            Err(ServiceError::refused(code, summary(&drill.row)))
+        }
+        _ => work.tasks.finish(live, |_| Ok(())).await,
+    }
 }
 
-/// Publishes the result, unless the task is stopped: the maintenance publishes it then, and what the location
-/// does not take now.
-async fn publish(work: &DrillWork, live: &LiveTask, repository: &Repository, drill: DrillRow) {
+/// Returns the event of damage that the probe of a group found in the clone of another volume.
+fn damage_of_other(drill: &DrillRow, task: &TaskRow) -> NewEvent {
+    NewEvent {
+        volume_id: Some(drill.cloudsnap.volume),
+        volume: drill.volume_name.parse().ok(),
+        credential_id: Some(task.credential),
+        credential: Some(task.detail.credential_name.clone()),
+        task: Some(task.id),
+        cloudsnap: Some(drill.cloudsnap),
+        ..NewEvent::new(drill.ended, Severity::Error, EventKind::DamageFound, summary(drill))
+    }
+}
+
+/// Publishes results, unless the task is stopped: the maintenance publishes them then, and those that the
+/// location does not take now.
+async fn publish(work: &DrillWork, live: &LiveTask, repository: &Repository, drills: Vec<DrillRow>) {
     tokio::select! {
-        published = work.proofs.publish_drills(repository, vec![drill]) => {
+        published = work.proofs.publish_drills(repository, drills) => {
             if let Err(error) = published {
                 tracing::warn!(%error, "publishing the proof of the drill failed; maintenance tries again");
             }

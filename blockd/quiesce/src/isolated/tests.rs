@@ -10,7 +10,6 @@ use std::{
 const LONG: Duration = Duration::from_secs(120);
 
 fn isolated<'a>(dir: &'a Path, command: &'a str) -> IsolatedCommand<'a> {
-    let device = IsolatedDevice::None;
     IsolatedCommand {
         command,
         user: "nobody",
@@ -18,7 +17,7 @@ fn isolated<'a>(dir: &'a Path, command: &'a str) -> IsolatedCommand<'a> {
         memory_bytes: None,
         env: &[],
         dir,
-        device,
+        devices: &[],
         is_stopping: &|| false,
     }
 }
@@ -84,18 +83,20 @@ fn isolated_command_writes_to_no_mount_of_the_host() {
 }
 
 #[test]
-fn isolated_command_connects_to_its_socket() {
+fn isolated_command_connects_to_its_sockets() {
     let Some((root, dir)) = empty_dir("socket of an isolated command") else { return };
     let path = root.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
-    let command =
-        "perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Peer=>\"/tmp/blockd-drill/nbd.sock\") or die $!'";
-    let device = IsolatedDevice::Socket(&path);
-    let ended = IsolatedCommand { device, ..isolated(&dir, command) }.run().unwrap();
+    let command = "perl -MIO::Socket::UNIX -e '
+        for (qw(one two)) { IO::Socket::UNIX->new(Peer=>\"/tmp/blockd-drill/$_\") or die $! }'";
+    let devices = ["one", "two"].map(|name| (name, IsolatedDevice::Socket(&path)));
+    let ended = IsolatedCommand { devices: &devices, ..isolated(&dir, command) }.run().unwrap();
     assert_eq!(ended, Isolated { error: None, output: String::new() });
     listener.set_nonblocking(true).unwrap();
-    let _: (UnixStream, _) = listener.accept().unwrap();
+    for _ in devices {
+        let _: (UnixStream, _) = listener.accept().unwrap();
+    }
 }
 
 #[test]
@@ -169,8 +170,8 @@ fn impossible_isolation_names_its_cause() {
     assert!(refused("root").contains("root"));
     let missing = IsolatedCommand { dir: Path::new("/proc/drill"), ..isolated(&dir, ":") }.run();
     assert!(missing.is_err());
-    let device = IsolatedDevice::Device(Path::new("/dev/no-such-device"));
-    let ended = IsolatedCommand { device, ..isolated(&dir, ":") }.run();
+    let devices = [("device", IsolatedDevice::Device(Path::new("/dev/no-such-device")))];
+    let ended = IsolatedCommand { devices: &devices, ..isolated(&dir, ":") }.run();
     assert!(
         matches!(&ended, Err(IsolationError::Setup(what)) if what.contains("no-such-device")),
         "{ended:?}"

@@ -29,13 +29,23 @@ cmp /tmp/random /tmp/read
 test ! -r /dev/nbd0
 echo written and read
 '''
+[drill_probes.both]
+command = '''
+set -e
+cd $BLOCKD_DRILL_DIR
+test "$(cat base/planted log/planted | tr '\n' ' ')" = "base log "
+cp base/planted log/copied
+sync
+grep -q " $BLOCKD_DRILL_DIR/base ext4 rw,nosuid,nodev" /proc/mounts
+echo both are mounted
+'''
 [drill_probes.fault]
 command = "echo planted fault; exit 5"
 [drill_probes.slow]
 command = "test -e /flag || sleep 4242; true"
 TEXT
 
-is_free() { [ ! -e /sys/block/nbd0/pid ]; }
+is_free() { ! ls /sys/block/nbd*/pid >/dev/null 2>&1; }
 sleeps() { grep -qas '[s]leep.4242' /proc/[0-9]*/cmdline; }
 sleeps_no_more() { ! sleeps; }
 drill() { blockctl cloudsnap drill run origin@latest --probe "$1" --wait; }
@@ -67,6 +77,26 @@ grep -q '"probedMillis":[0-9]' /tmp/output || fail "no time of the probe: $(cat 
 refused "failed at step probe: probe fault failed: exit status 5: planted fault" drill fault
 is_free || fail "the device is left"
 
+step "a probe uses the mounted clones of a group"
+for name in base log; do
+    blockctl volume create $name --size 64MiB --group db >/dev/null || fail create
+    blockctl volume attach $name >/dev/null || fail attach
+    mke2fs -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt || fail mount
+    echo $name >/mnt/planted && chmod 777 /mnt || fail files
+    umount /mnt && blockctl volume detach $name >/dev/null || fail detach
+done
+blockctl cloudsnap backup-group db --wait >/dev/null || fail backup
+for _ in 1 2; do
+    blockctl cloudsnap drill run --group db --probe both --wait >/tmp/output 2>&1 || fail "both: $(cat /tmp/output)"
+    is_free || fail "a device is left"
+done
+for name in base log; do
+    blockctl --json cloudsnap drill list $name | tr -d ' \n' >/tmp/output
+    grep -q '"note":"both:botharemounted"' /tmp/output || fail "no note of the probe: $(cat /tmp/output)"
+done
+refused "failed at step probe: probe fault failed: exit status 5: planted fault" \
+    blockctl cloudsnap drill run --group db --probe fault --wait
+
 step "XFS is checked"
 blockctl volume create xfs --size 320MiB >/dev/null || fail create
 blockctl volume attach xfs --block-size 512 >/dev/null || fail attach
@@ -82,7 +112,15 @@ blockctl --json cloudsnap drill list xfs | tr -d ' \n' >/tmp/output
 grep -q 'xfs_repair-nfoundnoinconsistency' /tmp/output || fail "no check of XFS: $(cat /tmp/output)"
 blockctl cloudsnap backup xfs --wait >/dev/null || fail backup
 refused "failed at step check: an XFS filesystem: xfs_repair -n failed" blockctl cloudsnap drill run xfs@latest --wait
-blockctl volume detach xfs >/dev/null || fail detach
+# Its log on another volume is missing in a drill.
+blockctl volume create xlog --size 128MiB >/dev/null || fail create
+blockctl volume attach xlog --block-size 512 >/dev/null || fail attach
+mkfs.xfs -q -f -l logdev=/dev/nbd1,size=64m /dev/nbd0 || fail "mkfs.xfs with an external log"
+blockctl cloudsnap backup xfs --wait >/dev/null || fail backup
+blockctl cloudsnap drill run xfs@latest --wait >/tmp/output 2>&1 || fail "external log: $(cat /tmp/output)"
+blockctl --json cloudsnap drill list xfs | tr -d ' \n' >/tmp/output
+grep -q 'isnotchecked:itcannotbeusedalone' /tmp/output || fail "no note of the log: $(cat /tmp/output)"
+blockctl volume detach xlog >/dev/null && blockctl volume detach xfs >/dev/null || fail detach
 is_free || fail "a device is left"
 
 step "the daemon dies during a probe"

@@ -25,14 +25,15 @@ use serde::Serialize;
 pub const RUN_HELP: &str = "\
 A drill opens a cloud snapshot as a lazy restore would, finds its filesystems, replays journals in memory, \
 checks the metadata of ext2, ext3 and ext4, and reads a random sample of files. Nothing is written \
-except its proof. Times, bytes and requests are those of a real recovery. With --probe, a command of the daemon's configuration ([drill_probes.NAME]) then uses a writable clone, which is removed: it starts a database on it, for example. A probe that fails fails the drill.
+except its proof. Times, bytes and requests are those of a real recovery. With --probe, a command of the daemon's configuration ([drill_probes.NAME]) then uses a writable clone, which is removed: it starts a database on it, for example. A probe that fails fails the drill. With --group, one probe uses the clones of all volumes.
 
 Examples:
   blockctl cloudsnap drill run db@latest
   blockctl cs drill run db@latest web@latest --wait
   blockctl cs drill run --group shop --cred-id offsite --wait
   blockctl cs drill run ID --files 500 --seed 7 --timeout 10m
-  blockctl cs drill run db@latest --probe postgresql --wait";
+  blockctl cs drill run db@latest --probe postgresql --wait
+  blockctl cs drill run --group shop --probe postgresql-wal --wait";
 
 pub const LIST_HELP: &str = "\
 FIRST-BYTE and MOUNTED are the measured times to the first byte and to opened filesystems (RTO), RPO is the age of the \
@@ -187,6 +188,7 @@ async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> 
         files: args.files,
         seed: args.seed,
         timeout_seconds: args.timeout,
+        probe: args.probe,
     };
     let started = context.client.call(operations::START_GROUP_DRILL, &request).await?;
     let count = counted(started.list.items.len() as u64, "volume");
