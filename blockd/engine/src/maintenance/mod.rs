@@ -27,7 +27,7 @@ use crate::{
 use blockd_api::{status::VerificationPlan, tasks::TaskKind};
 use blockd_catalog::{CredentialRow, Db, VerifyTask};
 use blockd_cloud::{CloudError, CloudSnapshotId, VerifyDepth};
-use blockd_schedule::Turn;
+use blockd_schedule::{Jitter, Turn};
 use blockd_store::StoreErrorKind;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
@@ -39,6 +39,9 @@ use uuid::Uuid;
 const PASS_INTERVAL: Duration = Duration::from_secs(60);
 /// Interval of the exchange of proofs with the locations.
 const EXCHANGE_INTERVAL: Duration = Duration::from_secs(3600);
+/// Maximum delay of the first collection, and of the first exchange after a start: hosts that start together,
+/// such as after a power failure, do not list the prefixes of one bucket together.
+const SPREAD: Jitter = Jitter { max_s: 3600 };
 /// Minimum time between two verifications of a cloud snapshot, regardless of the budget.
 const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
 /// Interval between computations of the plan.
@@ -86,8 +89,8 @@ pub struct Due {
 /// Runs the maintenance.
 pub async fn run(maintenance: Arc<Maintenance>) {
     // Not at once: a start has more urgent work.
-    let mut collect_at = Instant::now() + gc_interval(&maintenance).min(Duration::from_secs(3600));
-    let mut exchange_at = Instant::now() + EXCHANGE_INTERVAL;
+    let (collection, exchange) = first_delays(maintenance.host.cluster, gc_interval(&maintenance));
+    let (mut collect_at, mut exchange_at) = (Instant::now() + collection, Instant::now() + exchange);
     let mut pace = Pace::default();
     let mut expired = RecentListings::default();
     let mut failing = Failing::default();
@@ -133,6 +136,12 @@ pub async fn run(maintenance: Arc<Maintenance>) {
             tracing::warn!(%error, "starting a background scrub failed");
         }
     }
+}
+
+/// Returns the delays of the first collection and of the first exchange of a host after a start.
+fn first_delays(cluster: Uuid, gc_interval: Duration) -> (Duration, Duration) {
+    let delay = Duration::from_secs(SPREAD.delay_s(cluster.as_u128()).into());
+    (gc_interval.min(Duration::from_secs(3600)) + delay, delay)
 }
 
 fn gc_interval(maintenance: &Maintenance) -> Duration {
@@ -229,4 +238,23 @@ fn rotated(mut credentials: Vec<CredentialRow>) -> Vec<CredentialRow> {
         credentials.rotate_left(first as usize);
     }
     credentials
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_one_start_spread_their_listings() {
+        let (mut collections, mut exchanges) = ([0_u32; 60], [0_u32; 60]);
+        for host in 0..6_000_u128 {
+            let (collection, exchange) = first_delays(Uuid::from_u128(host), Duration::from_secs(24 * 3600));
+            collections[(collection.as_secs() / 60 - 60).min(59) as usize] += 1;
+            exchanges[(exchange.as_secs() / 60).min(59) as usize] += 1;
+        }
+        let busiest = collections.iter().chain(&exchanges).max();
+        assert!(busiest < Some(&200), "{collections:?} {exchanges:?}");
+        let (collection, _) = first_delays(Uuid::nil(), Duration::from_secs(600));
+        assert!(collection <= Duration::from_secs(600 + 3600));
+    }
 }
