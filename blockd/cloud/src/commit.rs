@@ -2,10 +2,11 @@
 
 use crate::{
     CloudError, CloudSnapshotId, CompressionLevel, FORMAT_VERSION, ManifestKey, Repository,
+    compression_report::{CompressionReport, LevelUse},
     error::random,
     index_writer::StoredIndex,
     job::Job,
-    manifest::{BackupType, CompressionReport, Delta, LevelUse, Manifest},
+    manifest::{BackupType, Delta, Manifest},
     names::ObjectKind,
     pack::OBJECT_HEADER_LEN,
     repository::run_blocking,

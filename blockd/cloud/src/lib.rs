@@ -14,6 +14,7 @@ mod cipher;
 mod clock;
 mod codec;
 mod commit;
+mod compression_report;
 mod damage;
 mod delete;
 mod drill;
@@ -59,6 +60,7 @@ pub use changed::changed_blocks;
 pub use cipher::EncryptionMode;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use commit::check_base;
+pub use compression_report::{CompressionReport, LevelUse};
 pub use damage::{Damage, DamagedPart, MAX_DAMAGE_DESCRIBED};
 pub use delete::{DeleteMode, DeleteReport, delete_damaged, delete_snapshot, delete_with_manifest};
 pub use drill::{DrillReport, DrillStep, MAX_DRILL_ITEMS, MAX_DRILL_TEXT_BYTES, drill_text};
@@ -68,9 +70,7 @@ pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};
 pub use lease::{LEASE_LIFETIME, Lease, LeaseHolder, LeaseId, ListedLease};
 pub use listing::{ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache};
-pub use manifest::{
-    BackupType, CompressionReport, Delta, IndexRef, LevelUse, MAX_CHAIN, Manifest, SnapshotDescription,
-};
+pub use manifest::{BackupType, Delta, IndexRef, MAX_CHAIN, Manifest, SnapshotDescription};
 pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use proof::{ListedProof, MAX_PROOF_AHEAD, Proof, ProofId, ProofKind, location_id};

@@ -1,8 +1,9 @@
 //! Manifest: the commit record of a snapshot, with all that is needed to read it.
 
 use crate::{
-    CloudError, CloudSnapshotId, Compression, CompressionLevel, FORMAT_VERSION, ManifestKey, cipher::Domain,
-    keys::DataKey, names::DeltaId, plan::PACK_FRAMES, sealed_json::SealedJson,
+    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, cipher::Domain,
+    compression_report::CompressionReport, keys::DataKey, names::DeltaId, plan::PACK_FRAMES,
+    sealed_json::SealedJson,
 };
 use blockd_extent::{MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use blockd_store::RequestCounts;
@@ -113,28 +114,6 @@ pub struct SnapshotDescription {
     pub trigger: String,
     /// Stall time of the freeze.
     pub freeze_stall_micros: u64,
-}
-
-/// Compression of a delta.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CompressionReport {
-    /// Compression of the request.
-    pub mode: Compression,
-    /// Use of each level, from the lowest.
-    pub levels: Vec<LevelUse>,
-}
-
-/// Packs of one level.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct LevelUse {
-    /// Level. Frames that it does not shorten are uncompressed.
-    pub level: CompressionLevel,
-    /// Number of packs.
-    pub packs: u32,
-    /// Bytes of their blocks, zero blocks included.
-    pub data_bytes: u64,
-    /// Bytes of their frames.
-    pub stored_bytes: u64,
 }
 
 /// Manifest of a cloud snapshot.
@@ -277,7 +256,7 @@ mod hex32 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::EncryptionMode;
+    use crate::{Compression, CompressionLevel, EncryptionMode, LevelUse};
 
     pub fn sample() -> Manifest {
         let delta = Delta {
