@@ -149,6 +149,7 @@ pub struct Manifest {
     /// `none` or `aes-256-gcm-siv`.
     pub encryption: String,
     /// Compression of its own delta.
+    #[serde(default)]
     pub compression: CompressionReport,
     /// Base of an incremental.
     #[serde(default)]
@@ -297,7 +298,7 @@ pub(crate) mod tests {
             requests: RequestCounts::default(),
             encryption: "none".into(),
             compression: CompressionReport {
-                mode: Compression::Auto,
+                mode: Some(Compression::Auto),
                 levels: vec![LevelUse {
                     level: CompressionLevel::Zstd(3),
                     packs: 1,
@@ -352,6 +353,10 @@ pub(crate) mod tests {
     fn unknown_fields_are_ignored_and_wrong_sums_are_not() {
         let mut json = serde_json::to_value(sample()).unwrap();
         json["something_new"] = 1.into();
+        json["compression"]["mode"] = "brotli".into();
+        let manifest: Manifest = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(manifest.check(&manifest.id()), Ok(()));
+        json.as_object_mut().unwrap().remove("compression");
         let manifest: Manifest = serde_json::from_value(json).unwrap();
         assert_eq!(manifest.check(&manifest.id()), Ok(()));
         for spoil in [

@@ -95,7 +95,7 @@ async fn recorded_level_of_a_pack_is_used_again() {
         let [resumed, whole] = [(); 2].map(|()| Arc::new(MemoryStore::default()));
         let repo = fixed(resumed.clone(), EncryptionMode::Aes256GcmSiv);
         let manifest = backed_up(&repo, &live, data.clone(), &[level; PACKS as usize]).await.unwrap();
-        assert_eq!(manifest.compression.mode, Compression::Auto);
+        assert_eq!(manifest.compression.mode, Some(Compression::Auto));
         let compression = Compression::Fixed(level);
         let options = UploadOptions { compression, ..UploadOptions::default() };
         let (repo, spec) =

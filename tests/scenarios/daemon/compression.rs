@@ -19,7 +19,7 @@ impl Host {
         let [used] = &newest.compression.levels[..] else { panic!("{newest:?}") };
         assert_eq!((used.packs, used.data_bytes), (1, newest.size_bytes));
         assert!((1..=newest.stored_bytes).contains(&used.stored_bytes), "{newest:?}");
-        (newest.compression.mode, used.level)
+        (newest.compression.mode.unwrap(), used.level)
     }
 
     async fn backup_as(&self, asked: Option<&str>) -> Task {

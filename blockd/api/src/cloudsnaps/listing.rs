@@ -174,9 +174,10 @@ pub struct Cloudsnap {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CompressionReport {
-    /// Compression of the request.
-    pub mode: Compression,
-    /// Use of each level; empty of backups that are not done.
+    /// Compression of the request; `None` if this version does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Compression>,
+    /// Use of each level that this version knows; empty of backups that are not done.
     pub levels: Vec<LevelUse>,
 }
 

@@ -391,7 +391,7 @@ impl CloudSnapshots {
                 location_id: None,
                 format_version: blockd_cloud::FORMAT_VERSION,
                 compression: api::CompressionReport {
-                    mode: asked.options.compression.unwrap_or_default(),
+                    mode: Some(asked.options.compression.unwrap_or_default()),
                     levels: Vec::new(),
                 },
                 encrypted: credential.encrypted,

@@ -255,7 +255,7 @@ impl BlockWriter for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_cloud::{BackupType, Compression, CompressionReport, Delta, IndexRef};
+    use blockd_cloud::{BackupType, CompressionReport, Delta, IndexRef};
     use blockd_extent::{SnapshotId, VolumeId};
     use jiff::Timestamp;
 
@@ -292,7 +292,7 @@ mod tests {
             pack_count: 0,
             requests: Default::default(),
             encryption: "none".into(),
-            compression: CompressionReport { mode: Compression::Auto, levels: Vec::new() },
+            compression: CompressionReport::default(),
             base: None,
             repairs: None,
             delta,

@@ -91,7 +91,7 @@ pub(super) fn plain_manifest(id: CloudSnapshotId, key_id: Uuid) -> Manifest {
         requests: RequestCounts::default(),
         encryption: "none".into(),
         compression: CompressionReport {
-            mode: Compression::Auto,
+            mode: Some(Compression::Auto),
             levels: vec![LevelUse {
                 level: CompressionLevel::Zstd(3),
                 packs: delta.pack_count,

@@ -60,7 +60,7 @@ fn fields<const N: usize>(fields: [(&str, String); N]) -> Map<String, Value> {
 fn entry(one: &Cloudsnap) -> PxctlCloudsnap {
     let mut metadata = fields([
         ("cloudsnapType", one.trigger.clone()),
-        ("compression", one.compression.mode.to_string()),
+        ("compression", one.compression.mode.map_or_else(String::new, |mode| mode.to_string())),
         ("sizeBytes", one.size_bytes.to_string()),
         ("starttime", format_time(one.started_at)),
         ("status", one.status.to_string()),

@@ -88,11 +88,8 @@ fn compression_text(report: &CompressionReport) -> String {
         format!("{} {} ({packs})", used.level, or_dash(ratio(std::slice::from_ref(used))))
     };
     let levels: Vec<String> = report.levels.iter().map(level).collect();
-    if levels.is_empty() {
-        report.mode.to_string()
-    } else {
-        format!("{}: {}", report.mode, levels.join(", "))
-    }
+    let mode = or_dash(report.mode);
+    if levels.is_empty() { mode } else { format!("{mode}: {}", levels.join(", ")) }
 }
 
 /// Returns the compression ratio; `None` without stored bytes.
