@@ -19,8 +19,8 @@ const LADDER: [CompressionLevel; 5] = [
 ];
 /// Position of the first level: most backups are too short for a second one.
 const START: usize = 2;
-/// Lowest position while guests are idle: lz4 saves too little time there.
-const MIN_IDLE: usize = 1;
+/// Lowest position while guests are idle: zstd 1 takes 23 % less CPU time, and stores 5 % more.
+const MIN_IDLE: usize = 2;
 /// Highest position while guests are active.
 const MAX_ACTIVE: usize = 2;
 /// Share of the time in which only the store works, in percent, from which the level rises. A step takes at
@@ -217,8 +217,8 @@ mod tests {
     #[test]
     fn level_follows_the_bottleneck() {
         for (link, expected) in [
-            (2000., CompressionLevel::Zstd(1)),
-            (400., CompressionLevel::Zstd(1)),
+            (2000., CompressionLevel::Zstd(3)),
+            (400., CompressionLevel::Zstd(3)),
             (150., CompressionLevel::Zstd(3)),
             (70., CompressionLevel::Zstd(6)),
             (5., CompressionLevel::Zstd(9)),
@@ -228,7 +228,7 @@ mod tests {
         // A link that changes.
         let mut model = Model::new();
         assert_eq!(model.run(100, 5., false), CompressionLevel::Zstd(9));
-        assert_eq!(model.run(100, 2000., false), CompressionLevel::Zstd(1));
+        assert_eq!(model.run(100, 2000., false), CompressionLevel::Zstd(3));
         assert_eq!(model.run(100, 5., false), CompressionLevel::Zstd(9));
     }
 
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(model.run(1, 5., true), CompressionLevel::Zstd(3), "at once");
         assert_eq!(model.run(100, 5., true), CompressionLevel::Zstd(3));
         assert_eq!(model.run(100, 2000., true), CompressionLevel::Lz4);
-        assert_eq!(model.run(1, 2000., false), CompressionLevel::Zstd(1));
+        assert_eq!(model.run(1, 2000., false), CompressionLevel::Zstd(3));
     }
 
     #[test]
