@@ -10,6 +10,11 @@ use zstd_safe::{CCtx, CParameter, DCtx, DParameter, FrameFormat, ResetDirective}
 const SAMPLE_STRIDE: usize = 1024;
 const SAMPLE_LEN: usize = 64;
 
+/// Shortest window of a zstd frame, in bytes.
+const MIN_ZSTD_WINDOW: usize = 1024;
+/// Flag in the first byte of a zstd frame without a window descriptor.
+const IS_SINGLE_SEGMENT: u8 = 1 << 5;
+
 /// Codec of a frame, and its byte.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -156,10 +161,24 @@ impl Decompressor {
     }
 
     fn unpack_zstd(&mut self, packed: &[u8], data: &mut [u8]) -> Option<usize> {
+        if window_len(packed)? > data.len().next_power_of_two().max(MIN_ZSTD_WINDOW) {
+            return None;
+        }
+        // In one pass into memory of the frame's length, so that zstd allocates no window.
         let context = self.zstd.get_or_insert_with(DCtx::create);
         context.set_parameter(DParameter::Format(FrameFormat::Magicless)).ok()?;
         context.decompress(data, packed).ok()
     }
+}
+
+/// Returns the length of the window that a zstd frame declares; 0 if its content is the window.
+fn window_len(packed: &[u8]) -> Option<usize> {
+    let (descriptor, window) = (*packed.first()?, *packed.get(1)?);
+    if descriptor & IS_SINGLE_SEGMENT != 0 {
+        return Some(0);
+    }
+    let base = MIN_ZSTD_WINDOW << (window >> 3);
+    Some(base + base / 8 * usize::from(window & 7))
 }
 
 /// Returns true if a payload that is about to be sealed decompresses to its data.
@@ -235,6 +254,46 @@ mod tests {
         };
         let lens = [LEVELS[0], LEVELS[1], LEVELS[2], LEVELS[6]].map(len);
         assert!(lens.is_sorted_by(|a, b| a > b), "{lens:?}");
+    }
+
+    #[test]
+    fn window_beyond_the_frame_is_refused() {
+        // Flags of the frame, window, then kind and length of a block that repeats one byte.
+        let frame = |flags: u8, window: u8, len: u32| {
+            [&[flags, window][..], &((len << 3) | 3).to_le_bytes()[..3], b"a"].concat()
+        };
+        let mut unpacking = Decompressor::default();
+        let mut unpack = |packed: &[u8]| {
+            let mut data = vec![0; 4096];
+            unpacking.unpack(Codec::Zstd, packed, &mut data).is_ok().then_some(data)
+        };
+        // 1 KiB and 4 KiB; then 4.5 KiB, 8 KiB, 128 KiB, 2 GiB and the largest.
+        for window in [0, 2 << 3] {
+            assert_eq!(unpack(&frame(0, window, 4096)), Some(vec![b'a'; 4096]), "{window}");
+        }
+        for window in [(2 << 3) | 1, 3 << 3, 7 << 3, 21 << 3, u8::MAX] {
+            assert_eq!(unpack(&frame(0, window, 4096)), None, "{window}");
+        }
+        // Content beyond the frame, a shorter one, and a single segment of 255 bytes.
+        for packed in [frame(0, 2 << 3, 4097), frame(0, 2 << 3, 4095), frame(IS_SINGLE_SEGMENT, 255, 4096)] {
+            assert_eq!(unpack(&packed), None);
+        }
+        for len in 0..2 {
+            assert_eq!(unpack(&frame(0, 0, 4096)[..len]), None);
+        }
+        assert!(unpacking.zstd.unwrap().sizeof() < 256 << 10);
+    }
+
+    #[test]
+    fn declared_windows_are_those_of_the_format() {
+        for blocks in [1, 2, 3, 5, 17, 31, 32] {
+            for level in 1..=MAX_ZSTD_LEVEL {
+                let (data, mut out) = (text(blocks * 4096), Vec::new());
+                Compressor::default().append(CompressionLevel::Zstd(level), &data, &mut out);
+                let window = window_len(&out).unwrap();
+                assert!((MIN_ZSTD_WINDOW..=data.len().next_power_of_two()).contains(&window), "{window}");
+            }
+        }
     }
 
     proptest! {
