@@ -12,7 +12,7 @@ use crate::{
     backup_spec::BackupSpec,
     clock::RunClock,
     index_writer::write_index,
-    job::{Job, Packing, Recorder},
+    job::{Job, Levels, Packing, Recorder},
     journal::BackupJournal,
     manifest::Manifest,
     plan::Layout,
@@ -112,6 +112,12 @@ async fn run(
     let was_committing = recorder.journal().may_be_committed();
     let is_resumed = options.resumed || !recorder.journal().completed().is_empty();
     let key = repo.key().clone();
+    let levels = Levels {
+        compression: options.compression,
+        adaptive: AdaptiveLevel::default(),
+        recorder: recorder.clone(),
+        work: repo.work().clone(),
+    };
     let job = Arc::new(Job {
         sealer: Sealer::new(&key, &spec.delta_id(), &spec.delta_salt),
         spec,
@@ -124,8 +130,7 @@ async fn run(
         progress,
         packing: Packing::new(cpu_threads(options.cpu_threads)),
         write_once: options.write_once,
-        compression: options.compression,
-        adaptive: AdaptiveLevel::default(),
+        levels,
         was_committing,
         clock,
         is_resumed,
@@ -194,7 +199,9 @@ impl Job {
     /// Without its journal, a resumed backup may choose other levels than those of its stored packs.
     fn cause_of(&self, error: CloudError) -> CloudError {
         match error {
-            CloudError::Conflict { key } if self.is_resumed && self.compression == Compression::Auto => {
+            CloudError::Conflict { key }
+                if self.is_resumed && self.levels.compression == Compression::Auto =>
+            {
                 CloudError::JournalLost { key }
             }
             other => other,
@@ -208,7 +215,7 @@ impl Job {
         assert_eq!(pack.body.is_none(), is_empty, "a pack has an object if a frame has bytes");
         if let Some(body) = pack.body {
             let object = self.spec.delta_id().pack_key(pack_no);
-            let _sending = self.adaptive.enter(Stage::Sending);
+            let _sending = self.levels.adaptive.enter(Stage::Sending);
             self.put(&object, body).await.map_err(|error| self.cause_of(error))?;
         }
         let level = pack.level;

@@ -84,7 +84,7 @@ impl Job {
             let lens = journal.frame_lens(pack_no)?.unwrap_or_default();
             used.stored_bytes += lens.iter().map(|len| u64::from(*len)).sum::<u64>();
         }
-        Ok(CompressionReport { mode: Some(self.compression), levels: levels.into_values().collect() })
+        Ok(CompressionReport { mode: Some(self.levels.compression), levels: levels.into_values().collect() })
     }
 
     /// Puts the manifest and returns the one that is stored.

@@ -87,6 +87,31 @@ impl Recorder {
     }
 }
 
+/// Compression levels of the packs of a backup.
+pub(crate) struct Levels {
+    pub compression: Compression,
+    pub adaptive: AdaptiveLevel,
+    pub recorder: Recorder,
+    /// Tells whether guests are active.
+    pub work: Work,
+}
+
+impl Levels {
+    /// Returns the level of a pack. A chosen one is recorded before the pack is sent: all puts of the pack
+    /// have the same bytes, so that a late one cannot replace the frames of the index by others.
+    pub async fn of_pack(&self, pack_no: u32) -> Result<CompressionLevel, CloudError> {
+        if let Compression::Fixed(level) = self.compression {
+            return Ok(level);
+        }
+        if let Some(level) = self.recorder.journal().level(pack_no) {
+            return Ok(level);
+        }
+        let level = self.adaptive.next(self.work.yields());
+        self.recorder.write(move |journal| journal.record_level(pack_no, level)).await?;
+        Ok(level)
+    }
+}
+
 /// State shared by all packs of a backup.
 pub(crate) struct Job {
     pub spec: Arc<BackupSpec>,
@@ -100,8 +125,7 @@ pub(crate) struct Job {
     pub packing: Packing,
     pub work: Work,
     pub write_once: bool,
-    pub compression: Compression,
-    pub adaptive: AdaptiveLevel,
+    pub levels: Levels,
     /// An earlier run may have committed the snapshot, and another host may have deleted it since.
     pub was_committing: bool,
     /// Start of this run.
@@ -121,20 +145,6 @@ impl Job {
             return Ok(true);
         }
         self.exists(&self.spec.delta_id().pack_key(pack_no)).await
-    }
-
-    /// Returns the compression level of a pack. A chosen one is recorded before the pack is sent: all puts of
-    /// the pack have the same bytes, so that a late one cannot replace the frames of the index by others.
-    pub(crate) async fn level(&self, pack_no: u32) -> Result<CompressionLevel, CloudError> {
-        if let Compression::Fixed(level) = self.compression {
-            return Ok(level);
-        }
-        if let Some(level) = self.recorder.journal().level(pack_no) {
-            return Ok(level);
-        }
-        let level = self.adaptive.next(self.work.yields());
-        self.recorder.write(move |journal| journal.record_level(pack_no, level)).await?;
-        Ok(level)
     }
 
     pub(crate) async fn exists(&self, object: &str) -> Result<bool, CloudError> {
@@ -166,5 +176,38 @@ impl Job {
             }
             result => Ok(result?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryJournal, adaptive::Stage};
+    use blockd_store::{Workers, Yielding};
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn level_of_a_backup_that_yields_to_guests_is_bounded() {
+        let top = async |guests_are_active: bool| {
+            let yielding = Arc::<Yielding>::default();
+            let work = Work::yielding(Workers::start("yielding", 1, || {}).unwrap(), yielding.clone());
+            let recorder = Recorder::new(Arc::new(MemoryJournal::default()));
+            let adaptive = AdaptiveLevel::default();
+            let levels = Levels { compression: Compression::Auto, adaptive, recorder, work };
+            yielding.set(guests_are_active);
+            // The store is the bottleneck.
+            let _sending = levels.adaptive.enter(Stage::Sending);
+            let mut top = CompressionLevel::None;
+            for pack_no in 0..6 {
+                std::thread::sleep(Duration::from_millis(21));
+                let level = levels.of_pack(pack_no).await.unwrap();
+                assert_eq!(levels.recorder.journal().level(pack_no), Some(level));
+                assert_eq!(levels.of_pack(pack_no).await.unwrap(), level, "recorded");
+                top = top.max(level);
+            }
+            top
+        };
+        assert_eq!(top(true).await, CompressionLevel::Zstd(3));
+        assert_eq!(top(false).await, CompressionLevel::Zstd(9));
     }
 }

@@ -45,7 +45,7 @@ impl Job {
     /// [`CloudError::ReadVolume`].
     pub(crate) async fn build(self: &Arc<Self>, pack_no: u32) -> Result<Pack, CloudError> {
         let _building = self.packing.building.acquire().await;
-        let level = self.level(pack_no).await?;
+        let level = self.levels.of_pack(pack_no).await?;
         let sizes = self.layout.frame_sizes(pack_no);
         let raw_len_bytes = sizes.iter().sum::<usize>() * BLOCK;
         let (mut first_frame, _) = self.layout.pack_frames(pack_no);
@@ -87,7 +87,7 @@ impl Job {
         let _raw = self.packing.raw.acquire().await;
         let raw = self.read(pack_no, first_frame, &sizes).await?;
         let _core = self.packing.cores.acquire().await;
-        let _sealing = self.adaptive.enter(Stage::Sealing);
+        let _sealing = self.levels.adaptive.enter(Stage::Sealing);
         let job = self.clone();
         let chunk = self
             .work
