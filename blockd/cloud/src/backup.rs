@@ -202,7 +202,7 @@ impl Job {
             CloudError::Conflict { key }
                 if self.is_resumed && self.levels.compression == Compression::Auto =>
             {
-                CloudError::JournalLost { key }
+                CloudError::JournalLost { found: format!("{key} exists with other content") }
             }
             other => other,
         }

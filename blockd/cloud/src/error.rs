@@ -161,13 +161,13 @@ pub enum CloudError {
         /// Key of the object.
         key: String,
     },
-    /// A pack of a resumed backup exists with other content than its journal leads to.
+    /// The packs that a resumed backup stored cannot be stored again with equal content.
     #[error(
-        "resume failed on the backup: {key} exists with other content, because the journal of the backup was lost or damaged, or a copy of this daemon makes the same backup: start a new backup, which gets a new id and includes the same blocks"
+        "resume failed on the backup: {found}, because the journal of the backup was lost or damaged, or a copy of this daemon makes the same backup: start a new backup, which gets a new id and includes the same blocks"
     )]
     JournalLost {
-        /// Key of the pack.
-        key: String,
+        /// Observation that shows the loss.
+        found: String,
     },
     /// The base of an incremental was deleted during the backup.
     #[error(

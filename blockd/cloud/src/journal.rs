@@ -148,10 +148,31 @@ impl FileJournal {
     /// # Errors
     /// [`CloudError::ForeignJournal`] if the file belongs to another backup, [`CloudError::Journal`].
     pub fn open(path: &Path, binding: &JournalBinding) -> Result<Self, CloudError> {
+        Self::open_as(path, binding, false)
+    }
+
+    /// Opens the journal of a backup on a store without create-if-absent, created empty before the plan.
+    ///
+    /// A put of an earlier run may still replace a pack there, so each pack must keep its recorded level.
+    ///
+    /// # Errors
+    /// [`CloudError::JournalLost`] if the file is missing, is damaged, or belongs to another backup; it is
+    /// not changed. [`CloudError::Journal`].
+    pub fn open_complete(path: &Path, binding: &JournalBinding) -> Result<Self, CloudError> {
+        Self::open_as(path, binding, true)
+    }
+
+    fn open_as(path: &Path, binding: &JournalBinding, is_complete: bool) -> Result<Self, CloudError> {
         let failed = |what| move |source| CloudError::Journal { path: path.to_owned(), what, source };
+        let lost = |what| CloudError::JournalLost { found: format!("{} {what}", path.display()) };
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path).map_err(failed("open"))?;
+        options.read(true).write(true).create(!is_complete).truncate(false);
+        let file = match options.open(path) {
+            Err(error) if is_complete && error.kind() == io::ErrorKind::NotFound => {
+                return Err(lost("is missing"));
+            }
+            opened => opened.map_err(failed("open"))?,
+        };
         let len = file.metadata().map_err(failed("stat"))?.len();
         let header = header(binding);
         let end = HEADER_LEN as u64;
@@ -164,12 +185,18 @@ impl FileJournal {
         } else {
             let mut found = [0; HEADER_LEN];
             state.file.read_exact_at(&mut found, 0).map_err(failed("read"))?;
+            if found != header && is_complete {
+                return Err(lost("has another header"));
+            }
             if found != header {
                 return Err(CloudError::ForeignJournal { path: path.to_owned() });
             }
             levels = state.scan().map_err(failed("read"))?;
             debug_assert!(state.end <= len, "records behind the end of the journal");
             was_cut = state.end < len;
+            if was_cut && is_complete {
+                return Err(lost("has an incomplete or damaged record"));
+            }
             state.file.set_len(state.end).map_err(failed("truncation to the last complete record"))?;
         }
         let journal = Self { path: path.to_owned(), state: Mutex::new(state), levels: Mutex::new(levels) };

@@ -48,3 +48,34 @@ async fn interrupted_backup_is_abandoned_without_conditional_put() {
         host.stop().await;
     }
 }
+
+/// The packs of the resumed run may have other levels than those of a late put of the first one.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_journal_ends_a_backup_without_conditional_put() {
+    for conditional_put in [false, true] {
+        let host = Host::new().await;
+        let (task, volume, model) = host.stopped_backup().await;
+        if !conditional_put {
+            host.disable_conditional_put();
+        }
+        let journal = host.dir.path().join(format!("data/tasks/{task}/journal"));
+        fs::remove_file(&journal).unwrap();
+        host.call_at(RESUME_TASK, &task, &()).await;
+        let resumed = host.wait(task).await;
+        if conditional_put {
+            assert_eq!(resumed.state.stage, TaskStage::Done, "{resumed:?}");
+            model.assert_is(&*host.restore(&resumed.cloud_snapshot_id.unwrap(), "copy").await);
+            continue;
+        }
+        assert_eq!((resumed.state.stage, resumed.resumable), (TaskStage::Failed, false), "{resumed:?}");
+        let message = resumed.error.unwrap().message;
+        assert!(
+            message.contains("journal is missing") && message.contains("start a new backup"),
+            "{message}"
+        );
+        let next = host.backup("data", false).await;
+        host.assert_tidy();
+        model.assert_is(&*host.restore(&next.cloud_snapshot_id.unwrap(), "copy").await);
+        drop(volume);
+    }
+}

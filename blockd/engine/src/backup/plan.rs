@@ -98,6 +98,11 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("plan")
 }
 
+/// Returns the path of the backup's journal.
+pub fn journal_path(dir: &Path) -> PathBuf {
+    dir.join("journal")
+}
+
 impl Plan {
     /// Returns true for the plan of this freeze: the block sets of another one do not apply.
     pub fn is_of(&self, snapshot: &SnapshotRow) -> bool {
@@ -182,15 +187,22 @@ impl Plan {
         })
     }
 
-    /// Saves the plan durably.
+    /// Saves the plan durably, after an empty journal: a plan without one has lost it. An existing journal
+    /// is that of a damaged plan.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), ServiceError> {
         let file = |action, path: &Path, source| ServiceError::File { action, path: path.to_owned(), source };
         blockd_files::make_dir(dir).map_err(|source| file("create", dir, source))?;
-        blockd_files::write_atomically(&path(dir), &self.encode())
-            .map_err(|source| file("write", &path(dir), source))
+        let write = |path: PathBuf, content: &[u8]| {
+            blockd_files::write_atomically(&path, content).map_err(|source| file("write", &path, source))
+        };
+        let journal = journal_path(dir);
+        if !journal.exists() {
+            write(journal, &[])?;
+        }
+        write(path(dir), &self.encode())
     }
 
     /// Loads the saved plan, if it is intact. A damaged one is replaced: no commit used it.

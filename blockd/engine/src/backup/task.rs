@@ -18,7 +18,7 @@
 //!   objects stay.
 //! - `TaskDetail::may_be_committed`: a run started the commit. An abandoned backup is in doubt, and its
 //!   objects stay.
-//! - `BackupJournal::may_be_committed`: the journal has the start of a commit, or was damaged.
+//! - `BackupJournal::may_be_committed`: the journal has the start of a commit, or was lost or damaged.
 //! - `Progress::was_in_doubt`: because of the journal, or of a put without a clear reply, the manifest may
 //!   have existed before. The backup is no base.
 //! - `UploadOptions::resumed`: an earlier run of the task may have stored objects. The writer checks all
@@ -28,7 +28,7 @@ use crate::{
     anomalies::{ObservedBackup, ObservedBlocks, observed::ObservedSource},
     backup::{
         freeze::snapshot_for_backup,
-        plan::Plan,
+        plan::{Plan, journal_path},
         planning::{FrozenBackup, ids, planned, restart_as_full},
         work::BackupWork,
     },
@@ -242,10 +242,11 @@ async fn upload(
     let row = live.view();
     let (volume, (_, snapshot)) = (Arc::clone(&frozen.volume), ids(&row)?);
     let readers = Arc::clone(&work.shared_readers);
-    let path = work.host.data_dir.task_dir(task).join("journal");
+    let path = journal_path(&work.host.data_dir.task_dir(task));
+    let write_once = frozen.write_once;
     let binding = JournalBinding::of(repository, spec);
     let (reader, journal) = blocking(move || -> Result<_, ServiceError> {
-        let journal = open_journal(&path, &binding)?;
+        let journal = open_journal(&path, &binding, write_once)?;
         Ok((Arc::new(readers.join(snapshot, || volume.view(snapshot))?), journal))
     })
     .await?;
@@ -283,11 +284,22 @@ async fn upload(
     Ok((result?, blocks))
 }
 
-/// Opens the journal of this backup. A damaged journal, or one of another plan, is recreated. The journal
-/// saves work and records the start of the commit, which is assumed if unknown. Without the levels that it
-/// records for `auto`, packs may differ from the stored ones, which ends the backup.
-fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, CloudError> {
+/// Opens the journal of this backup. With create-if-absent, a lost or damaged journal, or one of another
+/// plan, is recreated: it saves work and records the start of the commit, which is assumed if unknown.
+/// Without the levels that it records for `auto`, packs may differ from the stored ones, which ends the
+/// backup. Without create-if-absent that goes unnoticed, and a late put of an earlier run replaces a pack:
+/// there, a loss of the journal ends the backup.
+fn open_journal(path: &Path, binding: &JournalBinding, write_once: bool) -> Result<FileJournal, CloudError> {
+    if !write_once {
+        return FileJournal::open_complete(path, binding);
+    }
+    let is_missing = !path.exists();
     match FileJournal::open(path, binding) {
+        // It existed before the plan.
+        Ok(journal) if is_missing => {
+            journal.record_commit()?;
+            Ok(journal)
+        }
         Err(CloudError::ForeignJournal { .. }) => {
             tracing::warn!(path = %path.display(), "journal of the backup unusable; uploading all blocks again");
             std::fs::remove_file(path).map_err(|source| CloudError::Journal {
