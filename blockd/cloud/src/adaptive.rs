@@ -261,6 +261,27 @@ mod tests {
         assert!((0..10).all(|_| controller.next(&short, false) == LADDER[START]));
     }
 
+    #[test]
+    fn level_steps_from_its_thresholds() {
+        let second = Duration::from_secs(1);
+        let after_two = |position, observed| {
+            let mut controller = LevelController { position, tendency: 0 };
+            controller.next(&observed, false);
+            controller.next(&observed, false)
+        };
+        let top = LADDER.len() - 1;
+        for (percent, position) in [(29, top), (30, top - 1)] {
+            let only_sealing = second * percent / 100;
+            let observed = Occupancy { total: second, only_sealing, ..Occupancy::default() };
+            assert_eq!(after_two(top, observed), LADDER[position], "{percent} % of sealing");
+        }
+        for (percent, position) in [(69, START), (70, START + 1)] {
+            let only_sending = second * percent / 100;
+            let observed = Occupancy { total: second, only_sending, ..Occupancy::default() };
+            assert_eq!(after_two(START, observed), LADDER[position], "{percent} % of sending");
+        }
+    }
+
     proptest! {
         /// At every rate of the link, the level settles, and costs at most half of the link's time.
         #[test]
@@ -290,6 +311,7 @@ mod tests {
         std::thread::sleep(pause);
         drop(sealing);
         assert_eq!(observed(&level).only_sealing, before.only_sealing);
+        assert!(observed(&level).only_sending.is_zero(), "both were at work");
         std::thread::sleep(pause);
         drop(sending);
         let after = observed(&level);

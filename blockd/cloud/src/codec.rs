@@ -246,6 +246,24 @@ mod tests {
     }
 
     #[test]
+    fn noise_that_its_sample_hides_is_stored_raw() {
+        let mut hidden = noise(128 << 10);
+        let in_sample = |(at, _): &(usize, &mut u8)| at % SAMPLE_STRIDE < SAMPLE_LEN;
+        hidden.iter_mut().enumerate().filter(in_sample).for_each(|(_, byte)| *byte &= 0x7f);
+        assert!(!is_noise(&hidden));
+        let mut reused = Compressor::default();
+        for level in LEVELS {
+            let (mut out, mut after, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
+            assert_eq!(reused.append(level, &hidden, &mut out), Codec::Raw, "{level}");
+            assert_eq!(out, hidden);
+            // Failed attempts do not change later frames.
+            reused.append(level, &text(4096), &mut after);
+            Compressor::default().append(level, &text(4096), &mut fresh);
+            assert_eq!(after, fresh);
+        }
+    }
+
+    #[test]
     fn higher_levels_store_less() {
         let len = |level| {
             let mut out = Vec::new();

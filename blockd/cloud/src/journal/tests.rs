@@ -170,3 +170,36 @@ fn journal_of_another_backup_is_refused() {
     let error = FileJournal::open(&path, &JournalBinding([4; 32])).unwrap_err();
     assert!(matches!(error, CloudError::ForeignJournal { .. }));
 }
+
+#[test]
+fn journal_that_must_be_complete_is_refused_if_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let is_lost = |path: &Path| {
+        let before = std::fs::read(path).ok();
+        let lost = match FileJournal::open_complete(path, &BINDING) {
+            Err(error) => {
+                assert!(matches!(error, CloudError::JournalLost { .. }), "{error}");
+                true
+            }
+            Ok(_) => false,
+        };
+        assert!(!lost || std::fs::read(path).ok() == before, "the journal is not changed");
+        lost
+    };
+    assert!(is_lost(&path));
+    std::fs::write(&path, []).unwrap();
+    FileJournal::open_complete(&path, &BINDING).unwrap().record_level(0, LEVEL).unwrap();
+    assert_eq!(FileJournal::open_complete(&path, &BINDING).unwrap().level(0), Some(LEVEL));
+    let good = std::fs::read(&path).unwrap();
+    for byte in 0..good.len() {
+        let mut bad = good.clone();
+        bad[byte] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        assert!(is_lost(&path), "byte {byte}");
+    }
+    for len in HEADER_LEN + 1..good.len() {
+        std::fs::write(&path, &good[..len]).unwrap();
+        assert!(is_lost(&path), "{len} bytes");
+    }
+}
