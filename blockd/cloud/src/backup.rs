@@ -106,7 +106,7 @@ async fn run(
     let planned = spec.clone();
     let layout = run_blocking(move || {
         planned.check()?;
-        Layout::new(&planned.data, planned.size_bytes)
+        Layout::new(&planned.data, &planned.references.blocks(), planned.size_bytes)
     });
     let layout = layout.await?;
     let was_committing = recorder.journal().may_be_committed();

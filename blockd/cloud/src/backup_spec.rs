@@ -6,9 +6,11 @@ use crate::{
     error::random,
     manifest::{Delta, MAX_CHAIN, Manifest, SnapshotDescription},
     names::DeltaId,
+    references::References,
 };
 use blockd_extent::{BlockSet, Extent, SnapshotId, VolumeId};
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// Maximum time from the start of a backup to its commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
@@ -37,6 +39,10 @@ pub struct BackupSpec {
     pub zero: BlockSet,
     /// Base of an incremental. It may be a snapshot of another volume from which this one was created.
     pub base: Option<Manifest>,
+    /// Blocks whose content other deltas have; disjoint from `data` and `zero`.
+    pub references: References,
+    /// The backup is full: its base provides the sources of the references, and no chain.
+    pub synthetic: bool,
     /// Snapshot that this one repairs; excludes a base.
     pub repair: Option<RepairedSnapshot>,
     /// Salt from [`new_delta_salt`], kept for a resume.
@@ -52,6 +58,8 @@ pub struct RepairedSnapshot {
     pub(crate) base: Option<CloudSnapshotId>,
     /// Deltas below the new one, newest first.
     pub(crate) chain: Vec<Delta>,
+    /// Sources of the deltas of the chain.
+    pub(crate) sources: Vec<Delta>,
     /// Snapshots that name all deltas of the chain: they must exist after the commit.
     pub(crate) owners: Vec<CloudSnapshotId>,
 }
@@ -70,7 +78,20 @@ impl BackupSpec {
     /// Returns the deltas below the new one, newest first.
     pub(crate) fn chain(&self) -> impl Iterator<Item = &Delta> {
         let repaired = self.repair.iter().flat_map(|repair| &repair.chain);
-        self.base.iter().flat_map(Manifest::deltas).chain(repaired)
+        self.chained_base().flat_map(Manifest::layers).chain(repaired)
+    }
+
+    /// Returns the deltas that references of this delta or of the chain name, without those of the chain.
+    pub(crate) fn sources(&self) -> Vec<Delta> {
+        let of_chain = self.chained_base().flat_map(|base| &base.sources);
+        let repaired = self.repair.iter().flat_map(|repair| &repair.sources);
+        let mut known: BTreeSet<DeltaId> = self.chain().map(Delta::id).collect();
+        let all = self.references.sources().iter().chain(of_chain).chain(repaired);
+        all.filter(|source| known.insert(source.id())).cloned().collect()
+    }
+
+    fn chained_base(&self) -> impl Iterator<Item = &Manifest> {
+        self.base.iter().filter(|_| !self.synthetic)
     }
 
     /// Returns the snapshots that must exist after the commit: a deletion of one of them may have removed
@@ -112,6 +133,11 @@ impl BackupSpec {
         both.intersect_with(&self.zero);
         if let Some(block) = both.first() {
             return invalid(format!("block {block} is both a data block and a zero block"));
+        }
+        both = self.data.clone();
+        both.union_with(&self.zero);
+        if let Err(what) = self.references.check(self.delta_id(), &both, end) {
+            return invalid(what);
         }
         if self.chain().any(|delta| delta.snapshot == self.snapshot) {
             return invalid(format!("snapshot {} cannot be its own base", self.snapshot));

@@ -14,14 +14,15 @@ pub async fn changed_blocks(
     manifest: &Manifest,
     since: SnapshotId,
 ) -> Result<Option<BlockSet>, CloudError> {
-    let Some(count) = manifest.deltas().position(|delta| delta.snapshot == since) else { return Ok(None) };
+    let Some(count) = manifest.layers().position(|delta| delta.snapshot == since) else { return Ok(None) };
     let mut changed = BlockSet::new();
-    for delta in manifest.deltas().take(count) {
+    for delta in manifest.layers().take(count) {
         let reader = Arc::new(DeltaReader::open(repo, delta, &mut 0).await?);
         for number in 0..reader.root.pages.len() {
             if let Some(page) = reader.page(number).await? {
                 changed.union_with(&page.data);
                 changed.union_with(&page.zero);
+                changed.union_with(&page.referenced);
             }
         }
     }

@@ -41,6 +41,7 @@ impl Job {
             frames: self.layout.frames,
             data_blocks: self.layout.data_blocks,
             zero_blocks: spec.zero.len_blocks(),
+            reference_blocks: self.layout.reference_blocks,
             stored_bytes,
         };
         let chain: Vec<Delta> = spec.chain().cloned().collect();
@@ -62,11 +63,12 @@ impl Job {
             compression,
             base: match &spec.repair {
                 Some(repair) => repair.base,
-                None => spec.base.as_ref().map(Manifest::id),
+                None => spec.base.as_ref().filter(|_| !spec.synthetic).map(Manifest::id),
             },
             repairs: spec.repair.as_ref().map(|repair| repair.id),
             delta,
             chain,
+            sources: spec.sources(),
         }
     }
 
@@ -98,7 +100,7 @@ impl Job {
         let compression = run_blocking(move || job.compression_report()).await?;
         let manifest = self.manifest(index, compression);
         assert_eq!(manifest.id(), spec.id(), "the manifest is that of the backup");
-        assert!(spec.base.as_ref().is_none_or(|base| manifest.needs(base.snapshot)));
+        assert!(spec.base.as_ref().is_none_or(|base| spec.synthetic || manifest.needs(base.snapshot)));
         assert!(manifest.stored_bytes >= OBJECT_HEADER_LEN as u64 + manifest.delta.index.root_len_bytes);
         let object = manifest.encode(&self.key, &random()?)?;
         let decoded =

@@ -1,6 +1,6 @@
 //! Damage found by reads that skip it.
 
-use crate::CloudError;
+use crate::{CloudError, references::displaced_extent};
 use blockd_extent::{BlockSet, Extent};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -17,8 +17,10 @@ pub struct DamagedPart {
     pub offset_bytes: u64,
     /// Violation.
     pub what: String,
-    /// Affected blocks, in ascending extents.
+    /// Affected blocks of the snapshot.
     pub blocks: Vec<Extent>,
+    /// Affected blocks of the object's delta, which differ for displaced references.
+    pub(crate) stored: Vec<Extent>,
 }
 
 /// All damage found.
@@ -30,7 +32,7 @@ pub struct Damage {
     pub total: u64,
     /// All affected blocks.
     pub blocks: BlockSet,
-    /// Affected blocks by object, including undescribed parts, to determine the affected snapshots.
+    /// Affected blocks of each object's delta, also of undescribed parts, to find the affected snapshots.
     pub(crate) objects: BTreeMap<String, BlockSet>,
 }
 
@@ -41,16 +43,24 @@ impl Damage {
     }
 
     pub(crate) fn add(&mut self, error: CloudError, blocks: impl IntoIterator<Item = Extent>) {
+        self.add_displaced(error, blocks.into_iter().map(|extent| (extent, 0)));
+    }
+
+    /// Adds damage to blocks of a snapshot, each with its displacement to the object's delta.
+    fn add_displaced(&mut self, error: CloudError, blocks: impl IntoIterator<Item = (Extent, i64)>) {
         let CloudError::Damaged { key, offset_bytes, what, .. } = error else { return };
-        let blocks: Vec<Extent> = blocks.into_iter().collect();
+        let (mut affected, mut stored) = (Vec::new(), Vec::new());
         let lost = self.objects.entry(key.clone()).or_default();
-        for extent in &blocks {
-            self.blocks.insert_extent(*extent);
-            lost.insert_extent(*extent);
+        for (extent, displacement) in blocks {
+            let Some(in_delta) = displaced_extent(extent, displacement) else { continue };
+            self.blocks.insert_extent(extent);
+            lost.insert_extent(in_delta);
+            affected.push(extent);
+            stored.push(in_delta);
         }
         self.total += 1;
         if self.parts.len() < MAX_DAMAGE_DESCRIBED {
-            self.parts.push(DamagedPart { object: key, offset_bytes, what, blocks });
+            self.parts.push(DamagedPart { object: key, offset_bytes, what, blocks: affected, stored });
         }
         debug_assert!(self.total >= self.parts.len() as u64);
     }
@@ -69,8 +79,11 @@ impl Damage {
             let place = (&part.object, part.offset_bytes);
             match self.parts.iter_mut().find(|known| (&known.object, known.offset_bytes) == place) {
                 Some(known) => {
-                    let all: BlockSet = known.blocks.iter().copied().chain(part.blocks).collect();
-                    known.blocks = all.extents().collect();
+                    let union = |known: &mut Vec<Extent>, more: Vec<Extent>| {
+                        *known = known.iter().copied().chain(more).collect::<BlockSet>().extents().collect();
+                    };
+                    union(&mut known.blocks, part.blocks);
+                    union(&mut known.stored, part.stored);
                 }
                 None => {
                     self.total += 1;
@@ -93,6 +106,11 @@ impl DamageList {
     /// Records an error of kind [`CloudError::Damaged`].
     pub fn add(&self, error: CloudError, blocks: impl IntoIterator<Item = Extent>) {
         self.damage.lock().add(error, blocks);
+    }
+
+    /// Records damage to blocks, each with its displacement to the object's delta.
+    pub fn add_displaced(&self, error: CloudError, blocks: impl IntoIterator<Item = (Extent, i64)>) {
+        self.damage.lock().add_displaced(error, blocks);
     }
 
     /// Returns the undamaged blocks.

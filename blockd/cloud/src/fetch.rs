@@ -3,17 +3,19 @@
 use crate::{
     CloudError, Repository,
     cipher::Domain,
-    frame::{BLOCK, FRAME_BLOCKS, FrameMemory, FrameReader, OwnedFrame},
+    frame::{BLOCK, FrameMemory, FrameReader, OwnedFrame},
     index::{MAX_PAGE_LEN, MAX_ROOT_LEN, Page, PageRef, Root},
     keys::DataKey,
     manifest::Delta,
     names::{DeltaId, ObjectKind},
     pack::{OBJECT_HEADER_LEN, check_object_header},
     plan::PACK_FRAMES,
+    references::ReferenceGroup,
     repository::run_blocking,
     seal::Sealer,
+    wanted::{FetchJob, MAX_GAP, WantedFrame, WantedRun, cut, group},
 };
-use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_extent::{BlockIndex, BlockSet};
 use blockd_store::BlobStore;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -21,9 +23,6 @@ use std::sync::Arc;
 
 /// Maximum length of an index read with one request.
 const MAX_WHOLE_INDEX: u64 = 256 << 10;
-/// Maximum gap that is read to merge two requests.
-const MAX_GAP: u32 = 512 << 10;
-
 /// Description of the damage of a truncated frame.
 pub(crate) const NOT_WHOLE: &str = "the frame was not fetched whole";
 
@@ -36,68 +35,6 @@ pub(crate) struct DeltaReader {
     store: Arc<dyn BlobStore>,
     /// Whole index, if small.
     index: Option<Bytes>,
-}
-
-/// Wanted frame and its blocks.
-#[derive(Clone, Debug)]
-pub(crate) struct WantedFrame {
-    ordinal: u64,
-    /// Number of blocks.
-    blocks: usize,
-    offset_bytes: u32,
-    len_bytes: u32,
-    /// Positions in the frame and their extents of the volume.
-    runs: Vec<(u32, Extent)>,
-}
-
-impl WantedFrame {
-    fn end(&self) -> u32 {
-        self.offset_bytes + self.len_bytes
-    }
-
-    /// Returns its number in the delta.
-    pub fn ordinal(&self) -> u64 {
-        self.ordinal
-    }
-
-    /// Returns its offset in the pack and its stored length.
-    pub fn place(&self) -> (u64, u64) {
-        (self.offset_bytes.into(), self.len_bytes.into())
-    }
-
-    /// Returns positions in the frame and their extents of the volume.
-    pub fn runs(&self) -> &[(u32, Extent)] {
-        &self.runs
-    }
-
-    /// Returns its bytes among those fetched from `start` on.
-    pub fn stored<'a>(&self, start: u32, fetched: &'a [u8]) -> Option<&'a [u8]> {
-        let from = self.offset_bytes.checked_sub(start)? as usize;
-        fetched.get(from..from + self.len_bytes as usize)
-    }
-
-    pub(crate) fn extent(&self) -> Extent {
-        match (self.runs.first(), self.runs.last()) {
-            (Some((_, first)), Some((_, last))) => Extent::between(first.start, last.end()),
-            _ => Extent::new(BlockIndex(0), 0),
-        }
-    }
-
-    /// Returns its wanted blocks.
-    pub fn wanted(&self) -> impl Iterator<Item = Extent> + '_ {
-        self.runs.iter().map(|(_, run)| *run)
-    }
-
-    pub fn wanted_blocks(&self) -> u64 {
-        self.runs.iter().map(|(_, run)| run.len_blocks).sum()
-    }
-}
-
-/// Frames of a pack read with one request.
-#[derive(Clone, Debug)]
-pub(crate) struct FetchJob {
-    pack_no: u32,
-    pub frames: Vec<WantedFrame>,
 }
 
 /// Callback for decrypted blocks.
@@ -146,7 +83,10 @@ impl DeltaReader {
         })?;
         let root = Root::parse(root).map_err(|what| damaged(&format!("its root is not valid: {what}")))?;
         let said = (delta.pack_count, delta.frames, delta.data_blocks, delta.zero_blocks);
-        if (root.pack_count, root.frames, root.data_blocks, root.zero_blocks) != said {
+        if (root.pack_count, root.frames, root.data_blocks, root.zero_blocks) != said
+            || root.reference_blocks != delta.reference_blocks
+            || root.sources.contains(&id)
+        {
             return Err(damaged("its root and the manifest disagree about its blocks"));
         }
         let end =
@@ -160,6 +100,17 @@ impl DeltaReader {
         });
         debug_assert!(kept.as_ref().is_none_or(|kept| kept.len() as u64 == index.len_bytes));
         Ok(Self { root, id, key, sealer, store: repo.store().clone(), index: kept })
+    }
+
+    /// Returns the identity of the delta.
+    pub fn id(&self) -> DeltaId {
+        self.id
+    }
+
+    /// Returns the source of references of the delta.
+    pub fn source(&self, group: &ReferenceGroup) -> DeltaId {
+        // The parser of the page checked it.
+        self.root.sources[group.source as usize]
     }
 
     /// Reads a page; `None` if it is empty.
@@ -216,11 +167,16 @@ impl DeltaReader {
             .sealer
             .open(Domain::IndexPage, number as u64, plain_len, &mut sealed)
             .ok_or("it does not open: it was altered, moved, or sealed with another key")?;
-        Page::parse(plain, place)
+        Page::parse(plain, place, self.root.sources.len())
     }
 
     /// Returns the requests for the wanted blocks of a page. Frames of zeroes need none.
     pub fn jobs(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<FetchJob> {
+        group(self.frames_in_bulk(number, page, wanted), MAX_GAP, u32::MAX)
+    }
+
+    /// Returns the frames of many data blocks of a page. Frames of zeroes are left out.
+    pub fn frames_in_bulk(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<WantedFrame> {
         let Some(place) = self.root.pages.get(number) else { return Vec::new() };
         debug_assert!(is_subset(wanted, &page.data), "blocks that page {number} does not have");
         let mut rank = 0;
@@ -229,7 +185,7 @@ impl DeltaReader {
             rank += run.len_blocks;
             wanted.extents_in(run).map(move |piece| (below + piece.start.0 - run.start.0, piece))
         });
-        group(cut(place, page, ranked), MAX_GAP, u32::MAX)
+        cut(place, page, ranked)
     }
 
     /// Returns the frames of some data blocks of a page. For few blocks: the cost does not depend on the
@@ -247,7 +203,7 @@ impl DeltaReader {
         stored: &mut [u8],
         memory: &Arc<FrameMemory>,
     ) -> Result<OwnedFrame, CloudError> {
-        OwnedFrame::open(&self.sealer, frame.ordinal, frame.blocks, stored, memory)
+        OwnedFrame::open(&self.sealer, frame.ordinal(), frame.blocks, stored, memory)
             .map_err(|what| self.damaged_frame(frame, what))
     }
 
@@ -259,12 +215,12 @@ impl DeltaReader {
 
     /// Returns the object of a frame.
     pub fn pack_key_of(&self, frame: &WantedFrame) -> String {
-        self.id.pack_key((frame.ordinal / PACK_FRAMES) as u32)
+        self.id.pack_key((frame.ordinal() / PACK_FRAMES) as u32)
     }
 
     /// Reads the bytes of a job; returns them with their offset in the pack.
     pub async fn fetch(&self, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
-        let object = self.id.pack_key(job.pack_no);
+        let object = self.id.pack_key(job.pack_no());
         let (start, end) = (job.start(), job.end());
         assert!(start < end, "a request for no bytes of {object}");
         let fetched = self.store.get_range(&object, u64::from(start), u64::from(end - start)).await;
@@ -272,7 +228,7 @@ impl DeltaReader {
             CloudError::missing_is_damage(error, u64::from(start)).with_blocks(job.extent())
         })?;
         if start == 0 {
-            check_object_header(&fetched, ObjectKind::Pack(job.pack_no), &self.key, &self.id, &object)
+            check_object_header(&fetched, ObjectKind::Pack(job.pack_no()), &self.key, &self.id, &object)
                 .map_err(|error| error.with_blocks(job.extent()))?;
         }
         Ok((start, fetched))
@@ -291,8 +247,8 @@ impl DeltaReader {
         for frame in frames {
             let damaged = |what: &str| self.damaged_frame(frame, what);
             let stored = frame.stored(start, fetched).ok_or_else(|| damaged(NOT_WHOLE))?;
-            let opened = reader.open(&self.sealer, frame.ordinal, frame.blocks, stored).map_err(damaged)?;
-            for (position, extent) in &frame.runs {
+            let opened = reader.open(&self.sealer, frame.ordinal(), frame.blocks, stored).map_err(damaged)?;
+            for WantedRun { position, extent, .. } in frame.runs() {
                 for i in 0..extent.len_blocks {
                     if let Some(block) = opened.block(*position as usize + i as usize) {
                         pending.push(BlockIndex(extent.start.0 + i), block, sink)?;
@@ -308,108 +264,6 @@ fn is_subset(set: &BlockSet, of: &BlockSet) -> bool {
     let mut other = set.clone();
     other.subtract(of);
     other.is_empty()
-}
-
-/// Splits extents, each with its rank among the data blocks of the page, by frame. Frames of zeroes are
-/// skipped.
-fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) -> Vec<WantedFrame> {
-    let mut frames: Vec<WantedFrame> = Vec::new();
-    let frame_blocks = FRAME_BLOCKS as u64;
-    for (rank, piece) in runs {
-        debug_assert!(rank + piece.len_blocks <= place.data_blocks.into(), "{piece} at rank {rank}");
-        let mut at = piece.start.0;
-        while at < piece.end().0 {
-            let here = rank + (at - piece.start.0);
-            let (frame, position) = (here / frame_blocks, here % frame_blocks);
-            let len = (frame_blocks - position).min(piece.end().0 - at);
-            let extent = Extent::new(BlockIndex(at), len);
-            at += len;
-            let ordinal = place.frame_base + frame;
-            debug_assert!(frames.last().is_none_or(|last| last.ordinal <= ordinal), "frames are ascending");
-            match frames.last_mut() {
-                Some(last) if last.ordinal == ordinal => last.runs.push((position as u32, extent)),
-                _ => {
-                    // Always present: the decoder checks that the page has a location for each frame.
-                    let Some(stored) = page.frames.get(frame as usize) else { continue };
-                    let below = frame * frame_blocks;
-                    frames.push(WantedFrame {
-                        ordinal,
-                        blocks: (u64::from(place.data_blocks) - below).min(frame_blocks) as usize,
-                        offset_bytes: stored.offset_bytes,
-                        len_bytes: stored.len_bytes,
-                        runs: vec![(position as u32, extent)],
-                    });
-                }
-            }
-        }
-    }
-    frames.retain(|frame| frame.len_bytes > 0);
-    debug_assert!(frames.iter().all(|frame| frame.wanted_blocks() <= frame.blocks as u64));
-    frames
-}
-
-/// Groups neighbouring frames into requests, ascending.
-pub(crate) fn group(frames: Vec<WantedFrame>, max_gap: u32, max_len: u32) -> Vec<FetchJob> {
-    let mut jobs: Vec<FetchJob> = Vec::new();
-    for frame in frames {
-        let pack_no = (frame.ordinal / PACK_FRAMES) as u32;
-        debug_assert!(
-            jobs.last().is_none_or(|job| (job.pack_no, job.end()) <= (pack_no, frame.offset_bytes)),
-            "frames are ascending"
-        );
-        match jobs.last_mut() {
-            Some(job)
-                if job.pack_no == pack_no
-                    && frame.offset_bytes - job.end() <= max_gap
-                    && frame.end() - job.start() <= max_len =>
-            {
-                job.frames.push(frame);
-            }
-            _ => jobs.push(FetchJob { pack_no, frames: vec![frame] }),
-        }
-    }
-    jobs
-}
-
-impl FetchJob {
-    /// Returns the request for one frame.
-    pub fn alone(pack_no: u32, frame: WantedFrame) -> Self {
-        debug_assert_eq!(frame.ordinal / PACK_FRAMES, u64::from(pack_no), "a frame of another pack");
-        Self { pack_no, frames: vec![frame] }
-    }
-
-    pub fn pack_no(&self) -> u32 {
-        self.pack_no
-    }
-
-    /// Returns the start of the request: the header, if the first frame of the pack is wanted.
-    fn start(&self) -> u32 {
-        match self.frames.first() {
-            Some(frame) if frame.offset_bytes > OBJECT_HEADER_LEN as u32 => frame.offset_bytes,
-            _ => 0,
-        }
-    }
-
-    /// Returns the end of the last frame in the pack.
-    pub fn end(&self) -> u32 {
-        self.frames.last().map_or(0, WantedFrame::end)
-    }
-
-    fn extent(&self) -> Extent {
-        match (self.frames.first(), self.frames.last()) {
-            (Some(first), Some(last)) => Extent::between(first.extent().start, last.extent().end()),
-            _ => Extent::new(BlockIndex(0), 0),
-        }
-    }
-
-    /// Returns the wanted blocks.
-    pub fn wanted(&self) -> impl Iterator<Item = Extent> + '_ {
-        self.frames.iter().flat_map(WantedFrame::wanted)
-    }
-
-    pub fn wanted_blocks(&self) -> u64 {
-        self.frames.iter().map(WantedFrame::wanted_blocks).sum()
-    }
 }
 
 /// Maximum bytes passed at once: enough for a write, small enough for the CPU cache and for memory that the

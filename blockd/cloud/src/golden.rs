@@ -6,8 +6,9 @@
 use crate::{
     BackupSpec, CancelToken, CloudSnapshotId, Compression, CompressionLevel, DataKey, DrillOutcome,
     DrillReport, DrillStage, DrillStep, EncryptionMode, KdfParams, KnownKeys, Lease, Manifest,
-    ManifestFilter, ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Proof, ProofKind, Repair,
-    RepairSource, Repository, SnapshotDescription, SnapshotReader, UploadOptions, backup, keys,
+    ManifestFilter, ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Proof, ProofKind, References,
+    Repair, RepairSource, Repository, SnapshotDescription, SnapshotReader, UploadOptions, backup, keys,
+    unchanged_since,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_store::BlobStore;
@@ -205,6 +206,8 @@ async fn write(kind: Kind) -> MemoryStore {
             data,
             zero,
             base,
+            references: References::default(),
+            synthetic: false,
             repair: None,
             delta_salt: [generation as u8; 32],
         };
@@ -289,7 +292,6 @@ async fn golden_files_are_readable() {
 #[tokio::test]
 async fn repaired_snapshot_equals_its_golden_files() {
     for kind in &KINDS[..2] {
-        let dir = PathBuf::from(format!("{}-repaired", kind.dir().display()));
         let before = files(*kind);
         let store = Arc::new(before.fork());
         let repo = Repository::open(store.clone(), kind.passphrase(), &OpenOptions::default()).await.unwrap();
@@ -310,21 +312,71 @@ async fn repaired_snapshot_equals_its_golden_files() {
         let manifest = Manifest { started: time(1_700_000_500), finished: time(1_700_000_600), ..done };
         assert_eq!(manifest.repairs, Some(damaged.id()));
         store.insert(&manifest.id().manifest_key(), manifest.encode(&key(kind.mode), &[0x57; 32]).unwrap());
-        let mut written = store.objects();
-        written.retain(|key, _| !before.objects().contains_key(key));
-        assert_eq!(written.len(), 3, "pack, index and manifest");
-        for (key, body) in written {
-            let path = dir.join(&key);
-            if std::env::var_os("BLOCKD_BLESS_GOLDEN").is_some() {
-                fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(&path, &body).unwrap();
-            }
-            assert!(fs::read(path).unwrap() == body, "{kind:?}: {key} differs");
-        }
+        compare_new(*kind, "repaired", &before, &store);
         let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
         let read = reader.read_blocks(Extent::new(BlockIndex(0), 1100)).await.unwrap();
         let expected = volume(2);
         assert!((0..).zip(read.chunks_exact(BLOCK)).all(|(number, block)| block == expected.block(number)));
+    }
+}
+
+/// A synthetic full backup based on the second generation, whose objects are beside those of both.
+#[tokio::test]
+async fn synthetic_full_equals_its_golden_files() {
+    for kind in &KINDS[..2] {
+        let before = files(*kind);
+        let store = Arc::new(before.fork());
+        let repo = Repository::open(store.clone(), kind.passphrase(), &OpenOptions::default()).await.unwrap();
+        let listed = repo.list_manifests(&ManifestFilter::default(), &NoCache).await.unwrap();
+        let base = listed[1].manifest.as_ref().unwrap().clone();
+        let (live, data) = (volume(2), BlockSet::from_iter([Extent::new(BlockIndex(12), 1)]));
+        live.set(12, &[0xcc; BLOCK]);
+        let spec = BackupSpec {
+            cluster: base.cluster,
+            volume: base.volume,
+            snapshot: SnapshotId::from_u64(951_325_819_047_337_069),
+            description: SnapshotDescription {
+                snapshot_name: "synthetic".into(),
+                ..base.description.clone()
+            },
+            size_bytes: base.size_bytes,
+            started: Timestamp::now(),
+            references: unchanged_since(&repo, &base, &data).await.unwrap().references,
+            data,
+            zero: BlockSet::new(),
+            base: Some(base),
+            synthetic: true,
+            repair: None,
+            delta_salt: [8; 32],
+        };
+        let (progress, journal) =
+            (Arc::new(Progress::new(Arc::default())), Arc::new(MemoryJournal::default()));
+        let (options, cancel) = (UploadOptions::default(), CancelToken::new());
+        let reader = Arc::new(live.fork());
+        let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
+        let time = |second| Timestamp::from_second(second).unwrap();
+        let manifest = Manifest { started: time(1_700_000_700), finished: time(1_700_000_800), ..done };
+        store.insert(&manifest.id().manifest_key(), manifest.encode(&key(kind.mode), &[0x58; 32]).unwrap());
+        compare_new(*kind, "synthetic", &before, &store);
+        let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
+        let read = reader.read_blocks(Extent::new(BlockIndex(0), 1100)).await.unwrap();
+        assert!((0..).zip(read.chunks_exact(BLOCK)).all(|(number, block)| block == live.block(number)));
+    }
+}
+
+/// Compares the objects that were stored in addition to others with golden files.
+fn compare_new(kind: Kind, name: &str, before: &MemoryStore, after: &MemoryStore) {
+    let dir = PathBuf::from(format!("{}-{name}", kind.dir().display()));
+    let mut written = after.objects();
+    written.retain(|key, _| !before.objects().contains_key(key));
+    assert_eq!(written.len(), 3, "pack, index and manifest");
+    for (key, body) in written {
+        let path = dir.join(&key);
+        if std::env::var_os("BLOCKD_BLESS_GOLDEN").is_some() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &body).unwrap();
+        }
+        assert!(fs::read(path).unwrap() == body, "{kind:?}: {key} differs");
     }
 }
 

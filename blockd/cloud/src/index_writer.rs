@@ -8,7 +8,7 @@ use crate::{
     cipher::{Domain, TAG_LEN_BYTES},
     index::{MAX_PAGE_LEN, MAX_ROOT_LEN, Page, PageRef, Root, encode_page},
     job::Job,
-    manifest::IndexRef,
+    manifest::{Delta, IndexRef},
     names::ObjectKind,
     pack::{OBJECT_HEADER_LEN, object_header},
     plan::{PACK_FRAMES, PageSpan},
@@ -81,7 +81,9 @@ impl IndexUpload {
             frames: layout.frames,
             data_blocks: layout.data_blocks,
             zero_blocks: self.job.spec.zero.len_blocks(),
+            reference_blocks: layout.reference_blocks,
             pack_count: layout.pack_count,
+            sources: self.job.spec.references.sources().iter().map(Delta::id).collect(),
             pages,
         };
         let parsed = root;
@@ -169,6 +171,7 @@ fn page_ref(span: &PageSpan, sealed: &[u8], offset_bytes: u64) -> PageRef {
         range: span.range,
         frame_base: span.frame_base,
         data_blocks: span.data_blocks as u32,
+        reference_blocks: span.reference_blocks as u32,
         sealed_len: sealed.len() as u32,
         offset_bytes,
         tag: sealed.last_chunk().copied().unwrap_or_default(),
@@ -183,7 +186,8 @@ fn seal_page(
     lengths: &mut PackLengths,
 ) -> Result<Vec<u8>, CloudError> {
     let (mut data, mut zero) = (within(&job.spec.data, span.range), within(&job.spec.zero, span.range));
-    if data.is_empty() && zero.is_empty() {
+    let references = job.spec.references.within(span.range);
+    if data.is_empty() && zero.is_empty() && references.is_empty() {
         return Ok(Vec::new());
     }
     data.optimize();
@@ -204,11 +208,13 @@ fn seal_page(
         lengths.open += u64::from(*len);
         lengths.total += u64::from(*len);
     }
-    let mut page = encode_page(&data, &zero, first_offset_bytes as u32, &lens);
-    let stored = Page::parse(&page, &page_ref(span, &page, OBJECT_HEADER_LEN as u64));
+    let mut page = encode_page(&data, &zero, &references, first_offset_bytes as u32, &lens);
+    let sources = job.spec.references.sources().len();
+    let stored = Page::parse(&page, &page_ref(span, &page, OBJECT_HEADER_LEN as u64), sources);
     assert!(
         stored.is_ok_and(|stored| stored.data == data
             && stored.zero == zero
+            && stored.references == references
             && stored.frames.iter().map(|frame| frame.len_bytes).eq(lens.iter().copied())),
         "page {number} of the index does not decode to itself"
     );

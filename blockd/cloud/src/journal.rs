@@ -89,7 +89,7 @@ pub trait BackupJournal: Send + Sync {
     fn may_be_committed(&self) -> bool;
 }
 
-/// Identity of a backup: digest of its snapshot, salt, key and blocks.
+/// Identity of a backup: digest of its snapshot, salt, key, type and blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct JournalBinding([u8; 32]);
 
@@ -104,6 +104,7 @@ impl JournalBinding {
             hasher.update(number.to_le_bytes());
         }
         hasher.update(spec.delta_salt);
+        hasher.update([spec.synthetic.into()]);
         // Extents, because the encoding depends on the construction of the set.
         for run in spec.data.extents() {
             hasher.update(run.start.0.to_le_bytes());

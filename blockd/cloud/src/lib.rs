@@ -39,6 +39,7 @@ mod plan;
 mod progress;
 mod proof;
 mod reader;
+mod references;
 mod repair;
 mod repository;
 mod restore;
@@ -47,8 +48,10 @@ mod seal;
 mod sealed_json;
 mod slot_limits;
 mod slots;
+mod synthetic;
 mod unlock;
 mod verify;
+mod wanted;
 mod write_key;
 
 pub use backup::{UploadOptions, backup};
@@ -75,11 +78,13 @@ pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use proof::{ListedProof, MAX_PROOF_AHEAD, Proof, ProofId, ProofKind, location_id};
 pub use reader::SnapshotReader;
+pub use references::References;
 pub use repair::{Repair, RepairSource, check_repaired, differing_blocks};
 pub use repository::{KnownKeys, OpenOptions, Repository};
 pub use restore::{BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore};
 pub use rotate::{Rekey, Rekeyed, rekey};
 pub use slots::{SlotFinding, SlotRepair};
+pub use synthetic::{Unchanged, unchanged_since};
 pub use verify::{
     AffectedSnapshot, BlockCheck, VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
     verify, verify_manifests,

@@ -2,14 +2,14 @@
 
 use crate::{
     CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, cipher::Domain,
-    compression_report::CompressionReport, keys::DataKey, names::DeltaId, plan::PACK_FRAMES,
-    sealed_json::SealedJson,
+    compression_report::CompressionReport, index::MAX_SOURCES, keys::DataKey, names::DeltaId,
+    plan::PACK_FRAMES, sealed_json::SealedJson,
 };
 use blockd_extent::{MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use blockd_store::RequestCounts;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 pub(crate) const MANIFEST: SealedJson = SealedJson {
@@ -27,7 +27,7 @@ pub const MAX_CHAIN: usize = 4096;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupType {
-    /// The delta holds the whole volume.
+    /// No delta is below its own, which holds the whole volume or references the rest of it.
     Full,
     /// The delta holds the changes since the base.
     Incremental,
@@ -71,11 +71,18 @@ pub struct Delta {
     pub data_blocks: u64,
     /// Number of blocks that became zero.
     pub zero_blocks: u64,
+    /// Number of blocks whose content is in other deltas.
+    pub reference_blocks: u64,
     /// Total bytes of its packs and index.
     pub stored_bytes: u64,
 }
 
 impl Delta {
+    /// Returns true for the delta of this snapshot.
+    pub fn is_of(&self, id: &CloudSnapshotId) -> bool {
+        (self.cluster, self.volume, self.snapshot) == (id.cluster, id.volume, id.snapshot)
+    }
+
     pub(crate) fn id(&self) -> DeltaId {
         DeltaId { cluster: self.cluster, volume: self.volume, snapshot: self.snapshot }
     }
@@ -86,7 +93,7 @@ impl Delta {
         if u64::from(self.pack_count) != self.frames.div_ceil(PACK_FRAMES) || self.frames > self.data_blocks {
             return Err("the packs and frames of a delta do not add up");
         }
-        if self.data_blocks > max_blocks || self.zero_blocks > max_blocks {
+        if self.data_blocks.max(self.zero_blocks).max(self.reference_blocks) > max_blocks {
             return Err("a delta has more blocks than the largest volume");
         }
         if index.root_offset_bytes.checked_add(index.root_len_bytes) != Some(index.len_bytes) {
@@ -161,6 +168,8 @@ pub struct Manifest {
     pub delta: Delta,
     /// The deltas below it, newest first.
     pub chain: Vec<Delta>,
+    /// Other deltas that references of these deltas name.
+    pub sources: Vec<Delta>,
 }
 
 impl Manifest {
@@ -174,9 +183,14 @@ impl Manifest {
         }
     }
 
-    /// Returns all referenced deltas, newest first.
-    pub fn deltas(&self) -> impl Iterator<Item = &Delta> {
+    /// Returns its own delta and those below it, newest first.
+    pub fn layers(&self) -> impl Iterator<Item = &Delta> {
         std::iter::once(&self.delta).chain(&self.chain)
+    }
+
+    /// Returns all deltas that the snapshot needs: its [`layers`](Self::layers), then their sources.
+    pub fn deltas(&self) -> impl Iterator<Item = &Delta> {
+        self.layers().chain(&self.sources)
     }
 
     fn check(&self, id: &CloudSnapshotId) -> Result<(), &'static str> {
@@ -188,6 +202,13 @@ impl Manifest {
         }
         if self.chain.len() > MAX_CHAIN {
             return Err("its chain exceeds the maximum length");
+        }
+        if self.sources.len() > MAX_SOURCES {
+            return Err("it has too many sources");
+        }
+        let mut named: BTreeSet<DeltaId> = self.layers().map(Delta::id).collect();
+        if !self.sources.iter().all(|source| named.insert(source.id())) {
+            return Err("it names a source twice");
         }
         if (self.delta.cluster, self.delta.volume) != (self.cluster, self.volume) {
             return Err("its own delta is of another volume");
@@ -276,6 +297,7 @@ pub(crate) mod tests {
             frames: 7,
             data_blocks: 200,
             zero_blocks: 8,
+            reference_blocks: 0,
             stored_bytes: 1000,
         };
         Manifest {
@@ -310,7 +332,13 @@ pub(crate) mod tests {
             repairs: None,
             delta,
             chain: Vec::new(),
+            sources: Vec::new(),
         }
+    }
+
+    fn numbered(delta: &Delta, count: usize) -> Vec<Delta> {
+        let numbers = 100..100 + count as u64;
+        numbers.map(|n| Delta { snapshot: SnapshotId::from_u64(n), ..delta.clone() }).collect()
     }
 
     #[test]
@@ -365,6 +393,9 @@ pub(crate) mod tests {
             |m: &mut Manifest| m.delta.volume = VolumeId::from_u64(77),
             |m: &mut Manifest| m.format_version = FORMAT_VERSION + 1,
             |m: &mut Manifest| m.chain = vec![m.delta.clone(); MAX_CHAIN + 1],
+            |m: &mut Manifest| m.sources = vec![m.delta.clone()],
+            |m: &mut Manifest| m.sources = numbered(&m.delta, MAX_SOURCES + 1),
+            |m: &mut Manifest| m.delta.reference_blocks = u64::MAX,
             |m: &mut Manifest| m.delta.index.root_offset_bytes = u64::MAX,
         ] {
             let mut manifest = sample();

@@ -6,7 +6,7 @@
 use crate::{CloudError, frame::FRAME_BLOCKS};
 use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
 
-/// Data blocks of a full index page.
+/// Data and reference blocks of a full index page.
 pub(crate) const PAGE_BLOCKS: u64 = 131_072;
 /// Alignment of page boundaries in blocks (1 TiB of the volume), which bounds the set of a page.
 pub(crate) const PAGE_SPAN_BLOCKS: u64 = 1 << 28;
@@ -25,6 +25,8 @@ pub(crate) struct PageSpan {
     pub rank_base: u64,
     /// Number of data blocks.
     pub data_blocks: u64,
+    /// Number of reference blocks.
+    pub reference_blocks: u64,
 }
 
 impl PageSpan {
@@ -33,20 +35,22 @@ impl PageSpan {
     }
 }
 
-/// Layout of the data blocks of a delta.
+/// Layout of the data and reference blocks of a delta.
 pub(crate) struct Layout {
     pub pages: Vec<PageSpan>,
     pub frames: u64,
     pub data_blocks: u64,
+    pub reference_blocks: u64,
     pub pack_count: u32,
 }
 
 impl Layout {
-    /// Determines the layout of a delta with these data blocks on a volume of this size.
+    /// Determines the layout of a delta with these data and reference blocks, which are disjoint, on a
+    /// volume of this size.
     ///
     /// # Errors
     /// [`CloudError::InvalidRequest`] if the volume exceeds the maximum size, or blocks are beyond its end.
-    pub fn new(data: &BlockSet, size_bytes: u64) -> Result<Self, CloudError> {
+    pub fn new(data: &BlockSet, references: &BlockSet, size_bytes: u64) -> Result<Self, CloudError> {
         let invalid = |what: String| CloudError::InvalidRequest { what };
         if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES {
             return Err(invalid(format!(
@@ -54,31 +58,38 @@ impl Layout {
             )));
         }
         let whole = Extent::whole(size_bytes);
-        if let Some(last) = data.last().filter(|last| *last >= whole.end()) {
+        let mut mapped = data.clone();
+        mapped.union_with(references);
+        debug_assert_eq!(mapped.len_blocks(), data.len_blocks() + references.len_blocks(), "disjoint");
+        if let Some(last) = mapped.last().filter(|last| *last >= whole.end()) {
             return Err(invalid(format!("block {last} is beyond the end of a volume of {size_bytes} bytes")));
         }
         let mut pages = Vec::new();
-        let (mut frame_base, mut rank_base, mut lo) = (0, 0, 0);
+        let (mut frame_base, mut rank_base, mut mapped_base, mut lo) = (0, 0, 0, 0);
         while lo < whole.end().0 {
             let span_end = (lo / PAGE_SPAN_BLOCKS + 1) * PAGE_SPAN_BLOCKS;
             let limit = span_end.min(whole.end().0);
-            // The page ends at the first data block that does not fit, at the latest at the limit.
-            let (hi, data_blocks) = match data.select(rank_base + PAGE_BLOCKS) {
+            // The page ends at the first block that does not fit, at the latest at the limit.
+            let (hi, mapped_blocks) = match mapped.select(mapped_base + PAGE_BLOCKS) {
                 Some(next) if next.0 < limit => (next.0, PAGE_BLOCKS),
-                _ => (limit, data.rank(BlockIndex(limit)) - rank_base),
+                _ => (limit, mapped.rank(BlockIndex(limit)) - mapped_base),
             };
             let range = Extent::between(BlockIndex(lo), BlockIndex(hi));
-            assert!(hi > lo && data_blocks <= PAGE_BLOCKS.min(hi - lo), "page {lo}..{hi}: {data_blocks}");
-            let page = PageSpan { range, frame_base, rank_base, data_blocks };
+            assert!(hi > lo && mapped_blocks <= PAGE_BLOCKS.min(hi - lo), "page {lo}..{hi}: {mapped_blocks}");
+            let data_blocks = data.rank(range.end()) - rank_base;
+            let reference_blocks = mapped_blocks - data_blocks;
+            let page = PageSpan { range, frame_base, rank_base, data_blocks, reference_blocks };
             frame_base += page.frames();
             rank_base += data_blocks;
+            mapped_base += mapped_blocks;
             pages.push(page);
             lo = hi;
         }
         assert_eq!(rank_base, data.len_blocks(), "the pages hold all data blocks");
         assert!(frame_base <= rank_base, "no frame is empty");
         let pack_count = frame_base.div_ceil(PACK_FRAMES) as u32;
-        Ok(Self { pages, frames: frame_base, data_blocks: rank_base, pack_count })
+        let reference_blocks = mapped_base - rank_base;
+        Ok(Self { pages, frames: frame_base, data_blocks: rank_base, reference_blocks, pack_count })
     }
 
     /// Returns the first frame of a pack and the one after its last.
@@ -133,7 +144,7 @@ mod tests {
     }
 
     fn check(data: &BlockSet, size_bytes: u64) -> Layout {
-        let layout = Layout::new(data, size_bytes).unwrap();
+        let layout = Layout::new(data, &BlockSet::new(), size_bytes).unwrap();
         // Pages tile the volume.
         let mut next = BlockIndex(0);
         let (mut frames, mut blocks) = (0, 0);
@@ -198,6 +209,19 @@ mod tests {
     }
 
     #[test]
+    fn reference_blocks_count_for_pages_but_not_for_frames() {
+        let (data, references) = (set(&[(0, 1), (PAGE_BLOCKS, 40)]), set(&[(1, PAGE_BLOCKS - 1)]));
+        let layout = Layout::new(&data, &references, 4 << 30).unwrap();
+        let counts: Vec<_> =
+            layout.pages.iter().map(|page| (page.data_blocks, page.reference_blocks)).collect();
+        assert_eq!(counts, [(1, PAGE_BLOCKS - 1), (40, 0)]);
+        assert_eq!(layout.pages[1].range.start, BlockIndex(PAGE_BLOCKS));
+        assert_eq!((layout.frames, layout.data_blocks, layout.reference_blocks), (3, 41, PAGE_BLOCKS - 1));
+        assert_eq!(layout.frame_sizes(0), [1, 32, 8]);
+        assert!(Layout::new(&BlockSet::new(), &set(&[(1, 1)]), 4096).is_err());
+    }
+
+    #[test]
     fn exactly_full_pages_are_not_followed_by_an_empty_one() {
         let layout = check(&set(&[(10, PAGE_BLOCKS)]), 4 << 30);
         assert_eq!(layout.pages.len(), 1);
@@ -205,9 +229,9 @@ mod tests {
 
     #[test]
     fn blocks_beyond_the_end_are_refused() {
-        assert!(Layout::new(&set(&[(1, 1)]), 4096).is_err());
-        assert!(Layout::new(&BlockSet::new(), 0).is_err());
-        assert!(Layout::new(&BlockSet::new(), MAX_VOLUME_BYTES + 1).is_err());
+        assert!(Layout::new(&set(&[(1, 1)]), &BlockSet::new(), 4096).is_err());
+        assert!(Layout::new(&BlockSet::new(), &BlockSet::new(), 0).is_err());
+        assert!(Layout::new(&BlockSet::new(), &BlockSet::new(), MAX_VOLUME_BYTES + 1).is_err());
         check(&set(&[(1, 1)]), 4097);
     }
 

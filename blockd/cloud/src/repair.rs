@@ -6,12 +6,17 @@
 
 use crate::{
     BackupSpec, CloudError, CloudSnapshotId, Manifest, Repository, SnapshotReader,
-    backup_spec::RepairedSnapshot, fetch::DeltaReader, manifest::Delta,
+    backup_spec::RepairedSnapshot, fetch::DeltaReader, manifest::Delta, names::DeltaId,
+    references::References,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId};
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 use tokio::runtime::Handle;
 
 /// Blocks that are read at a time.
@@ -40,6 +45,8 @@ pub struct Repair {
     manifest: Manifest,
     /// Deltas that stay, newest first.
     chain: Vec<Delta>,
+    /// Deltas that their visible references name.
+    referenced: Vec<Delta>,
     owners: Vec<CloudSnapshotId>,
     /// Readable deltas of the damaged snapshot, newest first.
     readable: Vec<Delta>,
@@ -70,6 +77,7 @@ impl Repair {
             wanted: BlockSet::new(),
             unknown: BlockSet::new(),
             repaired: BlockSet::new(),
+            referenced: BTreeMap::new(),
         };
         for delta in deltas {
             let is_repair = repairs.iter().any(|repair| repair.delta == delta);
@@ -77,7 +85,7 @@ impl Repair {
                 break;
             }
         }
-        let Survey { chain, readable, unknown, repaired, mut wanted, .. } = survey;
+        let Survey { chain, readable, unknown, repaired, mut referenced, mut wanted, .. } = survey;
         let mut damaged = damaged.slice(Extent::whole(manifest.size_bytes));
         damaged.subtract(&repaired);
         wanted.union_with(&damaged);
@@ -89,11 +97,14 @@ impl Repair {
         };
         let chain: Vec<Delta> =
             chain.into_iter().filter(|(_, own)| is_visible(own)).map(|(delta, _)| delta).collect();
+        referenced.retain(|_, blocks| is_visible(blocks));
+        let referenced =
+            manifest.deltas().filter(|delta| referenced.contains_key(&delta.id())).cloned().collect();
         let used = repairs.iter().filter(|repair| chain.contains(&repair.delta)).map(|repair| repair.id());
         let owners = std::iter::once(manifest.id()).chain(used).collect();
         let missing = wanted.clone();
         let (manifest, sources) = (manifest.clone(), Vec::new());
-        Ok(Self { manifest, chain, owners, readable, unknown, wanted, missing, sources })
+        Ok(Self { manifest, chain, referenced, owners, readable, unknown, wanted, missing, sources })
     }
 
     /// Returns the blocks that the repair stores.
@@ -103,7 +114,7 @@ impl Repair {
 
     /// Returns true if the repair would equal the snapshot.
     pub fn changes_nothing(&self) -> bool {
-        self.wanted.is_empty() && self.manifest.deltas().eq(&self.chain)
+        self.wanted.is_empty() && self.manifest.layers().eq(&self.chain)
     }
 
     /// Returns the blocks without a source.
@@ -149,7 +160,10 @@ impl Repair {
     /// Returns the missing blocks that are readable in the snapshot itself.
     async fn readable_source(&self, repo: &Repository) -> Result<Option<RepairSource>, CloudError> {
         let Some((delta, chain)) = self.readable.split_first() else { return Ok(None) };
-        let manifest = Manifest { delta: delta.clone(), chain: chain.to_vec(), ..self.manifest.clone() };
+        let sources =
+            self.manifest.deltas().filter(|delta| !self.readable.contains(delta)).cloned().collect();
+        let chain = chain.to_vec();
+        let manifest = Manifest { delta: delta.clone(), chain, sources, ..self.manifest.clone() };
         let mut wanted = self.missing.clone();
         wanted.subtract(&self.unknown);
         readable_blocks(repo, &manifest, &wanted).await.map(Some)
@@ -165,7 +179,7 @@ impl Repair {
         started: Timestamp,
         delta_salt: [u8; 32],
     ) -> Result<(BackupSpec, Arc<dyn BlockSource>), CloudError> {
-        let Self { manifest, chain, owners, wanted, missing, sources, .. } = self;
+        let Self { manifest, chain, referenced, owners, wanted, missing, sources, .. } = self;
         if let Some(block) = missing.first() {
             let what = format!("block {block} of cloud snapshot {} has no source", manifest.id());
             return Err(CloudError::InvalidRequest { what });
@@ -183,7 +197,15 @@ impl Repair {
             data,
             zero,
             base: None,
-            repair: Some(RepairedSnapshot { id: manifest.id(), base: manifest.base, chain, owners }),
+            references: References::default(),
+            synthetic: false,
+            repair: Some(RepairedSnapshot {
+                id: manifest.id(),
+                base: manifest.base,
+                chain,
+                sources: referenced,
+                owners,
+            }),
             delta_salt,
         };
         Ok((spec, Arc::new(Sources { size_bytes: manifest.size_bytes, sources })))
@@ -192,7 +214,7 @@ impl Repair {
 
 /// Returns the deltas of a snapshot, newest first, each below the delta of its repair, and those repairs.
 fn with_repairs<'a>(manifest: &Manifest, others: &'a [Manifest]) -> (Vec<Delta>, Vec<&'a Manifest>) {
-    let mut deltas: Vec<Delta> = manifest.deltas().cloned().collect();
+    let mut deltas: Vec<Delta> = manifest.layers().cloned().collect();
     let mut used = Vec::new();
     let mut repaired: BTreeSet<_> = BTreeSet::from([manifest.delta.id()]);
     // A repair may have been repaired.
@@ -226,6 +248,8 @@ struct Survey {
     unknown: BlockSet,
     /// Blocks from repairs of older snapshots.
     repaired: BlockSet,
+    /// Visible blocks whose content is in other deltas.
+    referenced: BTreeMap<DeltaId, BlockSet>,
 }
 
 impl Survey {
@@ -242,13 +266,19 @@ impl Survey {
             }
             Err(error) => return Err(error),
         };
-        let (mut own, mut is_damaged) = (BlockSet::new(), false);
+        let (mut own, mut is_damaged, mut referenced) = (BlockSet::new(), false, Vec::new());
         for number in 0..reader.root.pages.len() {
             let mut visible = match reader.page(number).await {
                 Ok(None) => continue,
                 Ok(Some(page)) => {
                     let mut blocks = page.data.clone();
                     blocks.union_with(&page.zero);
+                    blocks.union_with(&page.referenced);
+                    for group in page.references {
+                        let mut blocks = group.blocks;
+                        blocks.intersect_with(&self.left);
+                        referenced.push((reader.root.sources[group.source as usize], blocks));
+                    }
                     blocks
                 }
                 Err(CloudError::Damaged { .. }) => {
@@ -270,6 +300,9 @@ impl Survey {
         if is_damaged {
             self.wanted.union_with(&own);
         } else {
+            for (source, blocks) in referenced {
+                self.referenced.entry(source).or_default().union_with(&blocks);
+            }
             if is_repair {
                 self.repaired.union_with(&own);
             }
@@ -335,6 +368,7 @@ async fn indexed_blocks(repo: &Repository, delta: &Delta, size_bytes: u64) -> Re
             Ok(Some(page)) => {
                 blocks.union_with(&page.data);
                 blocks.union_with(&page.zero);
+                blocks.union_with(&page.referenced);
             }
             Ok(None) => {}
             Err(CloudError::Damaged { .. }) => blocks.insert_extent(page.range),
@@ -355,8 +389,8 @@ pub async fn differing_blocks(
     other: &Manifest,
 ) -> Result<Option<BlockSet>, CloudError> {
     let above = |newer: &Manifest, older: &Manifest| {
-        let at = newer.deltas().position(|delta| *delta == older.delta)?;
-        Some(newer.deltas().take(at).cloned().collect::<Vec<_>>())
+        let at = newer.layers().position(|delta| *delta == older.delta)?;
+        Some(newer.layers().take(at).cloned().collect::<Vec<_>>())
     };
     let Some(between) = above(one, other).or_else(|| above(other, one)) else { return Ok(None) };
     let mut differing = BlockSet::new();

@@ -17,7 +17,7 @@ use crate::{
     reader::BulkRead,
     slots::SlotFinding,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
@@ -221,14 +221,18 @@ async fn read_all(
     progress.begin(match options.depth {
         VerifyDepth::Quick => 0,
         VerifyDepth::Full => deltas.values().map(|(manifest, at)| block_bytes(nth(manifest, *at))).sum(),
-        VerifyDepth::Deep => manifests.iter().flat_map(Manifest::deltas).map(block_bytes).sum(),
+        VerifyDepth::Deep => {
+            let read = |delta: &Delta| block_bytes(delta) + delta.reference_blocks * BLOCK_SIZE_BYTES;
+            manifests.iter().flat_map(Manifest::layers).map(read).sum()
+        }
     });
     for (manifest, at) in deltas.values() {
         let alone = alone(manifest, *at);
         report.objects += 1 + u64::from(nth(manifest, *at).pack_count);
         quick(repo, &alone, &mut found).await?;
         if options.depth == VerifyDepth::Full {
-            let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), progress).await?;
+            let discard = Arc::new(|_, _: &[u8]| Ok(()));
+            let (damage, blocks) = frames(repo, &alone, options, discard, progress, true).await?;
             found.merge(damage);
             report.block_bytes += blocks * BLOCK_SIZE_BYTES;
         }
@@ -240,7 +244,7 @@ async fn read_all(
             let content = Arc::new(Content { check: check_of(&id), digest: Mutex::default() });
             let taken = content.clone();
             let sink: Arc<BlockSink> = Arc::new(move |start, data: &[u8]| taken.take(start, data));
-            let (damage, blocks) = frames(repo, manifest, options, sink, progress).await?;
+            let (damage, blocks) = frames(repo, manifest, options, sink, progress, false).await?;
             if damage.is_empty() {
                 digests.insert(id, *content.digest.lock());
             }
@@ -260,6 +264,9 @@ async fn read_all(
     report.findings.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
     Ok(())
 }
+
+/// All blocks that a delta may have.
+const EVERYTHING: Extent = Extent::whole(MAX_VOLUME_BYTES);
 
 /// Reads the manifests of the snapshots; an unreadable one is a finding, a missing one is skipped.
 async fn load(
@@ -336,12 +343,16 @@ fn distinct_deltas(manifests: &[Manifest]) -> BTreeMap<String, (&Manifest, usize
 }
 
 fn nth(manifest: &Manifest, at: usize) -> &Delta {
-    at.checked_sub(1).and_then(|below| manifest.chain.get(below)).unwrap_or(&manifest.delta)
+    manifest.deltas().nth(at).unwrap_or(&manifest.delta)
 }
 
-/// Returns a manifest reduced to its delta at position `at`.
+/// Returns a manifest reduced to its delta at position `at`, which the others may be sources of.
 fn alone(manifest: &Manifest, at: usize) -> Manifest {
-    Manifest { delta: nth(manifest, at).clone(), chain: Vec::new(), ..manifest.clone() }
+    let (mut delta, mut sources) = (manifest.delta.clone(), Vec::new());
+    for (n, other) in manifest.deltas().enumerate() {
+        if n == at { delta = other.clone() } else { sources.push(other.clone()) }
+    }
+    Manifest { delta, chain: Vec::new(), sources, ..manifest.clone() }
 }
 
 /// Returns true if all objects of a manifest's deltas exist with the right lengths.
@@ -367,7 +378,6 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
     if index_len == Some(delta.index.len_bytes) && total == delta.stored_bytes && has_all {
         return Ok(());
     }
-    let everything = Extent::whole(alone.size_bytes);
     let wrong = |key: &str, len: Option<u64>, expected: u64| match len {
         Some(len) => {
             let what = format!("the object has {len} bytes, {expected} were stored");
@@ -376,14 +386,14 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
         None => CloudError::damaged(key, 0, "the object is missing"),
     };
     if index_len != Some(delta.index.len_bytes) {
-        found.add(wrong(&id.index_key(), index_len, delta.index.len_bytes), [everything]);
+        found.add(wrong(&id.index_key(), index_len, delta.index.len_bytes), [EVERYTHING]);
         return Ok(());
     }
     // The index determines which object is missing or has a wrong length.
     let packs = match packs(repo, delta).await {
         Ok(packs) => packs,
         Err(error @ CloudError::Damaged { .. }) => {
-            found.add(error, [everything]);
+            found.add(error, [EVERYTHING]);
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -415,25 +425,28 @@ async fn packs(repo: &Repository, delta: &Delta) -> Result<BTreeMap<u32, (u64, B
     Ok(packs)
 }
 
-/// Reads all visible blocks of a manifest; returns the damage and the number of blocks.
+/// Reads all visible blocks of a manifest; returns the damage and the number of blocks. With
+/// `check_references`, only the index of referenced blocks is read.
 async fn frames(
     repo: &Repository,
     manifest: &Manifest,
     options: &VerifyOptions,
     sink: Arc<BlockSink>,
     progress: &Progress,
+    check_references: bool,
 ) -> Result<(Damage, u64), CloudError> {
     let damage = Arc::<DamageList>::default();
     let everything = Extent::whole(manifest.size_bytes);
     let reader = match SnapshotReader::open_with(repo, manifest, options.cpu_threads).await {
         Ok(reader) => reader,
         Err(error @ CloudError::Damaged { .. }) => {
-            damage.add(error, [everything]);
+            damage.add(error, [EVERYTHING]);
             return Ok((damage.take(), 0));
         }
         Err(error) => return Err(error),
     };
-    let what = BulkRead { progress: Some(progress), damage: Some(&damage), ..BulkRead::default() };
+    let (progress, damaged) = (Some(progress), Some(&damage));
+    let what = BulkRead { progress, damage: damaged, check_references, ..BulkRead::default() };
     let totals = reader.read_in_bulk(everything, sink, options.download_concurrency, &what).await?;
     Ok((damage.take(), totals.blocks))
 }

@@ -16,6 +16,7 @@ mod leases;
 mod listing;
 mod lost_answers;
 mod proofs;
+mod references;
 mod repair;
 mod restore_again;
 mod resume;

@@ -23,10 +23,11 @@ pub(crate) use lru::Lru;
 
 use crate::{
     CloudError, Repository,
-    fetch::{DeltaReader, FetchJob, NOT_WHOLE, WantedFrame, group},
+    fetch::{DeltaReader, NOT_WHOLE},
     frame::FrameMemory,
     index::Page,
     manifest::Delta,
+    wanted::{FetchJob, WantedFrame, group},
 };
 use blockd_store::{BlobStore, StoreError, StoreErrorKind};
 use disk::{DiskCache, PieceKey};

@@ -1,7 +1,7 @@
 //! Fetches of frames before they are read: for sequential readers, and of announced blocks.
 
 use super::{Inner, random::Wanted};
-use crate::{cache::frames::Claim, fetch::WantedFrame};
+use crate::{cache::frames::Claim, wanted::WantedFrame};
 use blockd_extent::{BlockSet, Extent};
 use futures::StreamExt;
 use std::collections::BTreeMap;
@@ -40,12 +40,13 @@ impl Inner {
 
     /// Fetches the missing frames of a plan in the background, neighbouring ones together.
     fn fetch_ahead(&self, plan: Vec<Wanted>) {
-        let mut levels: BTreeMap<usize, Vec<WantedFrame>> = BTreeMap::new();
-        for (level, frames) in plan {
-            levels.entry(level).or_default().extend(frames);
+        let mut deltas: BTreeMap<u64, Wanted> = BTreeMap::new();
+        for (delta, frames) in plan {
+            deltas.entry(delta.number).or_insert_with(|| (delta, Vec::new())).1.extend(frames);
         }
-        for (level, frames) in levels {
-            let delta = &self.deltas[level];
+        for (delta, mut frames) in deltas.into_values() {
+            // References do not follow the order of their sources' blocks.
+            frames.sort_by_key(WantedFrame::ordinal);
             let mine = frames.into_iter().filter_map(|frame| {
                 let key = (delta.number, frame.ordinal());
                 match self.cache.frames.claim(key) {
@@ -55,7 +56,7 @@ impl Inner {
             });
             let mine: Vec<_> = mine.collect();
             if !mine.is_empty() {
-                self.fetch_frames(delta, mine, true);
+                self.fetch_frames(&delta, mine, true);
             }
         }
     }

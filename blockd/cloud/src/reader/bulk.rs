@@ -1,13 +1,14 @@
 //! Reads of whole extents, with few requests.
 
-use super::{SnapshotReader, visible::VisiblePage};
+use super::{SnapshotReader, references::PendingReferences, visible::VisiblePage};
 use crate::{
     CloudError, Damage,
     damage::DamageList,
-    fetch::{BlockSink, DeltaReader, FetchJob},
+    fetch::{BlockSink, DeltaReader},
     frame::BLOCK,
     progress::Progress,
     repository::run_blocking,
+    wanted::FetchJob,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use bytes::Bytes;
@@ -43,6 +44,49 @@ pub(crate) struct BulkRead<'a> {
     pub damage: Option<&'a Arc<DamageList>>,
     /// Reads the frames of a truncated pack, or of one without a header, one by one; only with `damage`.
     pub by_frame: bool,
+    /// Checks that the sources of references have their blocks, in place of reading these.
+    pub check_references: bool,
+}
+
+impl BulkRead<'_> {
+    /// Records the loss of blocks, each with its displacement to the damaged delta; an error unless damage
+    /// is collected.
+    pub fn lose(
+        &self,
+        error: CloudError,
+        blocks: impl IntoIterator<Item = (Extent, i64)>,
+    ) -> Result<(), CloudError> {
+        match self.damage {
+            Some(damage) => {
+                damage.add_displaced(error, blocks);
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    /// Corrects the progress by the blocks of a page that are not transferred: they are zero, or hidden by
+    /// newer deltas.
+    fn skip_hidden(&self, page: &VisiblePage, jobs: &[FetchJob]) {
+        let Some(progress) = self.progress else { return };
+        let mut listed = page.page.data.clone();
+        if !self.check_references {
+            listed.union_with(&page.page.referenced);
+        }
+        let mut follows = page.visible.clone();
+        follows.subtract(&page.page.data);
+        let follows = if self.check_references { 0 } else { follows.len_blocks() };
+        let moved = jobs.iter().map(FetchJob::wanted_blocks).sum::<u64>() + follows;
+        // Skipped blocks already count as processed.
+        let in_place = self.skip.map_or(0, |skip| {
+            let mut in_place = listed.clone();
+            in_place.intersect_with(skip);
+            in_place.len_blocks()
+        });
+        let listed = listed.len_blocks();
+        debug_assert!(moved + in_place <= listed, "{moved} + {in_place} of {listed} blocks");
+        progress.subtract_from_total(listed.saturating_sub(moved + in_place) * BLOCK_SIZE_BYTES);
+    }
 }
 
 impl SnapshotReader {
@@ -130,32 +174,26 @@ impl SnapshotReader {
         concurrency: usize,
         what: &BulkRead<'_>,
     ) -> Result<FetchTotals, CloudError> {
-        let progress = what.progress;
         // Bounds the requests planned ahead.
         let (send, receive) = mpsc::channel::<(Arc<DeltaReader>, FetchJob)>(4);
         let plan = async move {
             let mut pages = self.visible(extent, what);
-            while let Some(VisiblePage { delta, number, page, visible }) = pages.next().await? {
-                let jobs = delta.reader.jobs(number, &page, &visible);
-                if let Some(progress) = progress {
-                    // Blocks that are zero or hidden by newer deltas are not transferred.
-                    let moved: u64 = jobs.iter().map(FetchJob::wanted_blocks).sum();
-                    // Skipped blocks already count as processed.
-                    let in_place = what.skip.map_or(0, |skip| {
-                        let mut in_place = page.data.clone();
-                        in_place.intersect_with(skip);
-                        in_place.len_blocks()
-                    });
-                    let listed = page.data.len_blocks();
-                    debug_assert!(moved + in_place <= listed, "{moved} + {in_place} of {listed} blocks");
-                    progress.subtract_from_total(listed.saturating_sub(moved + in_place) * BLOCK_SIZE_BYTES);
+            let mut references = PendingReferences::default();
+            while let Some(page) = pages.next().await? {
+                if let Some(complete) = references.take_if_before(&page) {
+                    complete.send(&self.inner, what, &send).await?;
                 }
+                references.add(&page);
+                let mut own = page.visible.clone();
+                own.intersect_with(&page.page.data);
+                let jobs = page.delta.reader.jobs(page.number, &page.page, &own);
+                what.skip_hidden(&page, &jobs);
                 for job in jobs {
                     // Cannot fail: the receiver is dropped together with this future.
-                    let _ = send.send((delta.reader.clone(), job)).await;
+                    let _ = send.send((page.delta.reader.clone(), job)).await;
                 }
             }
-            Ok(())
+            references.send(&self.inner, what, &send).await
         };
         let jobs = futures::stream::unfold(receive, |mut receive| async move {
             let job = receive.recv().await?;
@@ -184,7 +222,7 @@ impl SnapshotReader {
                 for frame in job.frames {
                     let alone = FetchJob::alone(pack_no, frame);
                     match delta.fetch(&alone).await {
-                        Err(error @ CloudError::Damaged { .. }) => damage.add(error, alone.wanted()),
+                        Err(error @ CloudError::Damaged { .. }) => damage.add_displaced(error, alone.runs()),
                         fetched => {
                             blocks += self.open_fetched(&delta, alone, fetched?, &sink, what).await?;
                         }
@@ -193,7 +231,7 @@ impl SnapshotReader {
                 Ok(blocks)
             }
             (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
-                damage.add(error, job.wanted());
+                damage.add_displaced(error, job.runs());
                 Ok(0)
             }
             (fetched, _) => self.open_fetched(&delta, job, fetched?, &sink, what).await,
@@ -225,7 +263,7 @@ impl SnapshotReader {
                             let one = std::slice::from_ref(frame);
                             match delta.decode(one, start, &fetched, &*sink) {
                                 Err(error @ CloudError::Damaged { .. }) => {
-                                    damage.add(error, frame.wanted());
+                                    damage.add_displaced(error, frame.displacements());
                                     Ok(())
                                 }
                                 result => result,
@@ -241,7 +279,7 @@ impl SnapshotReader {
         try_join_all(chunks.collect::<Vec<_>>()).await?;
         if let Some(settled) = &what.settled {
             let extents = match what.damage {
-                None => job.wanted().collect(),
+                None => job.wanted().collect::<BlockSet>().extents().collect(),
                 Some(damage) => damage.sound(job.wanted()),
             };
             debug_assert!(extents.iter().map(|extent| extent.len_blocks).sum::<u64>() <= blocks);

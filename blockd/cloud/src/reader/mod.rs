@@ -11,21 +11,25 @@
 mod ahead;
 mod bulk;
 mod random;
+mod references;
+mod run;
 mod visible;
 
 pub(crate) use bulk::BulkRead;
+use references::Source;
 
 use crate::{
     CloudError, CloudSnapshotId, Manifest, Repository, SnapshotCache,
     backup::cpu_threads,
     cache::{CacheShared, SharedDelta},
     manifest::Delta,
+    names::DeltaId,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, Readahead, ReadaheadLimits};
 use blockd_store::Work;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::{runtime::Handle, sync::Semaphore};
 
 /// Snapshot open for reading. Clones share its state.
@@ -37,8 +41,11 @@ pub struct SnapshotReader {
 struct Inner {
     id: CloudSnapshotId,
     size_bytes: u64,
-    /// Newest first.
+    /// Layers, newest first.
     deltas: Vec<Arc<SharedDelta>>,
+    /// Deltas that references of the layers may name.
+    sources: BTreeMap<DeltaId, Source>,
+    repo: Repository,
     cache: Arc<CacheShared>,
     limits: ReadaheadLimits,
     readahead: Mutex<Readahead>,
@@ -80,8 +87,8 @@ impl SnapshotReader {
         deltas: Vec<Arc<SharedDelta>>,
         threads: usize,
     ) -> Self {
-        assert_eq!(deltas.len(), manifest.deltas().count(), "a reader for each delta");
-        debug_assert!(deltas.iter().zip(manifest.deltas()).all(|(open, delta)| open.salt == delta.salt));
+        assert_eq!(deltas.len(), manifest.layers().count(), "a reader for each layer");
+        debug_assert!(deltas.iter().zip(manifest.layers()).all(|(open, delta)| open.salt == delta.salt));
         // Readahead data must stay in memory until it is read.
         let ahead = cache.options.readahead_bytes.min(cache.options.memory_bytes / 8 * 3);
         let limits = ReadaheadLimits {
@@ -96,6 +103,8 @@ impl SnapshotReader {
             inner: Arc::new(Inner {
                 id: manifest.id(),
                 size_bytes: manifest.size_bytes,
+                sources: references::sources(manifest, &deltas),
+                repo: repo.clone(),
                 deltas,
                 cache,
                 limits,
@@ -136,8 +145,8 @@ impl SnapshotCache {
         threads: usize,
     ) -> Result<SnapshotReader, CloudError> {
         // Divided equally in advance, because the roots are read concurrently.
-        let keep = self.shared.index_keep_bytes / (manifest.chain.len() as u64 + 1);
-        let deltas: Vec<Delta> = manifest.deltas().cloned().collect();
+        let keep = self.shared.index_keep_bytes / manifest.deltas().count() as u64;
+        let deltas: Vec<Delta> = manifest.layers().cloned().collect();
         let opened = futures::stream::iter(deltas)
             .map(|delta| async move { self.shared.delta(repo, &delta, keep).await })
             .buffered(self.shared.open_concurrency)

@@ -1,33 +1,25 @@
 //! Random reads through the caches, with few round trips.
 
-use super::{Inner, SnapshotReader};
+use super::{Inner, SnapshotReader, run::FrameRun};
 use crate::{
     CloudError,
     cache::{
         CacheShared, INDEX_CONCURRENCY, SharedDelta,
         frames::{Claim, FrameResult, Obligation, Wait},
     },
-    fetch::WantedFrame,
     frame::{BLOCK, OwnedFrame},
-    index::Page,
+    wanted::WantedFrame,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, DataRange, Extent};
 use blockd_store::StoreErrorKind;
 use futures::{StreamExt, TryStreamExt};
 use std::{io, ops::Range, sync::Arc};
 
-/// Pages of all deltas for one extent of the volume, with at most one page per delta; newest first.
-pub(super) struct FrameRun {
-    range: Extent,
-    /// Index of the delta in the chain, number of the page, and the page.
-    pages: Vec<(usize, usize, Arc<Page>)>,
-}
-
 /// Extent of the volume with its data blocks.
 type DataAround = (Extent, Arc<BlockSet>);
 
 /// Frames of one delta needed by a read.
-pub(super) type Wanted = (usize, Vec<WantedFrame>);
+pub(super) type Wanted = (Arc<SharedDelta>, Vec<WantedFrame>);
 
 /// Frames to fetch, with their obligations.
 type FramesToFetch = Vec<(WantedFrame, Obligation)>;
@@ -58,10 +50,10 @@ impl SnapshotReader {
         };
         self.inner.read_ahead(extent);
         clear_gaps(plan.iter().flat_map(|(_, frames)| frames), extent, buf);
-        for (level, frame, source) in self.inner.claim(plan, true) {
+        for (delta, frame, source) in self.inner.claim(plan, true) {
             let opened = match source {
                 FrameSource::Ready(opened) => opened,
-                source => self.inner.runtime.block_on(self.inner.opened(level, &frame, source))?,
+                source => self.inner.runtime.block_on(self.inner.opened(&delta, &frame, source))?,
             };
             copy(&frame, &opened, offset_bytes, buf);
         }
@@ -72,9 +64,9 @@ impl SnapshotReader {
         let extent = self.touched(offset_bytes, buf.len())?;
         let Some(plan) = self.ready_plan(extent) else { return Ok(false) };
         let mut found = Vec::new();
-        for (level, frames) in plan {
+        for (delta, frames) in plan {
             for frame in frames {
-                let key = (self.inner.deltas[level].number, frame.ordinal());
+                let key = (delta.number, frame.ordinal());
                 let Some(opened) = self.inner.cache.frames.ready(key) else { return Ok(false) };
                 found.push((frame, opened));
             }
@@ -106,11 +98,11 @@ impl SnapshotReader {
     ) -> Option<impl Future<Output = io::Result<()>> + Send + use<>> {
         let extent = self.touched(offset_bytes, len).ok()?;
         let runs = self.inner.stretches(extent).take(MAX_STATUS_RUNS);
-        let missing: Vec<Extent> = runs.filter(|run| self.inner.ready(*run).is_none()).collect();
+        let missing: Vec<Extent> = runs.filter(|run| self.inner.ready_layers(*run).is_none()).collect();
         let inner = (!missing.is_empty()).then(|| self.inner.clone())?;
         Some(async move {
             for run in missing {
-                inner.load(run).await.map_err(shared_to_io)?;
+                inner.load_layers(run).await.map_err(shared_to_io)?;
             }
             Ok(())
         })
@@ -128,9 +120,10 @@ impl SnapshotReader {
 
     fn is_in_memory(&self, extent: Extent) -> bool {
         let Some(plan) = self.ready_plan(extent) else { return false };
-        plan.iter().all(|(level, frames)| {
-            let delta = self.inner.deltas[*level].number;
-            frames.iter().all(|frame| self.inner.cache.frames.ready((delta, frame.ordinal())).is_some())
+        plan.iter().all(|(delta, frames)| {
+            frames
+                .iter()
+                .all(|frame| self.inner.cache.frames.ready((delta.number, frame.ordinal())).is_some())
         })
     }
 
@@ -139,8 +132,8 @@ impl SnapshotReader {
             Some(plan) => plan,
             None => self.plan(extent).await?,
         };
-        for (level, frame, source) in self.inner.claim(plan, false) {
-            self.inner.opened(level, &frame, source).await?;
+        for (delta, frame, source) in self.inner.claim(plan, false) {
+            self.inner.opened(&delta, &frame, source).await?;
         }
         Ok(())
     }
@@ -163,7 +156,7 @@ impl SnapshotReader {
         let known = self.inner.map.lock().clone();
         known
             .filter(|(range, _)| range.start <= block && block < range.end())
-            .or_else(|| Some(self.data_of(&self.inner.ready(self.inner.frame_run_at(block))?)))
+            .or_else(|| Some(self.data_of(&self.inner.ready_layers(self.inner.frame_run_at(block))?)))
     }
 
     fn data_of(&self, run: &FrameRun) -> DataAround {
@@ -225,7 +218,7 @@ impl BlockSource for SnapshotReader {
         let around = match self.ready_data_around(from) {
             Some(around) => around,
             None => {
-                let load = self.inner.load(self.inner.frame_run_at(from));
+                let load = self.inner.load_layers(self.inner.frame_run_at(from));
                 self.data_of(&self.inner.runtime.block_on(load).map_err(shared_to_io)?)
             }
         };
@@ -256,27 +249,6 @@ fn shared_to_io(error: Arc<CloudError>) -> io::Error {
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, error)
-}
-
-impl FrameRun {
-    /// Reports for each delta, newest first, the blocks read from it.
-    fn visible(&self, mut report: impl FnMut(usize, usize, &Page, BlockSet)) {
-        let mut left = BlockSet::from_iter([self.range]);
-        for (level, number, page) in &self.pages {
-            let data = page.data.slice(self.range);
-            let mut visible = data.clone();
-            visible.intersect_with(&left);
-            left.subtract(&data);
-            left.subtract(&page.zero.slice(self.range));
-            debug_assert!(visible.len_blocks() <= self.range.len_blocks);
-            if !visible.is_empty() {
-                report(*level, *number, page, visible);
-            }
-            if left.is_empty() {
-                return;
-            }
-        }
-    }
 }
 
 impl Inner {
@@ -319,17 +291,35 @@ impl Inner {
     }
 
     pub(super) fn ready(&self, range: Extent) -> Option<FrameRun> {
+        let mut run = self.ready_layers(range)?;
+        run.referenced = self.ready_references(&run)?;
+        Some(run)
+    }
+
+    fn ready_layers(&self, range: Extent) -> Option<FrameRun> {
         let mut pages = Vec::new();
         for (level, number) in self.pages_of(range) {
             if let Some(page) = self.cache.ready_page(&self.deltas[level], number)? {
                 pages.push((level, number, page));
             }
         }
-        Some(FrameRun { range, pages })
+        Some(FrameRun { range, pages, referenced: Vec::new() })
     }
 
-    /// Loads the pages of an extent concurrently for all deltas: their relevance is known only afterwards.
+    /// Loads the pages of an extent for all layers, then those of the sources that its references name.
     pub(super) async fn load(&self, range: Extent) -> Result<FrameRun, Arc<CloudError>> {
+        let mut run = self.load_layers(range).await?;
+        run.referenced = self.load_references(&run).await.map_err(|error| self.failed(error))?;
+        Ok(run)
+    }
+
+    fn failed(&self, error: CloudError) -> Arc<CloudError> {
+        tracing::warn!(%error, snapshot = %self.id, "read failed on cloud snapshot");
+        Arc::new(error)
+    }
+
+    /// Loads the pages of an extent concurrently for all layers: their relevance is known only afterwards.
+    async fn load_layers(&self, range: Extent) -> Result<FrameRun, Arc<CloudError>> {
         let pages = futures::stream::iter(self.pages_of(range).collect::<Vec<_>>())
             .map(|(level, number)| async move {
                 let page = self.cache.page(&self.deltas[level], number).await?;
@@ -338,26 +328,27 @@ impl Inner {
             .buffered(INDEX_CONCURRENCY)
             .try_filter_map(|page| async move { Ok(page) });
         match pages.try_collect().await {
-            Ok(pages) => Ok(FrameRun { range, pages }),
-            Err(error) => {
-                tracing::warn!(%error, snapshot = %self.id, "read failed on cloud snapshot");
-                Err(Arc::new(error))
-            }
+            Ok(pages) => Ok(FrameRun { range, pages, referenced: Vec::new() }),
+            Err(error) => Err(self.failed(error)),
         }
     }
 
     pub(super) fn add_to_plan(&self, stretch: &FrameRun, plan: &mut Vec<Wanted>) {
-        stretch.visible(|level, number, page, visible| {
-            plan.push((level, self.deltas[level].reader.frames_of(number, page, &visible)));
+        stretch.visible(|level, number, page, mut visible| {
+            if !page.references.is_empty() {
+                visible.subtract(&page.referenced);
+            }
+            let delta = &self.deltas[level];
+            plan.push((Arc::clone(delta), delta.reader.frames_of(number, page, &visible)));
         });
+        plan.extend(stretch.referenced.iter().map(|found| (Arc::clone(&found.delta), found.frames())));
     }
 
     /// Requests all frames of a plan and returns their sources. With `here`, frames in the disk cache are
     /// read on this thread.
-    fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(usize, WantedFrame, FrameSource)> {
+    fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(Arc<SharedDelta>, WantedFrame, FrameSource)> {
         let mut sources = Vec::new();
-        for (level, frames) in plan {
-            let delta = &self.deltas[level];
+        for (delta, frames) in plan {
             let mut mine: Vec<(WantedFrame, Obligation)> = Vec::new();
             for frame in frames {
                 let source = match self.cache.frames.claim((delta.number, frame.ordinal())) {
@@ -368,17 +359,17 @@ impl Inner {
                         FrameSource::Mine(wait)
                     }
                 };
-                sources.push((level, frame, source));
+                sources.push((Arc::clone(&delta), frame, source));
             }
             if mine.is_empty() {
                 continue;
             }
             debug_assert!(mine.is_sorted_by(|(a, _), (b, _)| a.ordinal() < b.ordinal()), "a frame twice");
             if here {
-                let missing = self.cache.fetch_from_disk(delta, mine);
-                self.cache.fetch(&self.runtime, delta, missing, &self.cache.fetches);
+                let missing = self.cache.fetch_from_disk(&delta, mine);
+                self.cache.fetch(&self.runtime, &delta, missing, &self.cache.fetches);
             } else {
-                self.fetch_frames(delta, mine, false);
+                self.fetch_frames(&delta, mine, false);
             }
         }
         sources
@@ -386,7 +377,12 @@ impl Inner {
 
     /// Waits for a frame. A fetch that started before the read and failed is repeated: the store may be
     /// available again.
-    async fn opened(&self, level: usize, frame: &WantedFrame, source: FrameSource) -> FrameResult {
+    async fn opened(
+        &self,
+        delta: &Arc<SharedDelta>,
+        frame: &WantedFrame,
+        source: FrameSource,
+    ) -> FrameResult {
         let error = match source {
             FrameSource::Ready(opened) => return Ok(opened),
             FrameSource::Mine(wait) => return wait.done().await,
@@ -395,7 +391,7 @@ impl Inner {
                 Err(error) => error,
             },
         };
-        match self.claim(vec![(level, vec![frame.clone()])], false).pop() {
+        match self.claim(vec![(Arc::clone(delta), vec![frame.clone()])], false).pop() {
             Some((_, _, FrameSource::Ready(opened))) => Ok(opened),
             Some((_, _, FrameSource::Mine(wait) | FrameSource::Theirs(wait))) => wait.done().await,
             None => Err(error),
@@ -457,7 +453,8 @@ fn clear_gaps<'a>(frames: impl Iterator<Item = &'a WantedFrame>, extent: Extent,
 /// Copies the wanted blocks of a frame, including zeroes, into the buffer of a read at `offset_bytes`.
 fn copy(frame: &WantedFrame, opened: &OwnedFrame, offset_bytes: u64, buf: &mut [u8]) {
     let end_bytes = offset_bytes + buf.len() as u64;
-    for (position, extent) in frame.runs() {
+    for run in frame.runs() {
+        let extent = run.extent;
         for i in 0..extent.len_blocks {
             let at = (extent.start.0 + i) * BLOCK_SIZE_BYTES;
             let (from, to) = (at.max(offset_bytes), (at + BLOCK as u64).min(end_bytes));
@@ -465,7 +462,7 @@ fn copy(frame: &WantedFrame, opened: &OwnedFrame, offset_bytes: u64, buf: &mut [
                 continue;
             }
             let out = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
-            match opened.block(*position as usize + i as usize) {
+            match opened.block(run.position as usize + i as usize) {
                 Some(block) => out.copy_from_slice(&block[(from - at) as usize..(to - at) as usize]),
                 None => out.fill(0),
             }

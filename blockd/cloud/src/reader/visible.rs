@@ -1,4 +1,4 @@
-//! Iteration over the pages of a snapshot's deltas, with the blocks of each that no newer delta hides.
+//! Iteration over the pages of a snapshot's layers, with the blocks of each that no newer layer hides.
 
 use super::{SnapshotReader, bulk::BulkRead};
 use crate::{CloudError, cache::SharedDelta, index::Page};
@@ -9,8 +9,8 @@ use std::sync::Arc;
 const REGION_BLOCKS: u64 = crate::plan::PAGE_SPAN_BLOCKS;
 
 impl SnapshotReader {
-    /// Iterates over the pages of all deltas, with the visible data blocks of each.
-    pub(super) fn visible<'a>(&'a self, extent: Extent, what: &'a BulkRead<'a>) -> VisiblePages<'a> {
+    /// Iterates over the pages of all layers, with the visible data and reference blocks of each.
+    pub(crate) fn visible<'a>(&'a self, extent: Extent, what: &'a BulkRead<'a>) -> VisiblePages<'a> {
         let whole = extent.intersection(Extent::whole(self.inner.size_bytes));
         VisiblePages {
             reader: self,
@@ -26,15 +26,17 @@ impl SnapshotReader {
 }
 
 /// A page of a delta with the blocks that no newer delta hides.
-pub(super) struct VisiblePage {
+pub(crate) struct VisiblePage {
     pub delta: Arc<SharedDelta>,
     pub number: usize,
     pub page: Arc<Page>,
+    /// Data and reference blocks.
     pub visible: BlockSet,
+    pub region: Extent,
 }
 
 /// Iterator over the pages of all deltas, region by region, from the newest delta down.
-pub(super) struct VisiblePages<'a> {
+pub(crate) struct VisiblePages<'a> {
     reader: &'a SnapshotReader,
     what: &'a BulkRead<'a>,
     /// First block of the next region.
@@ -51,7 +53,7 @@ pub(super) struct VisiblePages<'a> {
 
 impl VisiblePages<'_> {
     /// Returns the next page; `None` after the last one.
-    pub(super) async fn next(&mut self) -> Result<Option<VisiblePage>, CloudError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<VisiblePage>, CloudError> {
         loop {
             let Some(number) = self.pages.next() else {
                 if !self.next_delta() {
@@ -73,15 +75,17 @@ impl VisiblePages<'_> {
             };
             let Some(page) = page else { continue };
             let mut visible = page.data.clone();
+            visible.union_with(&page.referenced);
             visible.intersect_with(&self.left);
             let before = self.left.len_blocks();
-            self.left.subtract(&page.data);
+            self.left.subtract(&visible);
             self.left.subtract(&page.zero);
             debug_assert!(
                 self.left.len_blocks() + visible.len_blocks() <= before,
                 "two deltas provide the same block"
             );
-            return Ok(Some(VisiblePage { delta: Arc::clone(delta), number, page, visible }));
+            let region = self.region;
+            return Ok(Some(VisiblePage { delta: Arc::clone(delta), number, page, visible, region }));
         }
     }
 

@@ -7,6 +7,7 @@ use crate::{
     listing::{ManifestCache, ManifestFilter},
     manifest::Delta,
     names::DeltaId,
+    references::displaced,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use std::{
@@ -48,28 +49,37 @@ pub(super) async fn trace(
         }
     }
     // Uses all lost blocks of each delta, because only the first damaged parts are described.
-    let mut hiding = Hiding { repo, readers: HashMap::new() };
-    let mut affected_by: BTreeMap<String, Vec<AffectedSnapshot>> = BTreeMap::new();
+    let mut hiding = Hiding { repo, readers: HashMap::new(), references: HashMap::new() };
+    let mut affected_by: BTreeMap<String, Vec<(CloudSnapshotId, Displaced)>> = BTreeMap::new();
     for (prefix, (delta, lost)) in lost_of {
+        hiding.references.clear();
         for (id, manifest) in &all {
-            let Some(at) = manifest.deltas().position(|other| other.id() == delta) else { continue };
-            let mut blocks = lost.slice(Extent::whole(manifest.size_bytes));
-            for newer in manifest.deltas().take(at) {
-                hiding.hide(newer, &mut blocks).await?;
+            if manifest.deltas().all(|other| other.id() != delta) {
+                continue;
             }
-            debug_assert!(blocks.len_blocks() <= lost.len_blocks(), "more blocks are affected than are lost");
-            if !blocks.is_empty() {
-                damaged.entry(*id).or_default().union_with(&blocks);
-                affected_by.entry(prefix.clone()).or_default().push(AffectedSnapshot { id: *id, blocks });
+            let affected = hiding.affected(manifest, delta, &lost).await?;
+            if !affected.is_empty() {
+                let blocks = damaged.entry(*id).or_default();
+                affected.iter().for_each(|(_, affected)| blocks.union_with(affected));
+                affected_by.entry(prefix.clone()).or_default().push((*id, affected));
             }
         }
     }
     for part in found.parts {
-        let lost: BlockSet = part.blocks.iter().copied().collect();
+        let lost: BlockSet = part.stored.iter().copied().collect();
         let affected = DeltaId::of_object(&part.object).and_then(|delta| affected_by.get(&delta.prefix()));
-        let mut affects = affected.cloned().unwrap_or_default();
-        affects.iter_mut().for_each(|affected| affected.blocks.intersect_with(&lost));
-        affects.retain(|affected| !affected.blocks.is_empty());
+        let mut affects = Vec::new();
+        for (id, affected) in affected.into_iter().flatten() {
+            let mut blocks = BlockSet::new();
+            for (displacement, affected) in affected {
+                let mut lost = displaced(&lost, -displacement);
+                lost.intersect_with(affected);
+                blocks.union_with(&lost);
+            }
+            if !blocks.is_empty() {
+                affects.push(AffectedSnapshot { id: *id, blocks });
+            }
+        }
         let (object, offset_bytes, what) = (part.object, part.offset_bytes, part.what);
         report.findings.push(VerifyFinding { object, offset_bytes, what, affects });
     }
@@ -79,13 +89,73 @@ pub(super) async fn trace(
     Ok(damaged)
 }
 
+/// Blocks of a snapshot, by their displacement to those of a delta.
+type Displaced = Vec<(i64, BlockSet)>;
+
 /// Blocks that deltas hide of those below them.
 struct Hiding<'a> {
     repo: &'a Repository,
     readers: HashMap<String, Option<Arc<DeltaReader>>>,
+    /// References of layers to the lost blocks of the current delta.
+    references: HashMap<String, Displaced>,
 }
 
 impl Hiding<'_> {
+    /// Returns the visible blocks of a snapshot whose content is in the lost blocks of a delta.
+    async fn affected(
+        &mut self,
+        manifest: &Manifest,
+        delta: DeltaId,
+        lost: &BlockSet,
+    ) -> Result<Displaced, CloudError> {
+        let (mut affected, whole) = (Vec::new(), Extent::whole(manifest.size_bytes));
+        for (at, layer) in manifest.layers().enumerate() {
+            let mut found = match layer.id() == delta {
+                true => vec![(0, lost.slice(whole))],
+                false => self.referring(layer, delta, lost).await?,
+            };
+            for (_, blocks) in &mut found {
+                for newer in manifest.layers().take(at) {
+                    self.hide(newer, blocks).await?;
+                }
+            }
+            affected.extend(found.into_iter().filter(|(_, blocks)| !blocks.is_empty()));
+        }
+        Ok(affected)
+    }
+
+    /// Returns the blocks of a layer that refer to lost blocks of a delta.
+    async fn referring(
+        &mut self,
+        layer: &Delta,
+        delta: DeltaId,
+        lost: &BlockSet,
+    ) -> Result<Displaced, CloudError> {
+        let key = layer.id().prefix();
+        if let Some(known) = self.references.get(&key) {
+            return Ok(known.clone());
+        }
+        let mut found: BTreeMap<i64, BlockSet> = BTreeMap::new();
+        let reader = self.reader(layer).await?.filter(|reader| reader.root.sources.contains(&delta));
+        for number in 0..reader.as_ref().map_or(0, |reader| reader.root.pages.len()) {
+            let Some(reader) = &reader else { break };
+            let page = match reader.page(number).await {
+                Ok(Some(page)) => page,
+                // The damaged index is a separate finding.
+                Ok(None) | Err(CloudError::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            for group in page.references.iter().filter(|group| reader.source(group) == delta) {
+                let mut blocks = displaced(lost, -group.displacement);
+                blocks.intersect_with(&group.blocks);
+                found.entry(group.displacement).or_default().union_with(&blocks);
+            }
+        }
+        let found: Displaced = found.into_iter().filter(|(_, blocks)| !blocks.is_empty()).collect();
+        self.references.insert(key, found.clone());
+        Ok(found)
+    }
+
     async fn hide(&mut self, delta: &Delta, blocks: &mut BlockSet) -> Result<(), CloudError> {
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(()) };
         let hull = Extent::between(first, BlockIndex(last.0 + 1));
@@ -95,6 +165,7 @@ impl Hiding<'_> {
                 Ok(Some(page)) => {
                     blocks.subtract(&page.data);
                     blocks.subtract(&page.zero);
+                    blocks.subtract(&page.referenced);
                 }
                 // The hidden blocks are unknown; the damaged index is a separate finding.
                 Ok(None) | Err(CloudError::Damaged { .. }) => {}

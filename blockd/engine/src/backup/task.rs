@@ -44,7 +44,7 @@ use blockd_catalog::{
 };
 use blockd_cloud::{
     BackupJournal, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal, JournalBinding,
-    Manifest, ManifestKey, Progress, Repository, SnapshotDescription, UploadOptions, check_base,
+    Manifest, ManifestKey, Progress, References, Repository, SnapshotDescription, UploadOptions, check_base,
 };
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -171,6 +171,8 @@ async fn attempt(
         data: plan.data,
         zero: plan.zero,
         base,
+        references: References::default(),
+        synthetic: false,
         repair: None,
         delta_salt: plan.salt,
     });

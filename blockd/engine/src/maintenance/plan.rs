@@ -28,7 +28,7 @@ const SLOT_REQUESTS: u64 = 4;
 /// Cloud snapshots that a verification reads together.
 #[derive(Clone, Debug)]
 pub struct SnapshotChain {
-    /// The newest one: it needs the deltas of all others.
+    /// The newest one: the deltas of all others are below its own.
     pub newest: CloudSnapshotId,
     /// All of them.
     pub ids: Vec<CloudSnapshotId>,
@@ -58,7 +58,7 @@ pub(crate) fn chains(manifests: &[Manifest]) -> Vec<SnapshotChain> {
         manifests.iter().map(|one| (name(&one.delta), one.id())).collect();
     let newest = manifests.iter().filter(|one| !below.contains(&name(&one.delta)));
     let chain = |newest: &Manifest| {
-        let ids: Vec<_> = newest.deltas().filter_map(|delta| owners.get(&name(delta)).copied()).collect();
+        let ids: Vec<_> = newest.layers().filter_map(|delta| owners.get(&name(delta)).copied()).collect();
         let sum = |of: fn(&Delta) -> u64| newest.deltas().map(of).fold(0, u64::saturating_add);
         let packs = sum(|delta| delta.pack_count.into());
         let deltas = sum(|_| 1);

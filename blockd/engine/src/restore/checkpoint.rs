@@ -275,6 +275,7 @@ mod tests {
             frames: 0,
             data_blocks: 0,
             zero_blocks: 0,
+            reference_blocks: 0,
             stored_bytes: 0,
         };
         Manifest {
@@ -297,6 +298,7 @@ mod tests {
             repairs: None,
             delta,
             chain: Vec::new(),
+            sources: Vec::new(),
         }
     }
 

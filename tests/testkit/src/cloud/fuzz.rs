@@ -37,14 +37,22 @@ const PROOF: ProofId = ProofId {
 const LEASE: LeaseId = LeaseId { cloudsnap: ID, host: Uuid::from_u128(9), volume: VolumeId::from_u64(7) };
 const KEY: u128 = 4;
 const DELTA: ForgedDelta = ForgedDelta { id: ID, key_id: Uuid::from_u128(KEY) };
+/// Source of references, with data blocks that are zero.
+const SOURCE: ForgedDelta = ForgedDelta {
+    id: CloudSnapshotId { snapshot: SnapshotId::from_u64(5), ..ID },
+    key_id: Uuid::from_u128(KEY),
+};
+const SOURCE_BLOCKS: u64 = 64;
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const FRAME_BLOCKS: usize = 32;
 const PACK_FRAMES: u32 = 256;
-/// Lengths of the header and of each entry of an index root.
-const ROOT_HEADER_LEN: usize = 56;
-const ROOT_ENTRY_LEN: usize = 56;
-/// Limits: pages of a root, and blocks read of each page.
+/// Lengths of the header, of each source and of each entry of an index root.
+const ROOT_HEADER_LEN: usize = 64;
+const ROOT_SOURCE_LEN: usize = 32;
+const ROOT_ENTRY_LEN: usize = 60;
+/// Limits: pages and sources of a root, and blocks read of each page.
 const MAX_PAGES: usize = 8;
+const MAX_SOURCES: usize = 4;
 const MAX_READ_BLOCKS: u64 = 64;
 /// Maximum parameters of opened key slots; larger ones may need a gigabyte of memory.
 const CHEAP: KdfParams = KdfParams { m_kib: 64, t: 2, p: 2 };
@@ -175,20 +183,27 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("the length was checked"))
 }
 
+/// Returns the entries of the pages in a root.
+fn entries(root: &[u8]) -> usize {
+    let sources = (u32_at(root, 60) as usize).saturating_mul(ROOT_SOURCE_LEN);
+    sources.saturating_add(ROOT_HEADER_LEN).min(root.len())
+}
+
 /// Stores the index of a delta: this root, and this page for each entry that is not empty. Returns the
 /// manifest of the snapshot.
-fn put_index(store: &MemoryStore, mut root: Vec<u8>, page: &[u8]) -> Manifest {
-    let mut object = DELTA.header(b"BLKDINDX");
-    for (number, entry) in (0..).zip(root[ROOT_HEADER_LEN..].chunks_exact_mut(ROOT_ENTRY_LEN)) {
+fn put_index(store: &MemoryStore, of: &ForgedDelta, mut root: Vec<u8>, page: &[u8]) -> Manifest {
+    let mut object = of.header(b"BLKDINDX");
+    let first = entries(&root);
+    for (number, entry) in (0..).zip(root[first..].chunks_exact_mut(ROOT_ENTRY_LEN)) {
         let offset = object.len() as u64;
-        if u32_at(entry, 28) != 0 {
-            object.extend(DELTA.sealed(Domain::IndexPage, number, page.len() as u64, page));
-            entry[28..32].copy_from_slice(&(object.len() as u32 - offset as u32).to_le_bytes());
-            entry[40..].copy_from_slice(&object[object.len() - 16..]);
+        if u32_at(entry, 32) != 0 {
+            object.extend(of.sealed(Domain::IndexPage, number, page.len() as u64, page));
+            entry[32..36].copy_from_slice(&(object.len() as u32 - offset as u32).to_le_bytes());
+            entry[44..].copy_from_slice(&object[object.len() - 16..]);
         }
-        entry[32..40].copy_from_slice(&offset.to_le_bytes());
+        entry[36..44].copy_from_slice(&offset.to_le_bytes());
     }
-    let stored = DELTA.sealed(Domain::IndexRoot, 0, root.len() as u64, &root);
+    let stored = of.sealed(Domain::IndexRoot, 0, root.len() as u64, &root);
     let (root_offset_bytes, root_len_bytes) = (object.len() as u64, stored.len() as u64);
     object.extend(&stored);
     let index = IndexRef {
@@ -197,18 +212,49 @@ fn put_index(store: &MemoryStore, mut root: Vec<u8>, page: &[u8]) -> Manifest {
         root_len_bytes,
         root_sha256: Sha256::digest(&stored).into(),
     };
-    store.insert(&DELTA.object("index"), object);
-    let plain = plain_manifest(ID, DELTA.key_id);
+    store.insert(&of.object("index"), object);
+    let plain = plain_manifest(of.id, of.key_id);
     let delta = Delta {
         index,
         salt: SALT,
         frames: u64_at(&root, 24),
         data_blocks: u64_at(&root, 32),
         zero_blocks: u64_at(&root, 40),
-        pack_count: u32_at(&root, 48),
+        reference_blocks: u64_at(&root, 48),
+        pack_count: u32_at(&root, 56),
         ..plain.delta
     };
     Manifest { size_bytes: u64_at(&root, 0), pack_count: delta.pack_count, delta, ..plain }
+}
+
+/// Returns the root of a delta with one page and no references.
+fn root_of(frames: u64, blocks: u64) -> Vec<u8> {
+    let mut root = (blocks * BLOCK_SIZE_BYTES).to_le_bytes().to_vec();
+    for number in [BLOCK as u32, FRAME_BLOCKS as u32, PACK_FRAMES, 1] {
+        root.extend(number.to_le_bytes());
+    }
+    // Frames, data, zero and reference blocks.
+    for number in [frames, blocks, 0, 0] {
+        root.extend(number.to_le_bytes());
+    }
+    // Packs and sources.
+    root.extend([1u32, 0].map(u32::to_le_bytes).as_flattened());
+    // First and last block of the page and its first frame.
+    root.extend([0, blocks, 0].map(u64::to_le_bytes).as_flattened());
+    // Its blocks and references; length, offset and tag, which `put_index` sets.
+    root.extend([blocks as u32, 0].map(u32::to_le_bytes).as_flattened());
+    root.extend([1; 28]);
+    root
+}
+
+/// Returns a page with data blocks only, in frames of these lengths.
+fn page_of(blocks: u64, lens: &[u32]) -> Vec<u8> {
+    let set = BlockSet::from_iter([Extent::new(BlockIndex(0), blocks)]).to_bytes();
+    let (zero, references) = (BlockSet::new().to_bytes(), 0u32.to_le_bytes());
+    let numbers = [set.len(), zero.len(), references.len(), lens.len(), OBJECT_HEADER_LEN];
+    let numbers = numbers.map(|number| (number as u32).to_le_bytes());
+    let lens: Vec<u8> = lens.iter().flat_map(|len| len.to_le_bytes()).collect();
+    [numbers.as_flattened(), &set, &zero, &references, &lens].concat()
 }
 
 /// Reads the first blocks of each page of a root; returns those of the first page.
@@ -216,7 +262,7 @@ fn read(repo: &Repository, manifest: &Manifest, root: &[u8]) -> Option<Vec<u8>> 
     block_on(async {
         let reader = SnapshotReader::open(repo, manifest).await.ok()?;
         let mut first = None;
-        for entry in root[ROOT_HEADER_LEN..].chunks_exact(ROOT_ENTRY_LEN) {
+        for entry in root[entries(root)..].chunks_exact(ROOT_ENTRY_LEN) {
             let (start, end) = (u64_at(entry, 0), u64_at(entry, 8));
             assert!(start < end, "the reader accepted a root with empty pages");
             let extent = Extent::new(BlockIndex(start), (end - start).min(MAX_READ_BLOCKS));
@@ -241,13 +287,14 @@ pub fn frame_tables(data: &[u8]) {
     };
     let len = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
     let (root, page) = rest.split_at(len);
-    if !(ROOT_HEADER_LEN..=ROOT_HEADER_LEN + MAX_PAGES * ROOT_ENTRY_LEN).contains(&len)
-        || !(1..=MAX_VOLUME_BYTES).contains(&u64_at(root, 0))
-    {
+    let max_len = ROOT_HEADER_LEN + MAX_SOURCES * ROOT_SOURCE_LEN + MAX_PAGES * ROOT_ENTRY_LEN;
+    if !(ROOT_HEADER_LEN..=max_len).contains(&len) || !(1..=MAX_VOLUME_BYTES).contains(&u64_at(root, 0)) {
         return;
     }
     let (store, repo) = repository();
-    let manifest = put_index(&store, root.to_vec(), page);
+    let source = put_index(&store, &SOURCE, root_of(2, SOURCE_BLOCKS), &page_of(SOURCE_BLOCKS, &[0, 0]));
+    let manifest = put_index(&store, &DELTA, root.to_vec(), page);
+    let manifest = Manifest { sources: vec![source.delta], ..manifest };
     read(&repo, &manifest, root);
 }
 
@@ -260,25 +307,9 @@ fn frame(data: &[u8]) {
     let plain_len = (blocks * BLOCK) as u64;
     let (store, repo) = repository();
     let stored = DELTA.sealed(Domain::Frame, 0, plain_len, content);
-    let set = BlockSet::from_iter([Extent::new(BlockIndex(0), blocks as u64)]).to_bytes();
-    let zero = BlockSet::new().to_bytes();
-    let numbers = [set.len(), zero.len(), 1, OBJECT_HEADER_LEN].map(|number| (number as u32).to_le_bytes());
-    let len = (stored.len() as u32).to_le_bytes();
-    let page = [numbers.as_flattened(), &set, &zero, &len].concat();
-    store.insert(&DELTA.object("pack-00000000"), [DELTA.header(b"BLKDPACK"), stored].concat());
-
-    let mut root = plain_len.to_le_bytes().to_vec();
-    for number in [BLOCK as u32, FRAME_BLOCKS as u32, PACK_FRAMES, 1] {
-        root.extend(number.to_le_bytes());
-    }
-    // Frames, data blocks, zero blocks, packs; first and last block of the page and its first frame.
-    for number in [1, blocks as u64, 0, 1, 0, blocks as u64, 0] {
-        root.extend(number.to_le_bytes());
-    }
-    // Blocks of the page; length, offset and tag, which `put_index` sets.
-    root.extend((blocks as u32).to_le_bytes());
-    root.extend([1; 28]);
-    let manifest = put_index(&store, root.clone(), &page);
+    store.insert(&DELTA.object("pack-00000000"), [DELTA.header(b"BLKDPACK"), stored.clone()].concat());
+    let (root, page) = (root_of(1, blocks as u64), page_of(blocks as u64, &[stored.len() as u32]));
+    let manifest = put_index(&store, &DELTA, root.clone(), &page);
     let Some(read) = read(&repo, &manifest, &root) else { return };
     let zero_mask = u32_at(content, 1);
     for (i, block) in read.chunks_exact(BLOCK).enumerate() {

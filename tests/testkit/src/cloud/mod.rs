@@ -7,8 +7,8 @@ mod suite;
 mod tebibyte;
 
 use blockd_cloud::{
-    BackupSpec, CancelToken, CloudError, KdfParams, Manifest, MemoryJournal, Progress, Repository,
-    SnapshotDescription, UploadOptions, backup,
+    BackupSpec, CancelToken, CloudError, KdfParams, Manifest, MemoryJournal, Progress, References,
+    Repository, SnapshotDescription, UploadOptions, backup,
 };
 use blockd_extent::{BlockSet, BlockSource, SnapshotId, VolumeId};
 use blockd_store::{RetryPolicy, task_store};
@@ -50,6 +50,8 @@ pub fn spec(
         data,
         zero,
         base: base.cloned(),
+        references: References::default(),
+        synthetic: false,
         repair: None,
         delta_salt: [snapshot as u8; 32],
     }

@@ -39,7 +39,7 @@ pub async fn put_many_snapshots(repo: &Repository, volumes: u64, each: u64) -> R
             let mut manifest = plain_manifest(id, key_id);
             manifest.description.created += SignedDuration::from_hours(number as i64);
             manifest.base = base.as_ref().map(Manifest::id);
-            manifest.chain = base.map(|base| base.deltas().cloned().collect()).unwrap_or_default();
+            manifest.chain = base.map(|base| base.layers().cloned().collect()).unwrap_or_default();
             let object = object_of(&manifest, key_id).expect("a manifest is serializable");
             len_bytes += object.len() as u64;
             repo.store().put(&id.manifest_key(), object.into(), PutMode::CreateIfAbsent).await?;
@@ -66,6 +66,7 @@ pub(super) fn plain_manifest(id: CloudSnapshotId, key_id: Uuid) -> Manifest {
         frames: 32,
         data_blocks,
         zero_blocks: 0,
+        reference_blocks: 0,
         stored_bytes: 2_000_000,
     };
     Manifest {
@@ -102,6 +103,7 @@ pub(super) fn plain_manifest(id: CloudSnapshotId, key_id: Uuid) -> Manifest {
         base: None,
         repairs: None,
         chain: Vec::new(),
+        sources: Vec::new(),
         delta,
     }
 }
