@@ -25,7 +25,7 @@ def measure(blockd, volume, credential, seconds, rounds):
         def back_up():
             try:
                 while not is_over.is_set():
-                    blockd.ctl("cloudsnap", "backup", volume, "--cred-id", credential, "--full", "--wait")
+                    blockd.ctl("cloudsnap", "backup", volume, "--cred-id", credential, "--full", "--reupload", "--wait")
             except Exception as error:
                 failed.append(error)
 

@@ -255,7 +255,7 @@ class Bench:
     def load(self):
         """Returns the load of a pass."""
         if self.given.load == "backup":
-            return Load(self.blockd, "cloudsnaps/backup", {"volume": "vm", "credentials": ["nas"], "full": True})
+            return Load(self.blockd, "cloudsnaps/backup", {"volume": "vm", "credentials": ["nas"], "full": True, "reupload": True})
         if self.given.load == "scrub":
             return Load(self.blockd, "scrub", {"volume": "vm", "repair": False})
         return Load(self.blockd, "drills", {"cloudSnapshotId": self.drilled}, DRILL_PAUSE_S)

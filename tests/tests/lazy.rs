@@ -147,8 +147,8 @@ fn backup_of_a_lazy_volume_uploads_written_blocks_only() {
     assert!(task.number("uploadedBytes") < 8 * BLOCK + 16_384, "{task:?}");
     assert!(done_bytes(&ctl, "copy") < SIZE / 4, "a backup fetched the volume");
     let of_copy = task.snap().to_owned();
-    // A full backup fetches the whole volume.
-    let full = ctl.backup_with("copy", &["--full"]);
+    // A full backup that stores all data fetches the whole volume.
+    let full = ctl.backup_with("copy", &["--full", "--reupload"]);
     ctl.restore(full.snap(), "full");
     assert_same("a full backup of a lazy volume", &daemon.content("full"), &content);
 

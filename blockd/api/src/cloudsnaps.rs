@@ -26,9 +26,12 @@ impl From<BadCloudSnapshotId> for ApiError {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupOptions {
-    /// Force a full backup.
+    /// Force a full backup, which references what the location stores.
     #[serde(default)]
     pub full: bool,
+    /// Store all data again, with `full`: a new copy without references.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reupload: bool,
     /// Name: [`Cloudsnap::name`] and [`crate::tasks::Task::name`] of the backup.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,

@@ -158,6 +158,10 @@ pub struct CreateSchedule {
     /// Make full backups only.
     #[serde(default)]
     pub full: bool,
+    /// Store all data again in each full backup:
+    /// [`BackupOptions::reupload`](crate::cloudsnaps::BackupOptions::reupload).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reupload: bool,
     /// Compression of the backups; by default that of each location.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
@@ -199,6 +203,9 @@ pub struct UpdateSchedule {
     pub retain_at: Option<Vec<RetainAt>>,
     /// Make full backups only, or not.
     pub full: Option<bool>,
+    /// Store all data again in each full backup, or not; without full backups, it is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reupload: Option<bool>,
     /// New compression of the backups; `null` for that of each location.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::given")]
     pub compression: Option<Option<Compression>>,
@@ -251,6 +258,9 @@ pub struct Schedule {
     pub retain: Retention,
     /// Make full backups only.
     pub full: bool,
+    /// Store all data again in each full backup.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reupload: bool,
     /// Compression of the backups; `None` for that of each location.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,

@@ -26,6 +26,9 @@ pub struct ScheduleSpec {
     pub retain: Retention,
     /// Every backup is full.
     pub full: bool,
+    /// Each full backup stores all data again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reupload: bool,
     /// Maximum start delay.
     pub jitter: Jitter,
     /// Priority.

@@ -84,7 +84,7 @@ async fn kept_backup_outlives_a_backup_of_an_older_snapshot() {
 
     // A later one discards it.
     host.take_snapshot("data", &new_snapshot("stopped")).await;
-    let options = BackupOptions { full: true, ..BackupOptions::default() };
+    let options = BackupOptions { full: true, reupload: true, ..BackupOptions::default() };
     let request = StartBackup { limits: SLOW, options, ..backup_of_snapshot("stopped") };
     let task = host.call(START_BACKUP, &request).await.items[0].task_id;
     host.stop_in_progress(task).await;

@@ -83,6 +83,7 @@ mod schedules;
 mod scrubs;
 mod space;
 mod store_timeouts;
+mod synthetic_fulls;
 mod task_limits;
 mod webhooks;
 
@@ -233,8 +234,9 @@ impl Host {
         self.backup("data", true).await;
     }
 
+    /// Starts a backup; a full one stores all data.
     async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
-        let options = BackupOptions { full, ..Default::default() };
+        let options = BackupOptions { full, reupload: full, ..Default::default() };
         self.call(START_BACKUP, &StartBackup { options, ..backup_of(volume) }).await.items[0].task_id
     }
 

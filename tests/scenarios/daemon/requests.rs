@@ -107,11 +107,7 @@ async fn incremental_without_its_base_becomes_a_full_backup() {
         }
         let full = host.done(task).await;
         assert_eq!((full.backup_type, full.resumed), (Some(BackupType::Full), resumed), "{dies_at:?}");
-        assert_eq!(
-            full.note.as_deref(),
-            Some("the base of the incremental backup was deleted"),
-            "{dies_at:?}"
-        );
+        assert_eq!(full.note.as_deref(), Some("the base of the backup was deleted"), "{dies_at:?}");
         let id = full.cloud_snapshot_id.unwrap();
         assert_eq!(host.ids().await, [id.as_str()], "the incremental backup is not listed: {dies_at:?}");
         assert_eq!(host.chain_tip().as_deref(), Some(id.as_str()));

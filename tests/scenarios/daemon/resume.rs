@@ -47,7 +47,7 @@ impl Host {
 
     /// Starts a backup with time between its packs.
     pub(super) async fn start_slow_backup(&self, full: bool) -> Uuid {
-        let options = BackupOptions { full, ..Default::default() };
+        let options = BackupOptions { full, reupload: full, ..Default::default() };
         let request = StartBackup { limits: SLOW, options, ..backup_of("data") };
         self.call(START_BACKUP, &request).await.items[0].task_id
     }

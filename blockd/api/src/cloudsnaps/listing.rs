@@ -146,6 +146,9 @@ pub struct Cloudsnap {
     pub size_bytes: u64,
     /// Bytes in the store.
     pub stored_bytes: u64,
+    /// Bytes of volume data that this backup references in others, before compression.
+    #[serde(default)]
+    pub referenced_bytes: u64,
     /// Bytes of data and zero blocks in this backup.
     pub dirty_bytes: u64,
     /// Stall time of the freeze, in microseconds.
@@ -319,6 +322,9 @@ pub struct ManifestDetail {
     pub zero_blocks: u64,
     /// Cloud snapshots whose data it shares, newest first; they may be deleted.
     pub chain: Vec<CloudSnapshotId>,
+    /// Number of further cloud snapshots whose data it references; they may be deleted.
+    #[serde(default)]
+    pub reference_sources: u64,
     /// Bytes in the store that a restore needs.
     pub chain_stored_bytes: u64,
 }

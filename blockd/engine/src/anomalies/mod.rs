@@ -19,7 +19,7 @@ use blockd_api::{
     events::{EventKind, Severity},
 };
 use blockd_catalog::{ActivityRow, AnomalyRow, Chain, Db, DbError, NewEvent};
-use blockd_cloud::{BackupSpec, BackupType, Manifest};
+use blockd_cloud::{BackupSpec, Manifest};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;
 use rusqlite::Transaction;
@@ -198,7 +198,8 @@ impl ObservedBackup {
 
     fn activity(&self, blocks: &ObservedBlocks, profile: &ContentProfile) -> BackupActivity {
         let created = self.manifest.description.created;
-        let base = self.before.as_ref().filter(|_| self.manifest.backup_type == BackupType::Incremental);
+        // A synthetic full backup reads the changes only, as an incremental does.
+        let base = self.before.as_ref().filter(|_| self.spec.base.is_some());
         let since = base.map(|base| created.duration_since(base.point_in_time).as_secs());
         let sample = blocks.classes.sample();
         BackupActivity {

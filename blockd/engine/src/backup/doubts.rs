@@ -53,7 +53,7 @@ pub(crate) async fn may_be_listed(work: &BackupWork, row: &TaskRow) -> Option<Cl
     let (dir, task) = (work.host.data_dir.task_dir(row.id), row.id);
     let plan = blocking(move || Plan::load(&dir, task)).await;
     match plan {
-        Ok(Some(plan)) => Some(CloudSnapshotId { incremental: plan.base.is_some(), ..row.cloudsnap }),
+        Ok(Some(plan)) => Some(CloudSnapshotId { incremental: plan.is_incremental(), ..row.cloudsnap }),
         Ok(None) => row.detail.backup_type.is_some().then_some(row.cloudsnap),
         Err(error) => {
             tracing::warn!(task = %row.id, %error, "reading the plan of an abandoned backup failed; its name may be listed");

@@ -222,6 +222,10 @@ impl Backups {
         and: impl FnOnce(&rusqlite::Transaction<'_>, &[TaskRow]) -> Result<(), DbError> + Send + 'static,
     ) -> Result<Vec<TaskRow>, ServiceError> {
         check_limits(asked.limits)?;
+        if asked.options.reupload && !asked.options.full {
+            let message = "only a full backup stores all data again: request a full one too";
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
         // Once for all members, and before the lock is taken.
         self.quiescer.check_hooks(&asked.hooks).await?;
         let _admission = self.admission.lock().await;

@@ -1,7 +1,7 @@
-//! Plan of a backup: [`decide`] chooses between full and incremental by the chain, and a file keeps the plan.
+//! Plan of a backup: [`decide`] chooses its type by the chain, and a file keeps the plan.
 //!
-//! The file exists from before the first upload until the commit: a resumed backup uses the same blocks, salt
-//! and base, so its earlier uploads remain valid.
+//! The file exists from before the first upload until the commit: a resumed backup uses the same blocks,
+//! references, salt and base, so its earlier uploads remain valid.
 //!
 //! Layout, little-endian:
 //!
@@ -9,22 +9,25 @@
 //! |---|---|---|
 //! | 0 | 8 | magic `BLKDPLAN` |
 //! | 8 | 2 | version, 1 |
-//! | 10 | 1 | 0 full, 1 incremental on a full one, 2 incremental on an incremental one |
-//! | 11 | 5 | zero |
+//! | 10 | 1 | base: 0 none, 1 a full backup, 2 an incremental one |
+//! | 11 | 1 | 1 for a synthetic full backup, which has a base, otherwise 0 |
+//! | 12 | 4 | zero |
 //! | 16 | 16 | the task |
 //! | 32 | 32 | salt of the delta |
-//! | 64 | 16 | cluster of the base (zero for a full one) |
-//! | 80 | 8 | snapshot of the base (zero for a full one) |
+//! | 64 | 16 | cluster of the base (zero without one) |
+//! | 80 | 8 | snapshot of the base (zero without one) |
 //! | 88 | 8 | when the backup began, microseconds since 1970 (signed) |
 //! | 96 | 8 | epoch that the freeze ended |
 //! | 104 | 8 | when that was, microseconds since 1970 (signed) |
 //! | 112 | 8 | length d of the set of data blocks |
 //! | 120 | 8 | length z of the set of zero blocks |
-//! | 128 | 8 | volume of the base, another one for a lazy volume's first backup (zero for a full one) |
-//! | 136 | d + z | both sets |
-//! | 136 + d + z | 8 | xxh3-64 of all before |
+//! | 128 | 8 | volume of the base, another one for a lazy volume's first backup (zero without one) |
+//! | 136 | 8 | length r of the references |
+//! | 144 | d + z + r | both sets, and the references as [`blockd_cloud::References`] encodes them |
+//! | 144 + d + z + r | 8 | xxh3-64 of all before |
 
 use crate::error::ServiceError;
+use blockd_api::cloudsnaps::BackupOptions;
 use blockd_catalog::{Chain, SnapshotRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
@@ -35,7 +38,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDPLAN";
 const VERSION: u16 = 1;
-const HEADER_BYTES: usize = 136;
+const HEADER_BYTES: usize = 144;
 
 /// Reason for a full backup without a chain, which only the last backup has.
 const NO_LAST_BACKUP: &str = "no last backup of the volume to this location is recorded on this host: none was made, it was deleted, or its end was unknown";
@@ -43,8 +46,15 @@ const NO_LAST_BACKUP: &str = "no last backup of the volume to this location is r
 /// Type of a backup with its reason or base.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision<'a> {
-    /// Full backup.
+    /// Full backup that stores all blocks.
     Full {
+        /// Reason.
+        why: &'static str,
+    },
+    /// Full backup that references the stored content of unchanged blocks.
+    Synthetic {
+        /// Base.
+        base: &'a Chain,
         /// Reason.
         why: &'static str,
     },
@@ -55,20 +65,32 @@ pub enum Decision<'a> {
     },
 }
 
-/// Decides between full and incremental: a full backup, then `full_every - 1` incrementals, and so on.
+/// Decides the type: a full backup, then `full_every - 1` incrementals, and so on. Full backups are synthetic
+/// after the first one, unless `reupload` requests a new copy of all blocks.
 /// `make_plan` has the reasons for a full backup that need the manifest of the base or the volume.
-pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: Epoch) -> Decision<'_> {
+pub fn decide<'a>(
+    chain: Option<&'a Chain>,
+    options: &BackupOptions,
+    full_every: u32,
+    frozen: Epoch,
+) -> Decision<'a> {
     let Some(base) = chain else {
         return Decision::Full { why: NO_LAST_BACKUP };
     };
-    if force_full {
-        return Decision::Full { why: "full backup requested" };
-    }
-    if base.next_incremental() >= u64::from(full_every) {
-        return Decision::Full { why: "full backup due in the cycle of full and incremental backups" };
+    if options.full && options.reupload {
+        return Decision::Full { why: "full backup with a new copy of all data requested" };
     }
     if base.epoch >= frozen {
         return Decision::Full { why: "the point in time is not later than that of the last backup" };
+    }
+    if options.full {
+        return Decision::Synthetic { base, why: "full backup requested" };
+    }
+    if base.next_incremental() >= u64::from(full_every) {
+        return Decision::Synthetic {
+            base,
+            why: "full backup due in the cycle of full and incremental backups",
+        };
     }
     Decision::Incremental { base }
 }
@@ -82,8 +104,10 @@ pub struct Plan {
     pub epoch: Epoch,
     /// Time of the freeze, in microseconds.
     pub frozen: Timestamp,
-    /// Base of an incremental.
+    /// Base of an incremental or a synthetic full backup.
     pub base: Option<CloudSnapshotId>,
+    /// The backup is full in spite of its base, which its references name.
+    pub synthetic: bool,
     /// Salt of the delta's keys.
     pub salt: [u8; 32],
     /// Start time of the backup.
@@ -92,6 +116,23 @@ pub struct Plan {
     pub data: BlockSet,
     /// Blocks known to be zero.
     pub zero: BlockSet,
+    /// Encoded [`blockd_cloud::References`]; empty without any.
+    pub references: Vec<u8>,
+}
+
+fn number(body: &[u8], at: usize) -> Result<u64, &'static str> {
+    let bytes = body.get(at..).and_then(|rest| rest.first_chunk::<8>());
+    bytes.map(|bytes| u64::from_le_bytes(*bytes)).ok_or("file too short")
+}
+
+/// Returns the data blocks, the zero blocks and the references of a file.
+fn parts(body: &[u8]) -> Result<[&[u8]; 3], &'static str> {
+    const WRONG: &str = "inconsistent lengths";
+    let len = |at| usize::try_from(number(body, at)?).map_err(|_| WRONG);
+    let all = body.get(HEADER_BYTES..).ok_or("file too short")?;
+    let (data, rest) = all.split_at_checked(len(112)?).ok_or(WRONG)?;
+    let (zero, references) = rest.split_at_checked(len(120)?).ok_or(WRONG)?;
+    if references.len() == len(136)? { Ok([data, zero, references]) } else { Err(WRONG) }
 }
 
 fn path(dir: &Path) -> PathBuf {
@@ -110,13 +151,20 @@ impl Plan {
         (self.epoch, self.frozen.as_microsecond()) == frozen
     }
 
+    /// Returns true for an incremental backup.
+    pub fn is_incremental(&self) -> bool {
+        self.base.is_some() && !self.synthetic
+    }
+
     fn encode(&self) -> Vec<u8> {
         let (data, zero) = (self.data.to_bytes(), self.zero.to_bytes());
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + data.len() + zero.len() + 8);
+        let mut bytes =
+            Vec::with_capacity(HEADER_BYTES + data.len() + zero.len() + self.references.len() + 8);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.push(self.base.map_or(0, |base| 1 + u8::from(base.incremental)));
-        bytes.extend_from_slice(&[0; 5]);
+        bytes.push(self.synthetic.into());
+        bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(self.task.as_bytes());
         bytes.extend_from_slice(&self.salt);
         bytes.extend_from_slice(self.base.map_or(Uuid::nil(), |base| base.cluster).as_bytes());
@@ -127,8 +175,10 @@ impl Plan {
         bytes.extend_from_slice(&(data.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&(zero.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&self.base.map_or(0, |base| base.volume.as_u64()).to_le_bytes());
+        bytes.extend_from_slice(&(self.references.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&data);
         bytes.extend_from_slice(&zero);
+        bytes.extend_from_slice(&self.references);
         bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
         bytes
     }
@@ -144,10 +194,6 @@ impl Plan {
         if xxh3_64(body) != u64::from_le_bytes(*sum) {
             return Err("checksum mismatch");
         }
-        let number = |at: usize| {
-            let bytes = body.get(at..).and_then(|rest| rest.first_chunk::<8>());
-            bytes.map(|bytes| u64::from_le_bytes(*bytes)).ok_or("file too short")
-        };
         if body[16..32] != *task.as_bytes() {
             return Err("plan of another task");
         }
@@ -155,35 +201,31 @@ impl Plan {
             0 => None,
             kind @ (1 | 2) => Some(CloudSnapshotId {
                 cluster: Uuid::from_slice(&body[64..80]).map_err(|_| "invalid id of the base")?,
-                volume: VolumeId::from_u64(number(128)?),
-                snapshot: SnapshotId::from_u64(number(80)?),
+                volume: VolumeId::from_u64(number(body, 128)?),
+                snapshot: SnapshotId::from_u64(number(body, 80)?),
                 incremental: kind == 2,
             }),
             _ => return Err("unknown backup type"),
         };
-        let data_len = usize::try_from(number(112)?).map_err(|_| "inconsistent lengths")?;
-        let zero_len = usize::try_from(number(120)?).map_err(|_| "inconsistent lengths")?;
-        let sets = body.get(HEADER_BYTES..).ok_or("file too short")?;
-        if data_len.checked_add(zero_len) != Some(sets.len()) {
-            return Err("inconsistent lengths");
-        }
-        let (data, zero) = sets.split_at(data_len);
+        let [data, zero, references] = parts(body)?;
         let mut salt = [0; 32];
         salt.copy_from_slice(&body[32..64]);
         // The 8 bytes of a signed number are those of an unsigned one.
         let time = |at| {
-            let micros = i64::from_le_bytes(number(at)?.to_le_bytes());
+            let micros = i64::from_le_bytes(number(body, at)?.to_le_bytes());
             Timestamp::from_microsecond(micros).map_err(|_| "invalid time")
         };
         Ok(Self {
             task,
-            epoch: Epoch(number(96)?),
+            epoch: Epoch(number(body, 96)?),
             frozen: time(104)?,
             base,
+            synthetic: body[11] == 1,
             salt,
             started: time(88)?,
             data: BlockSet::from_bytes(data).map_err(|_| "damaged set of data blocks")?,
             zero: BlockSet::from_bytes(zero).map_err(|_| "damaged set of zero blocks")?,
+            references: references.to_vec(),
         })
     }
 
@@ -242,6 +284,10 @@ mod tests {
         }
     }
 
+    fn options(full: bool, reupload: bool) -> BackupOptions {
+        BackupOptions { full, reupload, ..BackupOptions::default() }
+    }
+
     fn id(incremental: bool) -> CloudSnapshotId {
         let snapshot = SnapshotId::from_u64(0x0102_0304_0506_0708);
         CloudSnapshotId { cluster: Uuid::from_u128(7), volume: VolumeId::from_u64(1), snapshot, incremental }
@@ -252,9 +298,13 @@ mod tests {
         let mut kinds = String::new();
         let mut tip: Option<Chain> = None;
         for _ in 0..16 {
-            match decide(tip.as_ref(), false, 7, Epoch(9)) {
+            match decide(tip.as_ref(), &options(false, false), 7, Epoch(9)) {
                 Decision::Full { .. } => {
                     kinds.push('F');
+                    tip = Some(chain(0));
+                }
+                Decision::Synthetic { .. } => {
+                    kinds.push('S');
                     tip = Some(chain(0));
                 }
                 Decision::Incremental { base } => {
@@ -263,19 +313,29 @@ mod tests {
                 }
             }
         }
-        assert_eq!(kinds, "FiiiiiiFiiiiiiFi");
-        assert!(matches!(decide(Some(&chain(0)), true, 7, Epoch(9)), Decision::Full { .. }));
-        assert!(matches!(decide(Some(&chain(0)), false, 1, Epoch(9)), Decision::Full { .. }));
-        assert!(matches!(decide(Some(&chain(0)), false, 7, Epoch(5)), Decision::Full { .. }));
+        assert_eq!(kinds, "FiiiiiiSiiiiiiSi");
+        let decided = |options, full_every, frozen| match decide(Some(&chain(0)), options, full_every, frozen)
+        {
+            Decision::Full { .. } => 'F',
+            Decision::Synthetic { .. } => 'S',
+            Decision::Incremental { .. } => 'i',
+        };
+        let [usual, full, again] = [options(false, false), options(true, false), options(true, true)];
+        assert_eq!(decided(&full, 7, Epoch(9)), 'S');
+        assert_eq!(decided(&again, 7, Epoch(9)), 'F');
+        assert_eq!(decided(&usual, 1, Epoch(9)), 'S');
+        // The blocks changed since a later backup are not those of this point in time.
+        [&usual, &full, &again].iter().for_each(|options| assert_eq!(decided(*options, 1, Epoch(5)), 'F'));
     }
 
     #[test]
     fn first_backup_of_a_lazy_volume_is_incremental() {
         let backing = Chain { volume: VolumeId::from_u64(2), ..chain(6) };
-        assert!(matches!(decide(Some(&backing), false, 7, Epoch(9)), Decision::Incremental { .. }));
-        assert!(matches!(decide(Some(&backing), false, 1, Epoch(9)), Decision::Full { .. }));
+        let usual = options(false, false);
+        assert!(matches!(decide(Some(&backing), &usual, 7, Epoch(9)), Decision::Incremental { .. }));
+        assert!(matches!(decide(Some(&backing), &usual, 1, Epoch(9)), Decision::Synthetic { .. }));
         let own = chain(7);
-        assert!(matches!(decide(Some(&own), false, 7, Epoch(9)), Decision::Full { .. }));
+        assert!(matches!(decide(Some(&own), &usual, 7, Epoch(9)), Decision::Synthetic { .. }));
     }
 
     fn plan() -> Plan {
@@ -288,10 +348,12 @@ mod tests {
             epoch: Epoch(0x0A0B),
             frozen: Timestamp::from_microsecond(1_699_999_999_999_999).unwrap(),
             base: Some(id(true)),
+            synthetic: true,
             salt: [0xA5; 32],
             started: Timestamp::from_microsecond(1_700_000_000_000_001).unwrap(),
             data,
             zero,
+            references: vec![3, 1, 4, 1, 5],
         }
     }
 

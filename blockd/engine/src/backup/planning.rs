@@ -1,8 +1,9 @@
 //! Planning of a backup: its base, its blocks, and the restart as a full one.
 //!
-//! The base of an incremental comes from this host's manifest cache, which is exact, as manifests never
+//! The base of a backup comes from this host's manifest cache, which is exact, as manifests never
 //! change. Its existence is checked once, after the commit, because only that counts (see "Committing" in the
-//! format's description); if it is gone, the backup restarts as a full one under another name.
+//! format's description); if it is gone, the backup restarts as a full one without
+//! references under another name.
 
 use crate::{
     backup::{
@@ -18,7 +19,8 @@ use crate::{
 };
 use blockd_catalog::{BackupTask, Chain, DbError, DbManifestCache, ProofRow, SnapshotRow, TaskRow};
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
+    CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, References, Repository,
+    Unchanged, new_delta_salt, unchanged_since,
 };
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
@@ -27,7 +29,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// Reason for the full backup of a restart.
-const BASE_DELETED: &str = "the base of the incremental backup was deleted";
+const BASE_DELETED: &str = "the base of the backup was deleted";
 
 /// Frozen snapshot with its request and store settings.
 pub(crate) struct FrozenBackup<'a> {
@@ -46,14 +48,17 @@ pub(crate) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError>
     }
 }
 
-/// Returns the plan of an earlier run or a new one, with the manifest of its base.
+/// Plan with the manifest of its base and its references.
+pub(crate) type Planned = (Plan, Option<Manifest>, References);
+
+/// Returns the plan of an earlier run or a new one.
 pub(crate) async fn planned(
     work: &BackupWork,
     live: &LiveTask,
     frozen: &FrozenBackup<'_>,
     repository: &Repository,
     manifests: &DbManifestCache,
-) -> Result<(Plan, Option<Manifest>), ServiceError> {
+) -> Result<Planned, ServiceError> {
     let snapshot = &frozen.snapshot;
     repository.check_writable()?;
     let (task, dir) = (live.id, work.host.data_dir.task_dir(live.id));
@@ -83,20 +88,25 @@ pub(crate) async fn planned(
             },
             None => None,
         };
-        return Ok((plan, base));
+        let references = match &base {
+            Some(base) if plan.synthetic => References::from_bytes(&plan.references, base)?,
+            _ => References::default(),
+        };
+        return Ok((plan, base, references));
     }
-    let (plan, base, note) = make_plan(work, live, frozen, repository, manifests).await?;
+    let ((plan, base, references), note) = make_plan(work, live, frozen, repository, manifests).await?;
     tracing::info!(
         data_blocks = plan.data.len_blocks(),
         zero_blocks = plan.zero.len_blocks(),
         base = plan.base.map(tracing::field::display),
+        synthetic = plan.synthetic,
         why = note,
         "backup planned"
     );
     live.detail(|detail| detail.note = Some(note.to_owned()));
     let (saved, dir) = (plan.clone(), work.host.data_dir.task_dir(live.id));
     blocking(move || saved.save(&dir)).await?;
-    Ok((plan, base))
+    Ok((plan, base, references))
 }
 
 /// Returns the manifest of a base.
@@ -113,63 +123,48 @@ async fn base_manifest(
     }
 }
 
-/// Plans a new backup. Its reasons for a full one besides those of [`decide`] are here and in
+/// Changes since a base.
+struct Based {
+    changes: Changes,
+    base: Manifest,
+    /// References of a synthetic full backup.
+    synthetic: Option<References>,
+}
+
+/// Plans a new backup. Its reasons for a full one besides those of [`decide`] are in [`based_on`] and in
 /// [`restart_as_full`].
 async fn make_plan(
     work: &BackupWork,
     live: &LiveTask,
-    FrozenBackup { asked, volume, snapshot, .. }: &FrozenBackup<'_>,
+    frozen: &FrozenBackup<'_>,
     repository: &Repository,
     manifests: &DbManifestCache,
-) -> Result<(Plan, Option<Manifest>, &'static str), ServiceError> {
+) -> Result<(Planned, &'static str), ServiceError> {
+    let FrozenBackup { asked, volume, snapshot, .. } = frozen;
     let row = live.view();
     let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
     let chain = work.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
-    let decision = decide(chain.as_ref(), asked.options.full, work.host.settings.full_every, until);
-    let mut note = "incremental to the last backup";
-    let mut found = None;
-    match decision {
+    let (found, note) = match decide(chain.as_ref(), &asked.options, work.host.settings.full_every, until) {
         // Its restart removed the chain.
-        Decision::Full { .. } if row.detail.note.as_deref() == Some(BASE_DELETED) => note = BASE_DELETED,
-        Decision::Full { why } => note = why,
-        Decision::Incremental { base } => match base_manifest(repository, manifests, base.cloudsnap).await {
-            Ok(manifest) if manifest.chain.len() + 1 > MAX_CHAIN => {
-                note = "the chain of the last backup has its maximum length";
-            }
-            Ok(manifest) => {
-                let (changed, since) = (Arc::clone(volume), base.epoch);
-                match blocking(move || changed.changes(Some(since), until)).await {
-                    Ok(changes) => {
-                        let changes = heal(work, volume, &row, base.cloudsnap, until, changes).await?;
-                        found = Some((changes, Some(manifest)));
-                    }
-                    Err(ServiceError::Volume(error)) if error.kind() == VolumeErrorKind::IntervalsGone => {
-                        note = "the blocks changed since the last backup are no longer known";
-                        tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            Err(ServiceError::Cloud(error)) if is_missing_or_damaged(&error) => {
-                // An unavailable repository is no reason to remove records.
-                work.repositories.prove_location(credential, repository).await?;
-                note = "the last backup is gone from the store or cannot be read";
-                tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
-                forget_chain(work, credential, base.cloudsnap).await?;
-            }
-            Err(error) => return Err(error),
-        },
-    }
-    // Before the first upload: an unmounted disk is an empty directory that accepts everything. The base of
-    // an incremental is checked after the commit in every case.
+        Decision::Full { .. } if row.detail.note.as_deref() == Some(BASE_DELETED) => (None, BASE_DELETED),
+        Decision::Full { why } => (None, why),
+        Decision::Incremental { base } => {
+            based_on(work, &row, frozen, repository, manifests, base, None).await?
+        }
+        Decision::Synthetic { base, why } => {
+            based_on(work, &row, frozen, repository, manifests, base, Some(why)).await?
+        }
+    };
+    // Before the first upload: an unmounted disk is an empty directory that accepts everything. The base is
+    // checked after the commit in every case.
     if found.is_none() || !work.repositories.was_proven_recently(credential).await? {
         work.repositories.prove_location(credential, repository).await?;
     }
-    let (changes, base) = match found {
-        Some(found) => found,
+    let (changes, base, synthetic) = match found {
+        Some(Based { changes, base, synthetic }) => (changes, Some(base), synthetic),
         None => {
             let volume = Arc::clone(volume);
-            (blocking(move || volume.changes(None, until)).await?, None)
+            (blocking(move || volume.changes(None, until)).await?, None, None)
         }
     };
     let plan = Plan {
@@ -177,42 +172,128 @@ async fn make_plan(
         epoch: until,
         frozen: snapshot.created,
         base: base.as_ref().map(Manifest::id),
+        synthetic: synthetic.is_some(),
         salt: new_delta_salt()?,
         // In microseconds, as in the plan's file: each run must put the same time into the manifest.
         started: Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or(snapshot.created),
         data: changes.data,
         zero: changes.zero,
+        references: synthetic.as_ref().map(References::to_bytes).unwrap_or_default(),
     };
-    Ok((plan, base, note))
+    Ok(((plan, base, synthetic.unwrap_or_default()), note))
+}
+
+/// Plans a backup on a base, a synthetic full one for the given reason. Without a result, the reason for a
+/// full backup that stores all blocks is returned.
+async fn based_on(
+    work: &BackupWork,
+    row: &TaskRow,
+    FrozenBackup { volume, snapshot, .. }: &FrozenBackup<'_>,
+    repository: &Repository,
+    manifests: &DbManifestCache,
+    base: &Chain,
+    full: Option<&'static str>,
+) -> Result<(Option<Based>, &'static str), ServiceError> {
+    let (credential, since, until) = (row.credential, base.epoch, snapshot.epoch);
+    let manifest = match base_manifest(repository, manifests, base.cloudsnap).await {
+        Ok(manifest) => manifest,
+        Err(ServiceError::Cloud(error)) if is_missing_or_damaged(&error) => {
+            // An unavailable repository is no reason to remove records.
+            work.repositories.prove_location(credential, repository).await?;
+            tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of one on the last backup");
+            forget_chain(work, credential, base.cloudsnap).await?;
+            return Ok((None, "the last backup is gone from the store or cannot be read"));
+        }
+        Err(error) => return Err(error),
+    };
+    let is_longest = manifest.chain.len() + 1 > MAX_CHAIN;
+    let full = full.or(is_longest.then_some("the chain of the last backup has its maximum length"));
+    let changed = Arc::clone(volume);
+    let changes = match blocking(move || changed.changes(Some(since), until)).await {
+        Ok(changes) => changes,
+        Err(ServiceError::Volume(error)) if error.kind() == VolumeErrorKind::IntervalsGone => {
+            tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of one on the last backup");
+            return Ok((None, "the blocks changed since the last backup are no longer known"));
+        }
+        Err(error) => return Err(error),
+    };
+    let proofs = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
+    let changes = heal(volume, base.cloudsnap, until, changes, &proofs).await?;
+    let Some(why) = full else {
+        let found = Based { changes, base: manifest, synthetic: None };
+        return Ok((Some(found), "incremental to the last backup"));
+    };
+    match referenced(volume, repository, &manifest, until, changes, &proofs).await {
+        Ok((changes, references)) => {
+            Ok((Some(Based { changes, base: manifest, synthetic: Some(references) }), why))
+        }
+        Err(ServiceError::Cloud(error)) if is_missing_or_damaged(&error) => {
+            tracing::warn!(base = %base.cloudsnap, %error, "the full backup stores all data again");
+            Ok((None, "an index of the last backup is gone from the store or cannot be read"))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Adds the blocks that verifications found damaged in the base: the volume still has their content.
 async fn heal(
-    work: &BackupWork,
     volume: &Arc<Volume>,
-    row: &TaskRow,
     base: CloudSnapshotId,
     until: Epoch,
-    mut changes: Changes,
+    changes: Changes,
+    proofs: &[ProofRow],
 ) -> Result<Changes, ServiceError> {
-    let credential = row.credential;
-    let proofs = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
     // Any credential of the repository may have found damage.
     let mut lost = BlockSet::new();
     proofs.iter().filter(|proof| proof.cloudsnap == base).for_each(|proof| lost.union_with(&proof.damaged));
-    if lost.is_empty() {
+    store_again(volume, until, changes, lost).await
+}
+
+/// Finds the stored content of the blocks that did not change since the base. Blocks that verifications found
+/// damaged in a source are stored again.
+async fn referenced(
+    volume: &Arc<Volume>,
+    repository: &Repository,
+    base: &Manifest,
+    until: Epoch,
+    changes: Changes,
+    proofs: &[ProofRow],
+) -> Result<(Changes, References), ServiceError> {
+    let mut changed = changes.data.clone();
+    changed.union_with(&changes.zero);
+    let unchanged = unchanged_since(repository, base, &changed).await?;
+    let Unchanged { references, again } = unchanged.without(|source| {
+        let mut lost = BlockSet::new();
+        let of_source = proofs.iter().filter(|proof| source.is_of(&proof.cloudsnap));
+        of_source.for_each(|proof| lost.union_with(&proof.damaged));
+        lost
+    });
+    Ok((store_again(volume, until, changes, again).await?, references))
+}
+
+/// Adds blocks of the volume to its changes.
+async fn store_again(
+    volume: &Arc<Volume>,
+    until: Epoch,
+    mut changes: Changes,
+    mut again: BlockSet,
+) -> Result<Changes, ServiceError> {
+    if again.is_empty() {
         return Ok(changes);
     }
     let volume = Arc::clone(volume);
     let all = blocking(move || volume.changes(None, until)).await?;
-    lost.subtract(&changes.data);
-    lost.subtract(&changes.zero);
-    tracing::info!(%base, blocks = lost.len_blocks(), "uploading blocks again that are damaged in the base");
-    let mut data = lost.clone();
+    again.subtract(&changes.data);
+    again.subtract(&changes.zero);
+    tracing::info!(
+        blocks = again.len_blocks(),
+        "uploading blocks again that are damaged in the store or have a source too many"
+    );
+    let mut data = again.clone();
     data.intersect_with(&all.data);
-    lost.subtract(&data);
+    again.subtract(&data);
     changes.data.union_with(&data);
-    changes.zero.union_with(&lost);
+    changes.zero.union_with(&again);
     Ok(changes)
 }
 
@@ -226,7 +307,7 @@ fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudSnapsh
     DbManifestCache::remove(tx, credential, &tip.manifest_key())
 }
 
-/// Restarts an incremental backup whose base is gone as a full backup of the same snapshot.
+/// Restarts a backup whose base is gone as a full backup of the same snapshot without references.
 ///
 /// The full backup gets another name, because objects under the current one remain, sealed with another
 /// salt. If the daemon dies before the plan is deleted, the plan still names the missing base, and the
@@ -244,8 +325,11 @@ pub(crate) async fn restart_as_full(
     let (volume, _) = ids(&row)?;
     let (repository, _) = work.repositories.task_repository(row.credential).await?;
     work.repositories.prove_location(row.credential, &repository).await?;
+    let (task, dir) = (live.id, work.host.data_dir.task_dir(live.id));
+    let plan = blocking(move || Plan::load(&dir, task)).await?;
     // An earlier run may have committed it without checking its base.
-    let former = CloudSnapshotId { incremental: true, ..row.cloudsnap };
+    let former =
+        CloudSnapshotId { incremental: plan.is_none_or(|plan| plan.is_incremental()), ..row.cloudsnap };
     repository.store().delete(&former.manifest_key()).await?;
     tracing::warn!(%base, %former, "the backup restarts as a full one, because its base is gone from the store");
     let name = CloudSnapshotId {

@@ -8,8 +8,8 @@
 //! 4. the manifest in the store: the backup exists; a repeated put of the same manifest is no conflict;
 //! 5. one transaction: chain, manifest, task done, snapshot `deleting`; each start removes the leftovers.
 //!
-//! If the base of an incremental is gone after step 4, or when a resumed run reads the plan, the backup
-//! resumes from step 2 as a full one under another name.
+//! If the base of the backup is gone after step 4, or when a resumed run reads the plan, the backup
+//! resumes from step 2 as a full one without references under another name.
 //!
 //! Facts about earlier attempts of the commit:
 //!
@@ -44,7 +44,7 @@ use blockd_catalog::{
 };
 use blockd_cloud::{
     BackupJournal, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal, JournalBinding,
-    Manifest, ManifestKey, Progress, References, Repository, SnapshotDescription, UploadOptions, check_base,
+    Manifest, ManifestKey, Progress, Repository, SnapshotDescription, UploadOptions, check_base,
 };
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -146,7 +146,7 @@ async fn attempt(
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     let manifests = DbManifestCache::new(Arc::clone(&work.db), row.credential);
-    let (plan, base) = planned(work, live, frozen, &repository, &manifests).await?;
+    let (plan, base, references) = planned(work, live, frozen, &repository, &manifests).await?;
     work.host.failpoints.reached("backup planned")?;
 
     // The volume may have grown since the freeze.
@@ -171,8 +171,8 @@ async fn attempt(
         data: plan.data,
         zero: plan.zero,
         base,
-        references: References::default(),
-        synthetic: false,
+        references,
+        synthetic: plan.synthetic,
         repair: None,
         delta_salt: plan.salt,
     });
@@ -180,7 +180,7 @@ async fn attempt(
         row.cloudsnap = spec.id();
         row.base = spec.base.as_ref().map(Manifest::id);
         row.detail.backup_type =
-            Some(if spec.base.is_some() { BackupType::Incremental } else { BackupType::Full });
+            Some(if spec.id().incremental { BackupType::Incremental } else { BackupType::Full });
         row.detail.bytes_dirty = spec.data.len_bytes() + spec.zero.len_bytes();
     });
     work.tasks.store_progress(live).await;
@@ -214,7 +214,7 @@ async fn committed_before(
     }
     // Without a plan nothing was put yet, but a copy has the same id and would make its own plan.
     if let Some(plan) = blocking(move || Plan::load(&dir, task.id)).await? {
-        let id = CloudSnapshotId { incremental: plan.base.is_some(), ..task.cloudsnap };
+        let id = CloudSnapshotId { incremental: plan.is_incremental(), ..task.cloudsnap };
         match repository.manifest(&id).await {
             Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
             Err(error) if !is_missing_or_damaged(&error) => return Err(error.into()),

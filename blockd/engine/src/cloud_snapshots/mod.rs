@@ -71,6 +71,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow, location_id: Option<Uu
         encrypted: credential.encrypted,
         size_bytes: manifest.delta.data_blocks * blockd_extent::BLOCK_SIZE_BYTES,
         stored_bytes: manifest.stored_bytes,
+        referenced_bytes: manifest.delta.reference_blocks * blockd_extent::BLOCK_SIZE_BYTES,
         dirty_bytes: manifest.dirty_bytes,
         freeze_stall_micros: description.freeze_stall_micros,
         pinned: false,
@@ -397,6 +398,7 @@ impl CloudSnapshots {
                 encrypted: credential.encrypted,
                 size_bytes: row.detail.bytes_total,
                 stored_bytes: row.detail.bytes_uploaded,
+                referenced_bytes: 0,
                 dirty_bytes: row.detail.bytes_dirty,
                 freeze_stall_micros: row.detail.freeze_stall_micros,
                 pinned: false,
@@ -420,14 +422,13 @@ impl CloudSnapshots {
             Err(error) => return Err(self.with_replacement(error, id).await),
             Ok(found) => found,
         };
-        let chain = manifest.chain.iter();
-        let stored = |delta: &blockd_cloud::Delta| delta.stored_bytes;
         let detail = ManifestDetail {
             packs: manifest.pack_count.into(),
             data_blocks: manifest.delta.data_blocks,
             zero_blocks: manifest.delta.zero_blocks,
-            chain: chain.map(|delta| self.delta_id(delta, &manifest)).collect(),
-            chain_stored_bytes: manifest.deltas().map(stored).sum(),
+            chain: manifest.chain.iter().map(|delta| self.delta_id(delta, &manifest)).collect(),
+            reference_sources: manifest.sources.len() as u64,
+            chain_stored_bytes: manifest.deltas().map(|delta| delta.stored_bytes).sum(),
         };
         let mut entry = entry(&manifest, &credential, self.repositories.location_id(&credential).await);
         let (uuid, now) = (credential.uuid, Timestamp::now());
@@ -444,12 +445,11 @@ impl CloudSnapshots {
 
     /// Returns the id of the cloud snapshot of a delta: only the last one of a chain is full.
     fn delta_id(&self, delta: &blockd_cloud::Delta, manifest: &Manifest) -> api::CloudSnapshotId {
-        let bottom = manifest.chain.last().is_some_and(|last| last.snapshot == delta.snapshot);
         api::CloudSnapshotId {
             cluster: delta.cluster,
             volume: delta.volume,
             snapshot: delta.snapshot,
-            incremental: !bottom,
+            incremental: manifest.chain.last().is_none_or(|last| last.snapshot != delta.snapshot),
         }
     }
 

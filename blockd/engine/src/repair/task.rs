@@ -72,7 +72,8 @@ impl Known {
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         let needs = |manifest: &&Manifest| {
-            manifest.chain.contains(&own.delta) && self.damaged.contains_key(&manifest.id())
+            manifest.deltas().skip(1).any(|delta| *delta == own.delta)
+                && self.damaged.contains_key(&manifest.id())
         };
         let mut later: Vec<_> = self.manifests.iter().filter(needs).cloned().collect();
         later.sort_by_key(|manifest| (manifest.description.created, manifest.id()));

@@ -49,6 +49,14 @@ pub(super) fn check_drills(spec: &ScheduleSpec) -> Result<(), ServiceError> {
     drill_task(options.files, None, options.timeout_seconds, "a schedule").map(drop)
 }
 
+/// Refuses new copies of all data in incremental backups.
+pub(super) fn check_reupload(spec: &ScheduleSpec) -> Result<(), ServiceError> {
+    match spec.reupload && !spec.full {
+        true => Err(invalid("only full backups store all data again: request full backups too")),
+        false => Ok(()),
+    }
+}
+
 /// Refuses a rule without future runs.
 pub(super) fn refuse_never(rules: &[Rule], now: Timestamp) -> Result<(), ServiceError> {
     match rules.iter().find(|rule| rule.when.next_after(now).is_none()) {

@@ -91,6 +91,7 @@ fn to_api(
         policy_name: row.policy.clone(),
         retain: spec.retain.clone(),
         full: spec.full,
+        reupload: spec.reupload,
         compression: spec.compression,
         jitter_seconds: spec.jitter,
         priority: spec.priority,
@@ -161,6 +162,7 @@ fn put(
     }
     refuse_unknown(tx, row.spec.rule.as_ref())?;
     plausibility::check_drills(&row.spec)?;
+    plausibility::check_reupload(&row.spec)?;
     row.put(tx)?;
     let rules = row.rules(tx)?;
     if rules.is_empty() {
@@ -258,9 +260,8 @@ impl Schedules {
             }
         }
         if credentials.len() > MAX_TARGETS {
-            let message =
-                format!("{} credentials are too many: give at most {MAX_TARGETS}", credentials.len());
-            return Err(invalid(message));
+            let count = credentials.len();
+            return Err(invalid(format!("{count} credentials are too many: give at most {MAX_TARGETS}")));
         }
         let retain_at = self.retain_at(&request.retain_at, &credentials).await?;
         if let Some(rule) = &request.rule_name {
@@ -279,6 +280,7 @@ impl Schedules {
                 rules: request.rules,
                 retain: request.retain,
                 full: request.full,
+                reupload: request.reupload,
                 jitter: request.jitter_seconds,
                 priority: request.priority,
                 local: request.local,

@@ -100,7 +100,7 @@ impl RetentionChecks {
     ) -> Result<bool, ServiceError> {
         let (credential, like) = (proven.credential, proven.like);
         if let Some(what) = self.check_quickly(proven, relied_on).await? {
-            let hint = "verify its cloud snapshots, make a new full backup, then delete the damaged ones with `blockctl cloudsnap delete`";
+            let hint = "verify its cloud snapshots, make a full backup with `--full --reupload`, then delete the damaged ones with `blockctl cloudsnap delete`";
             self.stop_retention(credential, &like, Obstacle { what, hint: hint.to_owned() }).await?;
             return Ok(false);
         }
@@ -301,7 +301,10 @@ fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceErro
         let what = format!("manifest {} cannot be read: {error}", found.key);
         let hint = match (&found.id, error) {
             (Some(id), CloudError::Damaged { .. }) => {
-                format!("make a new full backup, then delete the damaged one: {}", delete_command(id))
+                format!(
+                    "make a full backup with `--full --reupload`, then delete the damaged one: {}",
+                    delete_command(id)
+                )
             }
             (Some(_), _) => "make a new full backup, and check the credentials of the store".to_owned(),
             (None, _) => "if blockd did not create the object, remove it with a tool of the store".to_owned(),

@@ -317,12 +317,14 @@ impl ScheduleRunner {
         };
         let spec = schedule.map(|row| row.spec);
         let name = spec.as_ref().and_then(|spec| scheduled_name(spec.name.as_ref()?, first.nominal));
-        let spec = spec.map(|spec| (spec.rule, spec.labels, spec.compression, spec.selector.group));
-        let (scheduled, labels, compression, group) = spec.unwrap_or_default();
+        let spec =
+            spec.map(|spec| (spec.rule, spec.labels, spec.compression, spec.reupload, spec.selector.group));
+        let (scheduled, labels, compression, reupload, group) = spec.unwrap_or_default();
         let hooks = QuiesceRequest { scheduled, ..QuiesceRequest::default() };
         let asked = BackupRequest {
             options: BackupOptions {
                 full: first.force_full,
+                reupload: reupload && first.force_full,
                 name,
                 labels,
                 compression,

@@ -116,6 +116,7 @@ impl World {
                 rules: rules.collect(),
                 retain: Retention::max(keep).unwrap(),
                 full: false,
+                reupload: false,
                 jitter: Jitter { max_s: 600 },
                 priority: Priority::Normal,
                 rule: None,

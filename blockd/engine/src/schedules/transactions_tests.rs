@@ -64,6 +64,7 @@ impl EngineFixture {
             rules,
             retain: Retention::max(keep).unwrap(),
             full: false,
+            reupload: false,
             jitter: Jitter { max_s: 0 },
             priority: Priority::Normal,
             rule: None,

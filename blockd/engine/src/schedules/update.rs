@@ -31,6 +31,7 @@ pub(super) fn updated(
         local,
         retain_at: _,
         full,
+        reupload,
         compression,
         jitter_seconds,
         priority,
@@ -59,6 +60,8 @@ pub(super) fn updated(
     row.policy = policy_name.or(row.policy);
     row.spec.retain = retain.unwrap_or(row.spec.retain);
     row.spec.full = full.unwrap_or(row.spec.full);
+    row.spec.reupload = reupload.unwrap_or(row.spec.reupload && row.spec.full);
+    plausibility::check_reupload(&row.spec)?;
     row.spec.compression = compression.unwrap_or(row.spec.compression);
     row.spec.jitter = jitter_seconds.unwrap_or(row.spec.jitter);
     row.spec.priority = priority.unwrap_or(row.spec.priority);

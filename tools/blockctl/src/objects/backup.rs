@@ -82,6 +82,9 @@ pub struct Backup {
     /// Full backups.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
+    /// Full backups that store all data again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub reupload: bool,
     /// Compression; by default that of the location.
     pub compression: Option<Compression>,
     pub(super) pre_exec_rule: Option<RuleName>,
@@ -156,6 +159,7 @@ impl Backup {
     pub fn request(&self, name: &ObjectName) -> StartGroupBackup {
         let options = BackupOptions {
             full: self.full,
+            reupload: self.reupload,
             compression: self.compression,
             name: Some(name.clone()),
             labels: self.labels.clone(),

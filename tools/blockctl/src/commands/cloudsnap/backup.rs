@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 pub const BACKUP_HELP: &str = "\
 The first backup of a volume to a location is full, the following are incremental, and every 7th \
-is full again (full_every in the configuration). The backup is a task of the daemon and survives \
+is full again (full_every in the configuration). A full backup references unchanged data that the \
+location stores, unless --reupload requests a new copy. The backup is a task of the daemon and survives \
 its restart; its id is printed. Around the freeze, and never during the upload, the task runs \
 --pre-command, --post-command and --freeze-fs, or --rule, or the rule of the volume (`rule create \
 --help`). The local snapshot of --keep-local stays until it is deleted; a schedule keeps the newest N \
@@ -29,6 +30,7 @@ its restart; its id is printed. Around the freeze, and never during the upload, 
 Examples:
   blockctl cloudsnap backup db
   blockctl cloudsnap backup db --full --cred-id nas --wait
+  blockctl cloudsnap backup db --full --reupload
   blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl cloudsnap backup db --limit-upload 10MiB
   blockctl cloudsnap backup db@monday --wait
@@ -119,9 +121,12 @@ pub struct BackupOptionArgs {
     /// Name of the backup
     #[arg(long, value_name = "NAME")]
     pub name: Option<ObjectName>,
-    /// Force a full backup
+    /// Force a full backup, which references what is stored
     #[arg(short, long)]
     pub full: bool,
+    /// Store all data again in the full backup
+    #[arg(long, requires = "full")]
+    pub reupload: bool,
     /// Expiry: date or time in UTC, or hours, days or weeks from now, such as 30d
     #[arg(long, value_name = "DATE", value_parser = expiry)]
     pub expires: Option<Timestamp>,
@@ -139,8 +144,8 @@ pub struct BackupOptionArgs {
 impl BackupOptionArgs {
     /// Returns the options of the request.
     pub fn options(self, labels: Labels) -> BackupOptions {
-        let Self { full, name, expires, compression, pin: pinned, keep_local: _ } = self;
-        BackupOptions { full, name, labels, pinned, expires_at: expires, compression }
+        let Self { full, reupload, name, expires, compression, pin: pinned, keep_local: _ } = self;
+        BackupOptions { full, reupload, name, labels, pinned, expires_at: expires, compression }
     }
 }
 

@@ -314,6 +314,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
         .narrow_if(is_all_done, "SIZE", size)
         .wide("SIZE", size)
         .wide("STORED", |entry| ByteSize::from_bytes(entry.stored_bytes))
+        .wide("REFERENCED", |entry| ByteSize::from_bytes(entry.referenced_bytes))
         .wide("COMPRESSION", |entry| or_dash(compression_in_brief(&entry.compression)))
         .both("LOCATION", |entry| &entry.credential_name)
         // A narrow list has no room for a column of dashes.

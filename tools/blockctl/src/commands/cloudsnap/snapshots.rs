@@ -81,6 +81,14 @@ pub fn compression_in_brief(report: &CompressionReport) -> Option<String> {
     Some(format!("{levels} {}", ratio(&report.levels)?))
 }
 
+/// Describes the references of a backup.
+fn referenced_text(bytes: u64, sources: u64) -> String {
+    match sources {
+        0 => ByteSize::from_bytes(bytes).to_string(),
+        _ => format!("{} in {}", ByteSize::from_bytes(bytes), counted(sources, "cloud snapshot")),
+    }
+}
+
 /// Describes the compression of a backup.
 fn compression_text(report: &CompressionReport) -> String {
     let level = |used: &LevelUse| {
@@ -168,6 +176,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Data", format!("{} in {}", size(entry.size_bytes), counted(detail.data_blocks, "block")))
         .add("Zeroed", counted(detail.zero_blocks, "block"))
         .add("Stored", format!("{} in {}", size(entry.stored_bytes), counted(detail.packs, "pack")))
+        .add("Referenced", referenced_text(entry.referenced_bytes, detail.reference_sources))
         .add("Freeze", format!("{} µs", entry.freeze_stall_micros))
         .add("Last proof", proof_text(entry))
         .add("Last drill", drill_text(entry))

@@ -188,6 +188,9 @@ pub struct CreateArgs {
     /// Always make full backups
     #[arg(short, long)]
     pub full: bool,
+    /// Store all data again in each full backup
+    #[arg(long, requires = "full")]
+    pub reupload: bool,
     /// Compression: auto, none, lz4 or zstd:1 to zstd:19 [default: that of each location]
     #[arg(long, value_name = "COMPRESSION")]
     pub compression: Option<Compression>,
@@ -232,6 +235,9 @@ pub struct UpdateArgs {
     /// Always make full backups
     #[arg(short, long, value_name = "BOOL")]
     pub full: Option<bool>,
+    /// Store all data again in each full backup
+    #[arg(long, value_name = "BOOL")]
+    pub reupload: Option<bool>,
     /// Compression: auto, none, lz4 or zstd:1 to zstd:19
     #[arg(long, value_name = "COMPRESSION")]
     pub compression: Option<Compression>,

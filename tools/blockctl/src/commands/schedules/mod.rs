@@ -116,6 +116,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         local,
         retain_at: args.keep_at.into_iter().map(|keep| keep.0).collect(),
         full: args.full,
+        reupload: args.reupload,
         compression: args.compression,
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),

@@ -150,7 +150,10 @@ fn table(names: &Names, policies: &[Policy], width: Width) -> Table {
         .wide("UUID", |schedule| schedule.schedule_id)
         .wide("VOLUMEID", volume)
         .wide("MAX-BACKUPS", |schedule| kept(schedule, policies, shortly))
-        .wide("FULL", |schedule| schedule.full)
+        .wide("FULL", |schedule| match schedule.reupload {
+            true => "reupload".to_owned(),
+            false => schedule.full.to_string(),
+        })
         .wide("COMPRESSION", |schedule| or_dash(schedule.compression))
         .wide("SCHEDULE", |schedule| &schedule.schedule)
         .narrow("LOCATIONS", |schedule| names.locations(schedule))

@@ -54,6 +54,7 @@ pub(super) async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         local,
         retain_at: (!args.keep_at.is_empty()).then(|| args.keep_at.into_iter().map(|keep| keep.0).collect()),
         full: args.full,
+        reupload: args.reupload,
         compression: if args.location_compression { Some(None) } else { args.compression.map(Some) },
         jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
         priority: args.priority.map(Into::into),
@@ -64,7 +65,7 @@ pub(super) async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     };
     if request == UpdateSchedule::default() {
         return Err(Failure::usage(
-            "no changes given: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --compression, --jitter, --priority or --rule",
+            "no changes given: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --reupload, --compression, --jitter, --priority or --rule",
         ));
     }
     updated(context, Of::Backups, &now, &request).await

@@ -1,0 +1,177 @@
+//! Synthetic full backups: they store the change and reference the rest.
+
+use super::{drills::drill_of, *};
+use blockd_api::{cloudsnaps::VerifyDepth, operations::START_DRILL};
+use blockd_catalog::ActivityRow;
+
+/// Bytes of a second frame in a pack of noise.
+const IN_SECOND_FRAME: usize = 64 + (200 << 10);
+const CHANGE: usize = 64 << 10;
+
+fn full_backup(reupload: bool) -> StartBackup {
+    let options = BackupOptions { full: true, reupload, ..BackupOptions::default() };
+    StartBackup { options, ..backup_of("data") }
+}
+
+impl Host {
+    async fn verified(&self, snap: &str, depth: VerifyDepth) -> Task {
+        let cloud_snapshot_id = Some(snap.parse().unwrap());
+        self.verify(&StartVerify { cloud_snapshot_id, depth, credential: None }).await
+    }
+}
+
+/// Returns the id of a full backup, which must be listed as one with these bytes of changes.
+fn full_id(task: Task, dirty_bytes: usize) -> String {
+    assert_eq!((task.backup_type, task.dirty_bytes), (Some(BackupType::Full), dirty_bytes as u64));
+    let id = task.cloud_snapshot_id.unwrap();
+    assert!(!id.ends_with("-incr"), "{id}");
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn next_full_backup_of_the_cycle_uploads_the_change() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let credential = host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 16 << 20);
+    let mut ids = vec![host.backup("data", false).await.cloud_snapshot_id.unwrap()];
+    let mut frozen = jiff::Timestamp::MIN;
+    for number in 1..=7 {
+        model.write(&volume, number << 20, number, CHANGE);
+        // Activities of one hour are merged: that of the last backup is to be seen alone.
+        let forget = |tx: &rusqlite::Transaction<'_>| -> Result<_, DbError> {
+            Ok(tx.execute("DELETE FROM backup_activity", [])?)
+        };
+        host.engine().db.transaction(forget).unwrap();
+        let task = host.backup("data", false).await;
+        if number < 7 {
+            assert_eq!(task.backup_type, Some(BackupType::Incremental));
+            ids.push(task.cloud_snapshot_id.unwrap());
+            continue;
+        }
+        let id = full_id(task, CHANGE);
+        let listed =
+            host.list().await.into_iter().find(|one| one.cloud_snapshot_id.to_string() == id).unwrap();
+        // Header and tag of two frames and a pack, and an index with the sets of 8 sources.
+        let metadata = listed.stored_bytes - CHANGE as u64;
+        assert!(metadata < 3 << 10, "{metadata} bytes of metadata");
+        assert!(listed.stored_bytes as f64 <= 1.05 * CHANGE as f64, "{listed:?}");
+        assert_eq!(listed.referenced_bytes, (16 << 20) - CHANGE as u64);
+        frozen = listed.created_at;
+        ids.push(id);
+    }
+    let seen = host.inspect_volume("data").await;
+    assert_eq!(seen.last_backups[0].incrementals_since_full, 0);
+    // The search for anomalies sees the change since the last backup.
+    let of = ActivityRow { volume: seen.volume_id, credential };
+    let last = host.engine().db.transaction(|tx| of.history(tx)).unwrap().pop().unwrap();
+    assert_eq!(last.point_in_time.as_microsecond(), frozen.as_microsecond());
+    assert_eq!((last.is_full(), last.dirty_bytes), (false, CHANGE as u64));
+
+    let synthetic = ids.pop().unwrap();
+    for id in &ids {
+        host.delete_cloudsnap(&delete_of(id)).await;
+    }
+    assert_eq!(host.ids().await, [synthetic.as_str()]);
+    model.assert_is(&*host.restore(&synthetic, "copy").await);
+    for depth in [VerifyDepth::Quick, VerifyDepth::Full, VerifyDepth::Deep] {
+        assert_eq!(host.verified(&synthetic, depth).await.state.stage, TaskStage::Done, "{depth:?}");
+    }
+    host.done(host.call(START_DRILL, &drill_of(&synthetic)).await.task_id).await;
+    let lazy = host.restore_lazily(&synthetic, "lazy", false).await;
+    let (lazy, kept) = (host.volume(lazy.volume_name.as_str()), model.clone());
+    tokio::task::spawn_blocking(move || kept.assert_is(&lazy)).await.unwrap();
+
+    host.delete_volume("lazy").await;
+
+    // The next one is incremental to it, and a new copy needs neither.
+    model.write(&volume, 0, 8, CHANGE);
+    let next = host.backup("data", false).await;
+    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), CHANGE as u64));
+    let refused =
+        StartBackup { options: BackupOptions { reupload: true, ..Default::default() }, ..backup_of("data") };
+    host.refused(ErrorCode::InvalidRequest, START_BACKUP, &refused).await;
+    let copy = host.run_backup(&full_backup(true)).await;
+    assert!(copy.uploaded_bytes > 16 << 20, "{copy:?}");
+    let copy = full_id(copy, 16 << 20);
+    for id in [&next.cloud_snapshot_id.unwrap(), &synthetic] {
+        host.delete_cloudsnap(&delete_of(id)).await;
+    }
+    assert_eq!(host.packs().len(), 1);
+    model.assert_is(&*host.restore(&copy, "again").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_source_is_found_and_not_referenced_again() {
+    let host = Host::new().await;
+    let (first, volume, mut model) = host.one_backup().await;
+    let pack = host.packs().remove(0);
+    let synthetic = full_id(host.run_backup(&full_backup(false)).await, 1 << 20);
+    flip_bit(&pack, IN_SECOND_FRAME);
+    let task = host.verified(&synthetic, VerifyDepth::Full).await;
+    assert_eq!(task.state.stage, TaskStage::Failed);
+    let affected = &task.findings.unwrap().damage[0].affects;
+    let of = |snap: &str| affected.iter().find(|one| one.cloud_snapshot_id == snap).map(|one| one.lost_bytes);
+    assert_eq!((of(&synthetic), of(&first)), (Some(128 << 10), Some(128 << 10)));
+
+    // The next one stores the lost blocks again.
+    model.write(&volume, 10 << 20, 5, CHANGE);
+    let next = host.run_backup(&full_backup(false)).await;
+    let next = full_id(next, CHANGE + (128 << 10));
+    assert_eq!(host.verified(&next, VerifyDepth::Deep).await.state.stage, TaskStage::Done);
+    model.assert_is(&*host.restore(&next, "copy").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn synthetic_full_survives_a_crash_at_any_step() {
+    for step in ["backup planned", crash_after_commit::COMMITTED, "backup stored"] {
+        let mut host = Host::new().await;
+        let (_, volume, mut model) = host.one_backup().await;
+        let frozen = model.clone();
+        host.die_at(step);
+        let task = host.call(START_BACKUP, &full_backup(false)).await.items[0].task_id;
+        host.crashed().await;
+        model.write(&volume, 30 << 20, 3, 1 << 20);
+        drop(volume);
+        host.die_and_start().await;
+        let done = host.done(task).await;
+        assert!(done.uploaded_bytes < 2 << 20, "{step}: {done:?}");
+        let id = full_id(done, 1 << 20);
+        host.assert_tidy();
+        frozen.assert_is(&*host.restore(&id, "copy").await);
+        let next = host.backup("data", false).await;
+        assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
+        model.assert_is(&*host.restore(&next.cloud_snapshot_id.unwrap(), "next").await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn synthetic_full_without_its_base_stores_all_data() {
+    for is_resumed in [false, true] {
+        let mut host = Host::new().await;
+        let (base, volume, model) = host.one_backup().await;
+        let (manifest, lost) = (host.manifest(&base), host.manifest(&base));
+        match is_resumed {
+            true => host.die_at(crash_after_commit::COMMITTED),
+            false => host.act_at("backup planned", move |_| fs::remove_file(lost).unwrap()),
+        }
+        let task = host.call(START_BACKUP, &full_backup(false)).await.items[0].task_id;
+        if is_resumed {
+            host.crashed().await;
+            fs::remove_file(&manifest).unwrap();
+            drop(volume);
+            host.stop().await;
+            // Without the host's copy, the base is missed before the commit is repeated.
+            let db = rusqlite::Connection::open(host.dir.path().join("data/blockd.db")).unwrap();
+            db.execute_batch("DELETE FROM catalog").unwrap();
+            drop(db);
+            host.start().await;
+        }
+        let done = host.done(task).await;
+        assert_eq!(done.note.as_deref(), Some("the base of the backup was deleted"));
+        let id = full_id(done, 3 << 20);
+        assert_eq!(host.ids().await, [id.as_str()], "its first commit was taken back");
+        model.assert_is(&*host.restore(&id, "copy").await);
+    }
+}
