@@ -8,8 +8,17 @@ use blockd_extent::{BlockSet, Extent};
 use std::collections::BTreeMap;
 
 /// Maximum number of sources of a planned backup. Blocks of further ones, those with the fewest blocks, are
-/// stored again: so the number of deltas that a snapshot needs stays bounded, and old deltas become unneeded.
+/// stored again, so that the number of deltas that a snapshot needs stays bounded.
 const MAX_PLANNED_SOURCES: usize = 256;
+
+/// A source is sparse if less than this share of its data blocks is referenced. Its blocks are stored again,
+/// so that it can be deleted with the snapshots that need the rest.
+const SPARSE_SHARE: u64 = 4;
+
+/// A backup stores at most this share of the referenced blocks again because their sources are sparse; the
+/// next ones continue. A large source would otherwise make one backup as long as a full one, and look like an
+/// unusual change.
+const MOVED_SHARE: u64 = 32;
 
 /// Blocks of a synthetic full backup that did not change since its base.
 #[derive(Clone, Default, PartialEq, Debug)]
@@ -41,7 +50,7 @@ pub async fn unchanged_since(
     let reader = SnapshotReader::open(repo, base).await?;
     let what = BulkRead { skip: Some(changed), ..BulkRead::default() };
     let mut pages = reader.visible(Extent::whole(base.size_bytes), &what);
-    let mut found: BTreeMap<(DeltaId, i64), BlockSet> = BTreeMap::new();
+    let mut found = Found::new();
     while let Some(page) = pages.next().await? {
         let mut add = |source, displacement, blocks: &BlockSet| {
             let mut blocks = blocks.clone();
@@ -55,7 +64,9 @@ pub async fn unchanged_since(
             add(page.delta.reader.source(group), group.displacement, &group.blocks);
         }
     }
-    let again = take_smallest(&mut found, MAX_PLANNED_SOURCES);
+    let mut again = take_smallest(&mut found, MAX_PLANNED_SOURCES);
+    let data_blocks = base.deltas().map(|delta| (delta.id(), delta.data_blocks)).collect();
+    again.union_with(&take_sparse(&mut found, &data_blocks));
     let references = References::new(found, base.deltas()).map_err(|missing| {
         let what = format!("its references name {}, which the manifest does not", missing.prefix());
         CloudError::damaged(&base.delta.id().index_key(), 0, what)
@@ -63,22 +74,55 @@ pub async fn unchanged_since(
     Ok(Unchanged { references, again })
 }
 
-/// Removes the blocks of all but `max` sources, those with the most blocks.
-fn take_smallest(found: &mut BTreeMap<(DeltaId, i64), BlockSet>, max: usize) -> BlockSet {
+/// Blocks by their sources and displacements.
+type Found = BTreeMap<(DeltaId, i64), BlockSet>;
+
+/// Returns the sources with their numbers of blocks, the one with the fewest first.
+fn by_size(found: &Found) -> Vec<(u64, DeltaId)> {
     let mut sizes: BTreeMap<DeltaId, u64> = BTreeMap::new();
-    for ((source, _), blocks) in found.iter() {
+    for ((source, _), blocks) in found {
         *sizes.entry(*source).or_default() += blocks.len_blocks();
     }
     let mut by_size: Vec<(u64, DeltaId)> = sizes.into_iter().map(|(source, len)| (len, source)).collect();
     by_size.sort_unstable();
-    by_size.truncate(by_size.len().saturating_sub(max));
-    let mut again = BlockSet::new();
-    for ((source, _), blocks) in found.iter() {
-        if by_size.iter().any(|(_, small)| small == source) {
-            again.union_with(blocks);
+    by_size
+}
+
+/// Removes up to `max_blocks` blocks of a source.
+fn take(found: &mut Found, from: DeltaId, max_blocks: u64) -> BlockSet {
+    let mut taken = BlockSet::new();
+    for (_, blocks) in found.range_mut((from, i64::MIN)..=(from, i64::MAX)) {
+        let mut left = max_blocks - taken.len_blocks();
+        let mut part = BlockSet::new();
+        for extent in blocks.extents() {
+            part.insert_extent(Extent::new(extent.start, extent.len_blocks.min(left)));
+            left -= extent.len_blocks.min(left);
+        }
+        blocks.subtract(&part);
+        taken.union_with(&part);
+    }
+    found.retain(|_, blocks| !blocks.is_empty());
+    taken
+}
+
+/// Removes the blocks of all but `max` sources, those with the most blocks.
+fn take_smallest(found: &mut Found, max: usize) -> BlockSet {
+    let (mut again, mut small) = (BlockSet::new(), by_size(found));
+    small.truncate(small.len().saturating_sub(max));
+    small.into_iter().for_each(|(_, source)| again.union_with(&take(found, source, u64::MAX)));
+    again
+}
+
+/// Removes the blocks of sparse sources, up to a share of all blocks.
+fn take_sparse(found: &mut Found, data_blocks: &BTreeMap<DeltaId, u64>) -> BlockSet {
+    let (mut again, by_size) = (BlockSet::new(), by_size(found));
+    let max_blocks = by_size.iter().map(|(len, _)| len).sum::<u64>() / MOVED_SHARE;
+    for (len, source) in by_size {
+        if data_blocks.get(&source).is_some_and(|all| len < all / SPARSE_SHARE) {
+            let left = max_blocks - again.len_blocks();
+            again.union_with(&take(found, source, left));
         }
     }
-    found.retain(|(source, _), _| by_size.iter().all(|(_, small)| small != source));
     again
 }
 
@@ -87,14 +131,17 @@ mod tests {
     use super::*;
     use blockd_extent::{BlockIndex, SnapshotId, VolumeId};
 
+    fn id(snapshot: u64) -> DeltaId {
+        let (cluster, volume) = (uuid::Uuid::nil(), VolumeId::from_u64(1));
+        DeltaId { cluster, volume, snapshot: SnapshotId::from_u64(snapshot) }
+    }
+
+    fn set(start: u64, len: u64) -> BlockSet {
+        BlockSet::from_iter([Extent::new(BlockIndex(start), len)])
+    }
+
     #[test]
     fn blocks_of_the_smallest_sources_are_stored_again() {
-        let id = |snapshot| DeltaId {
-            cluster: uuid::Uuid::nil(),
-            volume: VolumeId::from_u64(1),
-            snapshot: SnapshotId::from_u64(snapshot),
-        };
-        let set = |start, len| BlockSet::from_iter([Extent::new(BlockIndex(start), len)]);
         // The first source has the most blocks together.
         let mut found = BTreeMap::from([
             ((id(1), 0), set(0, 3)),
@@ -109,5 +156,25 @@ mod tests {
         assert_eq!(found.len(), 3);
         assert_eq!(take_smallest(&mut found, 1), set(30, 5));
         assert!(found.keys().all(|(source, _)| *source == id(1)));
+    }
+
+    #[test]
+    fn blocks_of_sparse_sources_are_stored_again_in_parts() {
+        let mut found = BTreeMap::from([
+            ((id(1), 0), set(0, 10)),
+            ((id(1), 9), set(10, 14)),
+            ((id(2), 0), set(100, 25)),
+            ((id(3), 0), set(200, 4)),
+            ((id(4), 0), set(300, 479)),
+        ]);
+        let data_blocks = BTreeMap::from([(id(1), 100), (id(2), 100), (id(3), 20), (id(4), 479)]);
+        // A 32nd of 532 blocks: those of the smallest sparse source, then a part of the next.
+        let mut expected = set(200, 4);
+        expected.union_with(&set(0, 12));
+        assert_eq!(take_sparse(&mut found, &data_blocks), expected);
+        assert_eq!(found.values().map(BlockSet::len_blocks).sum::<u64>(), 532 - 16);
+        assert_eq!(take_sparse(&mut found, &data_blocks), set(12, 12));
+        assert_eq!(take_sparse(&mut found, &data_blocks), BlockSet::new(), "a quarter is not sparse");
+        assert_eq!(by_size(&found), [(25, id(2)), (479, id(4))]);
     }
 }
