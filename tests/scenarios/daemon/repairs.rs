@@ -83,8 +83,9 @@ async fn volume_repairs_a_chain_that_replaces_the_damaged_one() {
     let first = first_backup();
     let next = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     let second = model.clone();
-    let refused = host.run_repair(&repair_of(&full)).await;
-    assert_eq!(refused.error.unwrap().code, ErrorCode::InvalidRequest, "it is not known to be damaged");
+    let refused = api_error(host.client.call(START_REPAIR, &repair_of(&full)).await);
+    assert_eq!(refused.code, ErrorCode::InvalidRequest, "it is not known to be damaged");
+    assert_eq!(host.events_of("repair-failed").await.len(), 0, "a refused request is no failed repair");
     flip_bit(&pack, IN_SECOND_FRAME);
     assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await.len(), 2);
     host.call(MARK_CLOUDSNAP, &MarkCloudsnap { pinned: Some(true), ..mark_of(&full) }).await;
@@ -428,9 +429,10 @@ async fn damaged_manifest_stays_known_after_a_dry_run() {
 async fn rotten_manifest_of_a_later_snapshot_stays_known() {
     let host = Host::new().await;
     let (full, _volume, _) = host.one_backup().await;
+    let pack = host.packs().remove(0);
     let next = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     host.list().await;
-    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
+    flip_bit(pack, IN_SECOND_FRAME);
     flip_bit(host.manifest(&next), 90);
     // The listing takes the manifest from the cache: rotten bits do not change the object's version.
     let after = fs::metadata(host.manifest(&next)).unwrap();

@@ -1,6 +1,6 @@
 //! Cloud snapshots on the command line: an id, a unique prefix of it, a name, or a point of a volume.
 
-mod points;
+pub mod points;
 
 use crate::{
     backup_names::{MIN_HOST_DIGITS, without_host},
@@ -16,7 +16,7 @@ use blockd_api::{
     },
     first_names, operations,
 };
-use points::{Owner, newest};
+use points::{Owner, State, newest};
 use std::{collections::BTreeSet, fmt, str::FromStr};
 use uuid::Uuid;
 
@@ -164,7 +164,20 @@ impl SnapRef {
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
     ) -> Result<CloudSnapshotId, Failure> {
-        self.preferred_copy(context, cred_id, Owner::Any).await
+        self.preferred_copy(context, cred_id, Owner::Any, State::Restorable).await
+    }
+
+    /// Resolves as [`Self::resolve`], but a point in time also selects damaged cloud snapshots.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub async fn resolve_in(
+        &self,
+        state: State,
+        context: &Context<'_>,
+        cred_id: Option<&CredentialRef>,
+    ) -> Result<CloudSnapshotId, Failure> {
+        self.preferred_copy(context, cred_id, Owner::Any, state).await
     }
 
     /// Resolves as [`Self::resolve`] to one cloud snapshot that overwrites a volume: the name of a volume of
@@ -177,7 +190,7 @@ impl SnapRef {
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
     ) -> Result<CloudSnapshotId, Failure> {
-        self.preferred_copy(context, cred_id, Owner::Present).await
+        self.preferred_copy(context, cred_id, Owner::Present, State::Restorable).await
     }
 
     /// Resolves as [`Self::resolve`], to all copies of the point in time.
@@ -185,7 +198,7 @@ impl SnapRef {
     /// # Errors
     /// As [`Self::resolve`].
     pub async fn resolve_copies(&self, context: &Context<'_>) -> Result<Vec<CloudSnapshotId>, Failure> {
-        Ok(self.copies(context, None, Owner::Any).await?.0)
+        Ok(self.copies(context, None, Owner::Any, State::Restorable).await?.0)
     }
 
     async fn preferred_copy(
@@ -193,8 +206,9 @@ impl SnapRef {
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
         owner: Owner,
+        state: State,
     ) -> Result<CloudSnapshotId, Failure> {
-        let (copies, list) = self.copies(context, cred_id, owner).await?;
+        let (copies, list) = self.copies(context, cred_id, owner, state).await?;
         let default = match is_one_location(&copies, &list) {
             true => None,
             false => {
@@ -202,7 +216,7 @@ impl SnapRef {
                 credentials.into_iter().find(|one| one.is_default).map(|one| one.credential_id)
             }
         };
-        preferred(&copies, default, &list)
+        preferred(&copies, default, &list, state)
     }
 
     /// Resolves as [`Self::resolve_own`] to one cloud snapshot that a command changes or deletes, without
@@ -215,9 +229,9 @@ impl SnapRef {
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
     ) -> Result<CloudSnapshotId, Failure> {
-        let (copies, list) = self.copies(context, cred_id, Owner::Present).await?;
+        let (copies, list) = self.copies(context, cred_id, Owner::Present, State::Restorable).await?;
         match is_one_location(&copies, &list) {
-            true => preferred(&copies, None, &list),
+            true => preferred(&copies, None, &list, State::Restorable),
             false => Err(ambiguous(self, &copies, true, &list)),
         }
     }
@@ -228,6 +242,7 @@ impl SnapRef {
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
         owner: Owner,
+        state: State,
     ) -> Result<(Vec<CloudSnapshotId>, CloudsnapList), Failure> {
         if let Some(id) = self.whole() {
             return Ok((vec![id], CloudsnapList::default()));
@@ -253,7 +268,7 @@ impl SnapRef {
         }
         let copies = match self {
             Self::Text(text) => self.matching(text, &list)?,
-            Self::Point(point) => newest(context, point, &list.list.items, owner).await?,
+            Self::Point(point) => newest(context, point, &list, owner, state).await?,
         };
         Ok((copies, list))
     }
@@ -294,18 +309,23 @@ fn is_one_location(copies: &[CloudSnapshotId], list: &CloudsnapList) -> bool {
     copies.len() == 1 || entries.map(|one| one.credential_id).collect::<BTreeSet<_>>().len() == 1
 }
 
-/// Selects a copy of one point in time: a readable one, if possible that of the default credential, otherwise
-/// the newest.
+/// Selects a copy of one point in time: a readable one, or for a repair a damaged one; if possible that of the
+/// default credential, otherwise the newest.
 fn preferred(
     copies: &[CloudSnapshotId],
     default: Option<Uuid>,
     list: &CloudsnapList,
+    state: State,
 ) -> Result<CloudSnapshotId, Failure> {
     let rank = |id: &&CloudSnapshotId| {
         let entries = list.list.items.iter().filter(|one| one.cloud_snapshot_id == **id);
         let rank = |one: &Cloudsnap| {
             let is_readable = one.status == CloudsnapStatus::Done;
-            (is_readable, Some(one.credential_id) == default, one.completed_at)
+            (
+                is_readable != (state == State::DamagedFirst),
+                Some(one.credential_id) == default,
+                one.completed_at,
+            )
         };
         (entries.map(rank).max(), **id)
     };

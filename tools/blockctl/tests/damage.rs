@@ -111,12 +111,48 @@ fn latest_of_damaged_backups_names_the_damage() {
     let damaged = i32::from(blockd_api::ErrorCode::CloudsnapDamaged.exit_status());
     for (line, id) in [
         ("cs restore db --at 2026-11-20T21:00", snap("59-62-incr")),
-        ("cs inspect db@latest", snap("59-63-incr")),
+        ("cs verify db@latest", snap("59-63-incr")),
     ] {
         let ran = fake.run(line);
         let cause = format!("cloud snapshot {id} is damaged");
-        let way = format!("blockctl cloudsnap restore {id} --skip-damaged");
+        let ways = ["repair", "restore"].map(|way| format!("blockctl cloudsnap {way} {id} "));
         assert_eq!(ran.status, damaged, "{line} {ran:?}");
-        assert!(ran.stderr.contains(&cause) && ran.stderr.contains(&way), "{line} {ran:?}");
+        assert!(ran.stderr.contains(&cause) && ways.iter().all(|way| ran.stderr.contains(way)), "{ran:?}");
+    }
+    fake.run("cs inspect db@latest");
+    let inspected = fake.seen().pop().unwrap();
+    assert!(inspected.line.contains("/v1/cloudsnaps/inspect"), "{inspected:?}");
+}
+
+/// The newest intact one is older, and a copy of the newest at another location is intact.
+#[test]
+fn repair_of_latest_selects_the_newest_damaged_copy() {
+    let entry = |suffix: &str, created: &str, status: &str, location: &str| {
+        let mut entry = cloudsnap(suffix);
+        (entry["cloudSnapshotId"], entry["volumeId"]) = (json!(snap(suffix)), json!("59"));
+        (entry["volumeName"], entry["createdAt"]) = (json!("db"), json!(created));
+        (entry["credentialName"], entry["status"]) = (json!(location), json!(status));
+        entry
+    };
+    const NEWEST: &str = "2026-11-21T21:00:30Z";
+    let entries = [
+        entry("59-61", "2026-11-20T20:59:10Z", "Done", "nas"),
+        entry("59-62", NEWEST, "Damaged", "nas"),
+        entry("59-63", NEWEST, "Done", "s3"),
+    ];
+    let damaged = |created: &str| {
+        let credential = "00000000-0000-0000-0000-000000000002";
+        json!([{ "cloudSnapshotId": snap("59-64"), "credentialId": credential, "createdAt": created, "reason": "" }])
+    };
+    for (damaged, expected) in [
+        (json!([]), "59-62"),
+        (damaged("2026-11-20T21:00:00Z"), "59-62"),
+        (damaged("2026-11-21T21:00:31Z"), "59-64"),
+    ] {
+        let list = json!({ "items": entries, "next": null, "damaged": damaged, "failedCredentials": [], "total": 3 });
+        let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list))]);
+        let ran = fake.run("cs repair db@latest");
+        let sent = fake.seen().pop().unwrap();
+        assert_eq!(sent.body["cloudSnapshotId"], snap(expected), "{ran:?}");
     }
 }

@@ -274,6 +274,9 @@ pub struct DamagedCloudsnap {
     /// Id of the location, as that of a readable entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub location_id: Option<Uuid>,
+    /// Point in time, if this host has a copy of the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
     /// Reason, in one line.
     pub reason: String,
 }

@@ -8,7 +8,7 @@ pub mod retention_overrides;
 pub mod space;
 
 use crate::{
-    error::ServiceError,
+    error::{ServiceError, blocking},
     host::Host,
     leases::{self, Leases},
     proofs::{self, Proofs},
@@ -25,10 +25,11 @@ use blockd_api::{
     },
 };
 use blockd_catalog::{
-    CredentialRow, Db, DbError, DbManifestCache, DrillRow, KnownProofs, RetentionOverride,
-    RetentionOverrides,
+    CredentialRow, Db, DbError, DbManifestCache, DrillRow, KnownProofs, RetentionOverride, RetentionOverrides,
 };
-use blockd_cloud::{CloudError, CloudSnapshotId, CompressionReport, LevelUse, Manifest, ManifestFilter};
+use blockd_cloud::{
+    CloudError, CloudSnapshotId, CompressionReport, LevelUse, Manifest, ManifestCache, ManifestFilter,
+};
 use futures::StreamExt;
 use jiff::Timestamp;
 use std::{collections::BTreeSet, sync::Arc};
@@ -338,12 +339,17 @@ impl CloudSnapshots {
                 }
                 // Deleted after it was listed.
                 Err(CloudError::SnapshotNotFound { .. }) => {}
-                Err(error) => found.damaged.push(DamagedCloudsnap {
-                    cloud_snapshot_id: item.id.map_or(item.key, |id| id.to_string()),
-                    credential_id: credential.uuid,
-                    location_id,
-                    reason: error.to_string(),
-                }),
+                Err(error) => {
+                    let (cache, key) = (catalog.clone(), item.key.clone());
+                    let copy = blocking(move || Ok::<_, ServiceError>(cache.load(&key))).await?;
+                    found.damaged.push(DamagedCloudsnap {
+                        cloud_snapshot_id: item.id.map_or(item.key, |id| id.to_string()),
+                        credential_id: credential.uuid,
+                        location_id,
+                        created_at: copy.map(|copy| copy.description.created),
+                        reason: error.to_string(),
+                    });
+                }
             }
         }
         Ok(())

@@ -20,7 +20,8 @@ use blockd_api::{
     tasks::{TaskKind, TaskStarted},
 };
 use blockd_catalog::{
-    Db, DbManifestCache, KnownDamage, ProofRow, RepairTask, RetentionOverride, TaskRow, TaskSpec,
+    Db, DbError, DbManifestCache, KnownDamage, KnownProofs, ProofRow, RepairTask, RetentionOverride, TaskRow,
+    TaskSpec,
 };
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};
@@ -54,6 +55,13 @@ const DELETE_AGAIN_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Findings whose repair the maintenance has started, with the times of their proofs.
 pub type RepairAttempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
 
+/// Returns the refusal of a cloud snapshot that is not known to be damaged.
+pub(super) fn not_damaged(id: &CloudSnapshotId) -> ServiceError {
+    let message =
+        format!("cloud snapshot {id} is not known to be damaged: `blockctl cloudsnap verify {id}` reads it");
+    ServiceError::refused(ErrorCode::InvalidRequest, message)
+}
+
 impl Repairs {
     /// Starts the repair of a cloud snapshot, and of the later ones that need its damaged blocks.
     ///
@@ -70,7 +78,10 @@ impl Repairs {
         match self.repositories.preflight_manifest(credential.uuid, &id).await {
             // This host may have a copy of it.
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::Damaged { .. }) => {}
-            answer => drop(answer?),
+            answer => {
+                answer?;
+                self.refuse_undamaged(credential.uuid, id).await?;
+            }
         }
         let _admission = self.admission.lock().await;
         crate::repositories::preflight::check_cancelled()?;
@@ -95,6 +106,18 @@ impl Repairs {
         row.detail.volume_name = self.registry.source_name(&id, self.host.cluster);
         row.detail.credential_name = credential.name.to_string();
         self.runner.store_and_launch(row, |_| Ok(())).await
+    }
+
+    /// Refuses a cloud snapshot with a readable manifest that is not known to be damaged or repaired.
+    async fn refuse_undamaged(&self, credential: Uuid, id: CloudSnapshotId) -> Result<(), ServiceError> {
+        let now = Timestamp::now();
+        let is_known = self.db.run(move |tx| -> Result<_, DbError> {
+            let proofs = ProofRow::of_repository(tx, credential)?;
+            Ok(proofs.iter().any(|proof| proof.cloudsnap == id && !proof.sound)
+                || KnownProofs::of_location(tx, credential, now)?.damage_of_others(&id).is_some()
+                || DbManifestCache::repaired(tx, &id)?.is_some())
+        });
+        if is_known.await? { Ok(()) } else { Err(not_damaged(&id)) }
     }
 
     fn own_volume(&self, id: &CloudSnapshotId) -> Option<VolumeId> {

@@ -66,10 +66,7 @@ impl Known {
             return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, message));
         };
         if !self.damaged.contains_key(id) && self.repaired(id).is_none() {
-            let message = format!(
-                "cloud snapshot {id} is not known to be damaged: `blockctl cloudsnap verify {id}` reads it"
-            );
-            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+            return Err(super::not_damaged(id));
         }
         let needs = |manifest: &&Manifest| {
             manifest.deltas().skip(1).any(|delta| *delta == own.delta)

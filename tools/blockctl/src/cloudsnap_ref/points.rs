@@ -8,9 +8,10 @@ use crate::{
 };
 use blockd_api::{
     ApiError, ClientError, ErrorCode, VolumeId, VolumeRef,
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus},
     first_names, operations,
 };
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -21,6 +22,17 @@ pub(super) enum Owner {
     Any,
     /// The volume that has the name on this host now, if there is one.
     Present,
+}
+
+/// States of the cloud snapshots that a point in time may select.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not known to be damaged.
+    Restorable,
+    /// Also damaged ones.
+    Any,
+    /// As [`Self::Any`]; of several copies, a damaged one.
+    DamagedFirst,
 }
 
 /// Returns the volumes of cloud snapshots, each with its host.
@@ -80,29 +92,51 @@ async fn eligible<'a>(
     Ok(eligible)
 }
 
-/// Returns the copies of the newest restorable cloud snapshot that a point in time selects.
+/// Returns the copies of the newest cloud snapshot that a point in time selects.
 ///
 /// # Errors
 /// None of those that count, or several volumes have one.
 pub(super) async fn newest(
     context: &Context<'_>,
     point: &VolumePoint,
-    all: &[Cloudsnap],
+    list: &CloudsnapList,
     owner: Owner,
+    state: State,
 ) -> Result<Vec<CloudSnapshotId>, Failure> {
+    let all = &list.list.items[..];
     let eligible = eligible(context, &point.volume, all, owner).await?;
-    let is_wanted = |one: &&Cloudsnap| one.status == CloudsnapStatus::Done && point.includes(one.created_at);
+    let counts = |one: &Cloudsnap| state != State::Restorable || one.status == CloudsnapStatus::Done;
+    let is_wanted = |one: &&Cloudsnap| counts(one) && point.includes(one.created_at);
     let wanted: Vec<&Cloudsnap> = eligible.iter().copied().filter(is_wanted).collect();
     if sources(&wanted).len() > 1 {
         return Err(several_sources(&point.volume, &wanted));
     }
-    let newest = wanted.iter().map(|one| one.created_at).max();
+    let mut found: Vec<_> = wanted.iter().map(|one| (one.created_at, one.cloud_snapshot_id)).collect();
+    if state != State::Restorable {
+        found.extend(unreadable(point, list, &sources(&eligible)));
+    }
+    let newest = found.iter().map(|(created_at, _)| *created_at).max();
     let copies: BTreeSet<CloudSnapshotId> =
-        wanted.iter().filter(|one| Some(one.created_at) == newest).map(|one| one.cloud_snapshot_id).collect();
+        found.into_iter().filter(|(at, _)| Some(*at) == newest).map(|(_, id)| id).collect();
     match copies.is_empty() {
         true => Err(none(point, all, &eligible)),
         false => Ok(copies.into_iter().collect()),
     }
+}
+
+/// Returns the cloud snapshots of these volumes, or of the listed ones if there are none, whose manifest is
+/// damaged and whose point in time this host knows.
+fn unreadable(
+    point: &VolumePoint,
+    list: &CloudsnapList,
+    volumes: &BTreeSet<(Uuid, VolumeId)>,
+) -> Vec<(Timestamp, CloudSnapshotId)> {
+    let is_of = |id: &CloudSnapshotId| volumes.is_empty() || volumes.contains(&(id.cluster, id.volume));
+    let known = list.damaged.iter().filter_map(|one| {
+        let created_at = one.created_at.filter(|at| point.includes(*at))?;
+        Some((created_at, one.cloud_snapshot_id.parse().ok()?))
+    });
+    known.filter(|(_, id)| is_of(id)).collect()
 }
 
 /// Reports that no eligible cloud snapshot can be restored, and which other volumes of the name have some.
@@ -117,7 +151,9 @@ fn none(point: &VolumePoint, all: &[Cloudsnap], eligible: &[&Cloudsnap]) -> Fail
         |one: &&&Cloudsnap| one.status == CloudsnapStatus::Damaged && point.includes(one.created_at);
     if let Some(damaged) = eligible.iter().filter(is_damaged).max_by_key(|one| one.created_at) {
         let id = damaged.cloud_snapshot_id;
-        let hint = format!("`blockctl cloudsnap restore {id} --skip-damaged` restores what can be read");
+        let hint = format!(
+            "`blockctl cloudsnap repair {id} --wait` repairs it; `blockctl cloudsnap restore {id} --skip-damaged` restores what can be read"
+        );
         message += &format!(": cloud snapshot {id} is damaged");
         return ApiError::new(ErrorCode::CloudsnapDamaged, message).with_hint(hint).into();
     }

@@ -1,7 +1,7 @@
 //! `blockctl cloudsnap repair`
 
 use crate::{
-    cloudsnap_ref::SnapRef,
+    cloudsnap_ref::{SnapRef, points::State},
     commands::arguments::{CredentialArg, WaitArg, WideArg},
     failure::Exit,
     output::Context,
@@ -45,8 +45,9 @@ pub struct RepairArgs {
 }
 
 pub(super) async fn repair(context: &Context<'_>, args: RepairArgs) -> Exit {
+    let cred_id = args.credential.cred_id.as_ref();
     let request = StartRepair {
-        cloud_snapshot_id: args.snap.resolve(context, args.credential.cred_id.as_ref()).await?,
+        cloud_snapshot_id: args.snap.resolve_in(State::DamagedFirst, context, cred_id).await?,
         credential: args.credential.cred_id,
         from: args.from,
         dry_run: args.dry_run,

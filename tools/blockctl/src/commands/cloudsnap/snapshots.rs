@@ -2,7 +2,7 @@
 
 use super::retire::delete_all;
 use crate::{
-    cloudsnap_ref::SnapRef,
+    cloudsnap_ref::{SnapRef, points::State},
     commands::arguments::{CredentialArg, SnapArg, WaitArg},
     confirm::YesArg,
     failure::{Exit, Failure},
@@ -142,7 +142,8 @@ pub fn drill_text(entry: &Cloudsnap) -> String {
 }
 
 pub async fn inspect(context: &Context<'_>, args: InspectArgs) -> Exit {
-    let id = args.snap.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
+    let cred_id = args.credential.cred_id.as_ref();
+    let id = args.snap.snap.resolve_in(State::Any, context, cred_id).await?;
     let query = InspectCloudsnap { cloud_snapshot_id: id, credential: args.credential.cred_id };
     let detail = context.client.call(operations::INSPECT_CLOUDSNAP, &query).await?;
     context.output.describe(&detail, || facts(&detail))
