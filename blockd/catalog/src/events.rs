@@ -69,7 +69,14 @@ impl NewEvent {
         let name = task.kind();
         let damage = task.detail.findings.as_ref().map_or(0, |findings| findings.damage_total);
         let error = task.detail.error.as_ref();
+        // The deletion was intended.
+        let is_deleted =
+            name == TaskKind::Drill && error.is_some_and(|error| error.code == ErrorCode::CloudsnapNotFound);
         let (severity, message) = match task.state {
+            TaskStage::Failed if is_deleted => {
+                let why = error.map_or("", |error| error.message.as_str());
+                (Severity::Warning, format!("{name} was stopped: {why}"))
+            }
             TaskStage::Failed => {
                 let why = error.map_or("blockd gave no reason", |error| error.message.as_str());
                 (Severity::Error, format!("{name} failed: {why}"))
@@ -82,6 +89,7 @@ impl NewEvent {
             (TaskStage::Failed, Some(ErrorCode::CloudsnapDamaged)) if name == TaskKind::Drill => {
                 EventKind::DamageFound
             }
+            (TaskStage::Failed, _) if is_deleted => EventKind::DrillStopped,
             (TaskStage::Failed, Some(ErrorCode::StoreUnreachable)) => EventKind::StoreUnreachable,
             _ => kind_of_end(name, task.state),
         };

@@ -322,6 +322,7 @@ async fn source_deleted_during_a_drill_is_no_damage() {
     let (code, drill) = host.failed_drill(&drill_of(&snap)).await;
     assert_eq!((code, drill), (ErrorCode::CloudsnapNotFound, None));
     assert_eq!((host.drill_proofs(), host.damaged().await.as_str()), (0, "0"));
+    assert_eq!(host.events_of("drill-stopped").await.len(), 1);
     host.refused(ErrorCode::CloudsnapNotFound, START_DRILL, &drill_of(&snap)).await;
 }
 

@@ -197,9 +197,11 @@ fn damaged(known: &Known) -> impl Iterator<Item = HealthProblem> {
 
 /// Returns the anomalies without an acknowledgement.
 fn anomalies(known: &Known) -> impl Iterator<Item = HealthProblem> {
+    // `anomaly list` shows those of deleted volumes.
+    let is_there = |one: &&BackupAnomaly| known.volumes.iter().any(|other| other.volume_id == one.volume_id);
     // A complete id is longer than a line.
     let short = ShortIds::new(known.anomalies.iter().filter_map(|one| one.last_normal_cloud_snapshot_id));
-    known.anomalies.iter().map(move |one| {
+    known.anomalies.iter().filter(is_there).map(move |one| {
         let changes: Vec<_> = one.findings.iter().map(describe).collect();
         let cause = format!(
             "unusual changes of volume {} at {}: {}",
@@ -368,12 +370,12 @@ fn is_of(event: &Event, id: Option<VolumeId>, name: Option<&VolumeName>) -> bool
 /// reports the state behind an event; it ends with that state.
 fn is_state(known: &Known, event: &Event) -> bool {
     match event.kind.as_str() {
-        "volume-degraded" => known.volumes.iter().any(|volume| {
-            volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
-        }),
         "anomaly-found"
+        | "clock-differs"
+        | "clock-unknown"
         | "damage-found"
         | "volume-damaged"
+        | "volume-degraded"
         | "data-directory-full"
         | "key-slot-damaged"
         | "lease-not-renewed"
@@ -427,6 +429,26 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
     }
 }
 
+/// Returns true if the same operation on the same object failed again later: the newest failure is reported.
+fn is_repeated(known: &Known, event: &Event) -> bool {
+    let object = |event: &Event| {
+        let volume = event.volume_id.map_or_else(|| event.volume_name.clone().map(Err), |id| Some(Ok(id)));
+        (event.kind.clone(), volume, event.credential_name.clone(), event.cloud_snapshot_id.clone())
+    };
+    event.task_id.is_some()
+        && known.events.iter().any(|other| {
+            other.event_id > event.event_id && other.task_id.is_some() && object(other) == object(event)
+        })
+}
+
+/// Returns the next action for an event.
+fn action_of(event: &Event) -> String {
+    match (event.kind.as_str(), event.task_id) {
+        ("drill-failed", Some(task)) => format!("blockctl cloudsnap drill inspect {}", short_uuid(task)),
+        _ => format!("blockctl events --errors (event {})", event.event_id),
+    }
+}
+
 /// Returns true if a task of a kind that repeats the operation of an event was done later.
 fn is_done_later(known: &Known, event: &Event, kind: TaskKind, repeats: impl Fn(&Task) -> bool) -> bool {
     known.tasks.iter().any(|task| {
@@ -445,14 +467,13 @@ fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     // A task that can be resumed is a problem of its own.
     let is_of_kept =
         |event: &Event| known.tasks.iter().any(|task| is_kept(task) && event.task_id == Some(task.task_id));
-    let events =
-        events.filter(|event| !is_state(known, event) && !is_made_good(known, event) && !is_of_kept(event));
+    let is_settled = |event: &&Event| {
+        is_state(known, event) || is_made_good(known, event) || is_repeated(known, event) || is_of_kept(event)
+    };
     events
+        .filter(|event| !is_settled(event))
         .take(MAX_EVENTS)
-        .map(|event| {
-            let action = format!("blockctl events --errors (event {})", event.event_id);
-            HealthProblem::new("event", event.message.clone(), action)
-        })
+        .map(|event| HealthProblem::new("event", event.message.clone(), action_of(event)))
         .collect()
 }
 

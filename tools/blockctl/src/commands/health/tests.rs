@@ -202,8 +202,33 @@ fn error_event_ends_with_a_later_success() {
         assert_eq!(lines(&parts).len(), reported, "{name}");
     }
     // The daemon reports these states itself, until they end.
-    let states = [event(1, NOW, "data-directory-full"), event(2, NOW, "key-slot-damaged")];
+    let kinds = ["data-directory-full", "key-slot-damaged", "clock-differs", "clock-unknown"];
+    let states: Vec<Value> = kinds.iter().map(|kind| event(1, NOW, kind)).collect();
     assert!(lines(&json!({ "events": states })).is_empty());
+}
+
+#[test]
+fn repeated_failure_of_a_task_is_reported_once() {
+    const TASK: &str = "7f3c2a10-5a0e-4a6c-9d35-0d2f5f0b7a11";
+    let failed = |id: u64, kind: &str, volume: &str| {
+        let mut event = event(id, NOW, kind);
+        (event["taskId"], event["volumeName"]) = (json!(TASK), json!(volume));
+        event
+    };
+    let events = [
+        failed(1, "scrub-failed", "db"),
+        failed(2, "scrub-failed", "web"),
+        failed(3, "scrub-failed", "db"),
+        failed(4, "drill-failed", "db"),
+    ];
+    let parts = json!({ "events": events });
+    assert_eq!(lines(&parts), ["drill-failed 4", "scrub-failed 3", "scrub-failed 2"]);
+    let actions: Vec<String> =
+        problems(&known(&parts), NOW.parse().unwrap()).into_iter().map(|one| one.action).collect();
+    assert_eq!(
+        actions[..2],
+        ["blockctl cloudsnap drill inspect 7f3c2a10", "blockctl events --errors (event 3)"]
+    );
 }
 
 #[test]
@@ -240,7 +265,9 @@ fn acknowledged_anomaly_is_no_problem() {
         "lastNormalCloudSnapshotId": "591d4b67-95d7-481e-aec5-14223ac55170/1819154262174038911-4745512035340000001-incr",
         "detectedAt": NOW, "findings": [], "protecting": true
     });
-    let open = problems(&known(&json!({ "events": events, "anomalies": [anomaly] })), NOW.parse().unwrap());
+    let volumes = json!([volume("db", "up")]);
+    let parts = json!({ "events": events, "anomalies": [anomaly], "volumes": volumes });
+    let open = problems(&known(&parts), NOW.parse().unwrap());
     let kinds: Vec<_> = open.iter().map(|one| one.kind.as_str()).collect();
     assert_eq!(kinds, ["anomaly"]);
     assert_eq!(
@@ -248,17 +275,18 @@ fn acknowledged_anomaly_is_no_problem() {
         "check the volume; the last normal backup is 47455120; then blockctl anomaly acknowledge 7f3c2a10"
     );
     assert!(lines(&json!({ "events": events })).is_empty());
+    assert!(lines(&json!({ "anomalies": [anomaly] })).is_empty(), "its volume was deleted");
 }
 
 #[test]
 fn volume_not_served_is_reported_once() {
-    let mut degraded = event(1, NOW, "volume-degraded");
-    let volume = json!([volume("db", "failed")]);
-    let parts = json!({ "volumes": volume, "events": [degraded] });
+    let degraded = event(1, NOW, "volume-degraded");
+    let failed = json!([volume("db", "failed")]);
+    let parts = json!({ "volumes": failed, "events": [degraded] });
     assert_eq!(lines(&parts), ["volume db is not served: its disk is gone"]);
-    // A volume that is served again or gone has no other report.
-    degraded["volumeName"] = json!("other");
-    assert_eq!(lines(&json!({ "volumes": volume, "events": [degraded] })).len(), 2);
+    for volumes in [json!([volume("db", "up")]), json!([])] {
+        assert!(lines(&json!({ "volumes": volumes, "events": [degraded] })).is_empty(), "{volumes}");
+    }
 }
 
 #[test]
