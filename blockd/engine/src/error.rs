@@ -288,7 +288,7 @@ pub const ENDLESS_HINT: &str =
     "check who writes to the store: its listing is larger, or slower, than backups explain";
 
 /// Next action for blocks of a volume that do not match their checksums.
-pub(crate) const ALTERED_BLOCKS_HINT: &str = "the disk altered data: check it and the kernel log; a restore of the last cloud snapshot to a new volume has the blocks as they were";
+pub(crate) const ALTERED_BLOCKS_HINT: &str = "the disk altered data: check it and the kernel log; `blockctl volume scrub VOLUME --repair --wait` repairs the blocks from cloud snapshots that prove their content";
 
 fn cloud_hint(error: &CloudError) -> Option<&'static str> {
     Some(match error {

@@ -1,7 +1,14 @@
 //! Reported failures, resources in use, and restarts.
 
 use super::{resume::DISCARD, *};
-use blockd_api::{RESTORED_FROM, cloudsnaps::VerifyDepth, lazy::StartInPlace, snapshots::RestoreSnapshot};
+use blockd_api::{
+    Labels, RESTORED_FROM, SnapshotRef,
+    cloudsnaps::VerifyDepth,
+    lazy::StartInPlace,
+    snapshots::{DiffSnapshots, RestoreSnapshot},
+    tasks::StartScrub,
+    volumes::CloneVolume,
+};
 use blockd_engine::volumes::registry::VolumeEntry;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +84,7 @@ async fn altered_block_is_not_uploaded() {
         let error = host.wait(task).await.error.unwrap();
         assert_eq!(error.code, ErrorCode::VolumeFailed, "{error:?}");
         assert!(error.message.contains("does not match its checksum"), "{error:?}");
-        assert!(error.hint.as_ref().unwrap().contains("kernel log"), "{error:?}");
+        assert!(error.hint.as_ref().unwrap().contains("volume scrub VOLUME --repair"), "{error:?}");
     }
     assert_eq!(host.list().await.len(), 1);
     fs::write(&layer, content).unwrap();
@@ -386,4 +393,42 @@ async fn restore_without_room_for_its_labels_is_not_done() {
     assert_eq!(host.inspect_volume("data").await.labels.to_string(), format!("app=db,{asked}"));
     drop(volume);
     host.stop().await;
+}
+
+/// A bit of a block set is flipped.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_for_a_failed_volume_have_listed_errors() {
+    let mut host = Host::new().await;
+    let (snap, volume, _) = host.one_backup().await;
+    host.take_snapshot("data", &new_snapshot("before")).await;
+    let dir = volume.dir().to_owned();
+    drop(volume);
+    host.stop().await;
+    for set in walk(&dir).into_iter().filter(|path| path.ends_with(".set")) {
+        damage(set);
+    }
+    host.start().await;
+    assert!(host.inspect_volume("data").await.state_reason.is_some());
+    let (name, client) = ("data".parse().unwrap(), &host.client);
+    let before: SnapshotRef = "data@before".parse().unwrap();
+    let clone =
+        CloneVolume { name: "copy".parse().unwrap(), snapshot: before.clone(), labels: Labels::default() };
+    let back = RestoreSnapshot { snapshot: before.clone(), discard: true };
+    let diff = DiffSnapshots { from: before.clone(), to: None, offset_bytes: None };
+    let grow = UpdateVolume { size_bytes: Some(2 * SIZE_BYTES), ..Default::default() };
+    let scrub = StartScrub { volume: Some("data".parse().unwrap()), ..Default::default() };
+    // An error that the table does not list is an internal one.
+    for error in [
+        api_error(client.call_at(CHECK_VOLUME, &name, &()).await),
+        api_error(client.call_at(CLONE_VOLUME, &name, &clone).await),
+        api_error(client.call_at(CREATE_SNAPSHOT, &name, &new_snapshot("x")).await),
+        api_error(client.call_at(DIFF_SNAPSHOTS, &name, &diff).await),
+        api_error(client.call_at(RESTORE_SNAPSHOT, &name, &back).await),
+        api_error(client.call_at(UPDATE_VOLUME, &name, &grow).await),
+        api_error(client.call(START_BACKUP, &backup_of("data")).await),
+        api_error(client.call(START_IN_PLACE, &in_place_restore(&snap, "data")).await),
+        api_error(client.call(START_SCRUB, &scrub).await),
+    ] {
+        assert_eq!(error.code, ErrorCode::VolumeFailed, "{error:?}");
+    }
 }

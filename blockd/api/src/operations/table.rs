@@ -266,7 +266,7 @@ operations! {
     "List restore drills"
     LIST_DRILLS: ((), ListDrills) -> List<Drill> = get(ReadOnly, "/v1/drills");
     "Scrub the local data of volumes"
-    START_SCRUB: ((), StartScrub) -> TaskStarted = post(Operator, "/v1/scrub").errors(&[A_VOLUME]);
+    START_SCRUB: ((), StartScrub) -> TaskStarted = post(Operator, "/v1/scrub").errors(&[AN_OPEN_VOLUME]);
     "Collect garbage in a store"
     COLLECT_GARBAGE: ((), CollectGarbage) -> GarbageCollected = post(Admin, "/v1/cloudsnaps/gc")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse]]);
