@@ -157,6 +157,9 @@ pub struct Volume {
     pub discarded_writes: Option<DiscardedWrites>,
     /// URI of the export; see [`crate::nbd_unix_uri`].
     pub uri: String,
+    /// Bytes that are damaged on the disk and not repaired: their reads fail.
+    #[serde(default, skip_serializing_if = "crate::tasks::is_zero")]
+    pub damaged_bytes: u64,
     /// NBD connections.
     pub connections: u64,
     /// Attachment to a device of this host.

@@ -67,6 +67,7 @@ async fn flipped_bit_is_found_reported_and_repaired() {
     assert_eq!(findings.damage[0].offset_bytes, 40 * BLOCK);
     assert!(findings.damage[0].object.contains("volume data"), "{findings:?}");
     assert!(findings.damage[0].cause.starts_with("8192 bytes differ from their checksum"), "{findings:?}");
+    assert_eq!(host.inspect_volume("data").await.damaged_bytes, 3 * BLOCK);
     let events = host.events_of("volume-damaged").await;
     assert_eq!((events.len(), events[0].severity, events[0].credential_id), (1, Severity::Error, None));
     assert!(events[0].message.contains("12288 bytes of volume data"), "{events:?}");
@@ -108,6 +109,13 @@ async fn unproven_content_is_not_written() {
     }
     let task = host.scrub(scrub_of("data", true)).await;
     assert_eq!(task.state.to_string(), "Scrub-Failed");
+    let damage = task.findings.unwrap().damage;
+    let repaired: Vec<_> =
+        damage.iter().filter(|one| one.cause.ends_with("; repaired")).map(|one| one.offset_bytes).collect();
+    // The former content of block 60, too.
+    assert_eq!(repaired, [40 * BLOCK, 60 * BLOCK], "{damage:?}");
+    assert!(damage.iter().any(|one| one.cause.contains("snapshot later;")), "{damage:?}");
+    assert!(damage.len() >= 3 && damage.iter().all(|one| one.cause.ends_with("repaired")), "{damage:?}");
     assert!(can_read(&volume, 40) && !can_read(&volume, 60) && !can_read(&volume, 1000));
     assert!(host.damage_problems().await[0].contains("bytes of volume data are damaged"));
     // A write heals the block; the snapshot keeps its damage.

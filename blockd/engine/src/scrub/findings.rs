@@ -8,12 +8,35 @@ use crate::{
 };
 use blockd_api::tasks::DamageFinding;
 use blockd_cloud::CancelToken;
-use blockd_extent::{BlockSet, Extent};
+use blockd_extent::{BlockSet, Epoch, Extent};
 use blockd_volume::{LayerDamage, Volume};
 use std::sync::Arc;
 
 /// Maximum number of listed damaged extents.
 pub(super) const MAX_FINDINGS: usize = 100;
+
+/// Damaged extent of a layer with its description.
+pub(super) struct Listed {
+    /// Epoch that names the layer's files.
+    pub(super) file: Epoch,
+    pub(super) extent: Extent,
+    pub(super) finding: DamageFinding,
+}
+
+impl Listed {
+    /// Notes how much of the damage a repair has left.
+    pub(super) fn note_repair(&mut self, left: &[LayerDamage]) {
+        let mut blocks = BlockSet::from_iter([self.extent]);
+        for damage in left.iter().filter(|damage| damage.file == self.file) {
+            blocks.subtract(&damage.blocks);
+        }
+        self.finding.cause += &match blocks.len_bytes() {
+            0 => "; not repaired".to_owned(),
+            bytes if bytes == self.extent.len_bytes() => "; repaired".to_owned(),
+            bytes => format!("; {bytes} bytes repaired"),
+        };
+    }
+}
 
 /// Describes the damaged extents of a layer; names the files of the first ones, unless the task is cancelled.
 pub(super) async fn findings_of(
@@ -21,9 +44,10 @@ pub(super) async fn findings_of(
     entry: &VolumeEntry,
     damage: &LayerDamage,
     cancel: &CancelToken,
-) -> Result<Vec<DamageFinding>, ServiceError> {
-    let snapshot = entry.snapshots().iter().find(|point| point.epoch >= damage.epoch).map(|point| point.id);
-    let of = snapshot.map_or_else(|| "no snapshot".to_owned(), |id| format!("snapshot {id}"));
+) -> Result<Vec<Listed>, ServiceError> {
+    let first = entry.snapshots().iter().find(|point| point.epoch >= damage.epoch).cloned();
+    let snapshot = first.as_ref().map(|point| point.id);
+    let of = first.map_or_else(|| "no snapshot".to_owned(), |point| format!("snapshot {}", point.name));
     let mut checksums = damage.blocks.clone();
     checksums.subtract(&damage.unreadable);
     let describe = |blocks: &BlockSet, cause: &str| -> Vec<(Extent, DamageFinding)> {
@@ -50,5 +74,6 @@ pub(super) async fn findings_of(
     for ((_, finding), files) in findings.iter_mut().zip(files) {
         finding.files = files;
     }
-    Ok(findings.into_iter().map(|(_, finding)| finding).collect())
+    let listed = |(extent, finding)| Listed { file: damage.file, extent, finding };
+    Ok(findings.into_iter().map(listed).collect())
 }

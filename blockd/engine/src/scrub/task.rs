@@ -8,7 +8,7 @@ use crate::{
     host::Host,
     repositories::Repositories,
     scrub::{
-        findings::{MAX_FINDINGS, findings_of},
+        findings::{Listed, MAX_FINDINGS, findings_of},
         read::{Pace, read},
     },
     tasks::{
@@ -74,6 +74,8 @@ struct Run<'a> {
     live: &'a Arc<LiveTask>,
     asked: ScrubTask,
     findings: Findings,
+    /// Damage of the current volume, which a repair may end.
+    listed: Vec<Listed>,
     /// Bytes left of the budget.
     left_bytes: u64,
     pace: Pace,
@@ -105,12 +107,22 @@ pub(crate) async fn run(
         (detail.bytes_total, detail.bytes_processed) = (total.min(budget), 0);
     });
     let pace = Pace::new(&work.task_workers);
-    let mut run =
-        Run { work, live, asked, findings: Findings::default(), left_bytes: budget, pace, obstacle: None };
+    let mut run = Run {
+        work,
+        live,
+        asked,
+        findings: Findings::default(),
+        listed: Vec::new(),
+        left_bytes: budget,
+        pace,
+        obstacle: None,
+    };
     let (mut remaining, mut failure) = (0, None);
     for entry in &entries {
         let Ok(volume) = entry.volume().inspect_err(|_| work.report_damage(entry)) else { continue };
         let scrubbed = run.scrub_and_repair(&volume, entry).await;
+        // After a failure, no repair was tried.
+        run.findings.damage.extend(run.listed.drain(..).map(|one| one.finding));
         work.report_damage(entry);
         match scrubbed {
             Err(error) if error.is_cancelled() => return Err(error),
@@ -155,7 +167,15 @@ impl Run<'_> {
         if self.asked.repair && !volume.damage().is_empty() {
             self.repair(volume, entry).await?;
         }
-        self.list_known(volume, entry, &found).await
+        self.list_known(volume, entry, &found).await?;
+        let left = volume.damage();
+        for mut listed in std::mem::take(&mut self.listed) {
+            if self.asked.repair {
+                listed.note_repair(&left);
+            }
+            self.findings.damage.push(listed.finding);
+        }
+        Ok(())
     }
 
     /// Reads a volume, to its end or that of the budget.
@@ -245,7 +265,8 @@ impl Run<'_> {
         self.work.totals.damaged.fetch_add(found, Ordering::Relaxed);
         self.findings.block_bytes += step.read_bytes;
         let findings = self.list(volume, entry, &step.found).await?;
-        let listed = self.findings.clone();
+        let mut listed = self.findings.clone();
+        listed.damage.extend(self.listed.iter().map(|one| one.finding.clone()));
         self.live.detail(|detail| {
             detail.bytes_processed += step.read_bytes;
             detail.findings = Some(listed);
@@ -273,13 +294,14 @@ impl Run<'_> {
         entry: &VolumeEntry,
         layers: &[LayerDamage],
     ) -> Result<Vec<DamageFinding>, ServiceError> {
-        let mut findings = Vec::new();
+        let mut found = Vec::new();
         for damage in layers {
-            findings.extend(findings_of(volume, entry, damage, &self.live.cancel).await?);
+            found.extend(findings_of(volume, entry, damage, &self.live.cancel).await?);
         }
-        self.findings.damage_total += findings.len() as u64;
-        let room = MAX_FINDINGS.saturating_sub(self.findings.damage.len());
-        self.findings.damage.extend(findings.iter().take(room).cloned());
+        self.findings.damage_total += found.len() as u64;
+        let findings = found.iter().map(|one| one.finding.clone()).collect();
+        let room = MAX_FINDINGS.saturating_sub(self.findings.damage.len() + self.listed.len());
+        self.listed.extend(found.into_iter().take(room));
         Ok(findings)
     }
 

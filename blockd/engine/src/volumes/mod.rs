@@ -20,6 +20,7 @@ use crate::{
     readers::SnapshotReaders,
     restore::{Restores, in_place::InPlaceWork, lazy::LazyVolumes},
     schedules::requests::Schedules,
+    scrub::task::damaged_bytes,
     snapshots::Snapshots,
     tasks::{Tasks, runner::Runner},
     volumes::{
@@ -275,6 +276,7 @@ impl Volumes {
             state_reason,
             discarded_writes: crate::volumes::discarded::shown(entry),
             uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.host.data_dir.nbd_socket()),
+            damaged_bytes: view.volume().map_or(0, |volume| damaged_bytes(volume)),
             connections: view.connections,
             attachment: self.attachments.describe(entry.id),
             dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),

@@ -140,6 +140,13 @@ fn facts(volume: &Volume) -> Facts {
     if let Some(loss) = &volume.discarded_writes {
         facts.add("Discarded writes", discarded(loss));
     }
+    if volume.damaged_bytes > 0 {
+        let name = &volume.name;
+        facts.add(
+            "Damaged",
+            format!("{}: `blockctl volume scrub {name} --repair --wait`", size(volume.damaged_bytes)),
+        );
+    }
     facts
         .add("URI", &volume.uri)
         .add("Connections", volume.connections)
