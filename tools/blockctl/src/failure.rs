@@ -212,8 +212,8 @@ pub fn hint_of(error: &ClientError) -> Option<String> {
 /// Returns the next action after an error of the daemon, with the settings to check as options.
 pub fn next_action(error: &ApiError) -> Option<String> {
     let option = |setting: &String| match setting.as_str() {
-        // The key itself is no argument.
-        "google-json-key" => "--google-json-key-file".to_owned(),
+        // The secret itself is no argument.
+        "google-json-key" | "encryption-passphrase" => format!("--{setting}-file"),
         setting => format!("--{setting}"),
     };
     let options: Vec<String> = error.settings.iter().map(option).collect();

@@ -1,6 +1,6 @@
 //! Width of lists, the protection in `status`, and hints about missing objects.
 
-use crate::support::{CLUSTER, Fake, TASK, cloudsnap, defaults, list, ok, reply, snap, task};
+use crate::support::{CLUSTER, Fake, TASK, cloudsnap, defaults, fail, list, ok, reply, snap, task};
 use serde_json::{Value, json};
 
 /// Maximum width of a list.
@@ -473,4 +473,19 @@ fn schedule_without_volume_has_a_location() {
     let shown = Fake::with_defaults(Vec::new()).run("get vbs").stdout;
     let row = shown.lines().find(|line| line.starts_with("nightly ")).unwrap();
     assert!(row.contains(" nas "), "{shown}");
+
+#[test]
+fn empty_list_of_an_unknown_volume_is_an_error() {
+    let none = json!({ "items": [], "next": null, "damaged": [], "failedCredentials": [], "total": 0 });
+    for (line, route) in [("cs list db", "GET /v1/cloudsnaps"), ("cs drill list db", "GET /v1/drills")] {
+        for (volume, status) in [
+            (ok(crate::support::volume("60", "db")), 0),
+            (fail(404, "volume_not_found", "there is no such volume"), 4),
+        ] {
+            let fake = Fake::with_defaults(vec![("GET /v1/volumes/db", volume), (route, ok(none.clone()))]);
+            let ran = fake.run(line);
+            assert_eq!(ran.status, status, "{line} {ran:?}");
+        }
+    }
+}
 }

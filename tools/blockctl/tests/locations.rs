@@ -449,7 +449,7 @@ fn settings_are_options_of_a_command_and_fields_of_a_file() {
     let ran = fake().run(&format!("apply -f {}", path.display()));
     assert!(ran.stderr.contains("hint: check path and encryptionKey\n"), "{ran:?}");
     let ran = fake().run("credentials create n --provider local --path /b");
-    let options = "hint: check --path, --bucket, --encryption-passphrase and --google-json-key-file\n";
+    let options = "hint: check --path, --bucket, --encryption-passphrase-file and --google-json-key-file\n";
     assert!(ran.stderr.contains(options), "{ran:?}");
 }
 

@@ -162,3 +162,15 @@ fn commands_with_a_schema_are_completed() {
         assert_eq!(shown, found, "{words:?}");
     }
 }
+
+#[test]
+fn history_of_drills_has_the_ids_of_their_tasks() {
+    let mut runs = reply("GET /v1/schedule-runs");
+    runs["items"].as_array_mut().unwrap().truncate(1);
+    let run = &mut runs["items"][0];
+    (run["cloudSnapshotId"], run["snapshotId"]) = (json!(null), json!(null));
+    run["taskId"] = json!("7f3c2a10-5a0e-4a6c-9d35-0d2f5f0b7a11");
+    let fake = Fake::with_defaults(vec![("GET /v1/schedule-runs", ok(runs))]);
+    let ran = fake.run("cs history");
+    assert!(ran.stdout.contains(" 7f3c2a10 "), "{ran:?}");
+}

@@ -211,6 +211,9 @@ async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> 
 async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     let query = ListDrills { volume: args.volume, id_prefix: None, max: args.max };
     let drills = context.client.call(operations::LIST_DRILLS, &query).await?;
+    if let (true, Some(volume)) = (drills.items.is_empty(), &query.volume) {
+        context.client.call_at(operations::GET_VOLUME, volume, &()).await?;
+    }
     context.output.list(&drills, "drills", || table(&drills.items, args.width.width()))
 }
 

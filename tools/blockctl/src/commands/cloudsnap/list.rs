@@ -220,6 +220,10 @@ pub async fn list(context: &Context<'_>, mut args: ListArgs) -> Exit {
     {
         return Err(unknown(id, &query));
     }
+    let is_empty = is_whole && list.list.items.is_empty() && list.damaged.is_empty();
+    if let (true, Some(volume)) = (is_empty, &query.volume) {
+        context.client.call_at(operations::GET_VOLUME, volume, &()).await?;
+    }
     select(&args, &mut list);
     let output = context.output;
     if output.is_json() {

@@ -203,7 +203,7 @@ pub struct CreateArgs {
     /// Use this rule instead of the volumes' rules
     #[arg(long, value_name = "RULE")]
     pub rule: Option<RuleName>,
-    /// Pause a schedule
+    /// Create it paused
     #[arg(long)]
     pub paused: bool,
 }

@@ -87,7 +87,7 @@ pub struct CreateDrillsArgs {
     /// Priority of runs
     #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
     priority: PriorityArg,
-    /// Pause a schedule
+    /// Create it paused
     #[arg(long)]
     paused: bool,
 }

@@ -220,7 +220,8 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
         (Width::Narrow, None, Some(id)) => local.of(id),
         (Width::Wide, Some(id), _) => id.to_string(),
         (Width::Wide, None, id) => or_dash(id),
-        (Width::Narrow, None, None) => "-".to_owned(),
+        // A drill makes nothing: its id is that of its task.
+        (Width::Narrow, None, None) => or_dash(run.task_id.map(short_uuid)),
     };
     Table::list(runs, width)
         .wide("RUN", |run| run.run_id)
@@ -233,6 +234,7 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
         .wide("MISSED", |run| run.missed)
         .both("STATUS", |run| run.state)
         .wide("CLOUD-SNAP-ID", made)
+        .wide("TASK", |run| or_dash(run.task_id))
         .both("LOCATION", location)
         .narrow("ID", made)
         .both("REASON", |run| or_dash(run.reason.as_ref()))
