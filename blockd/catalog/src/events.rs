@@ -1,6 +1,6 @@
 //! Rows of events.
 
-use crate::{DbError, TaskRow, number, parsed, parsed_if_there, rows, stored};
+use crate::{DbError, TaskRow, TaskSpec, number, parsed, parsed_if_there, rows, stored};
 use blockd_api::{
     ErrorCode, VolumeName,
     events::{Event, EventKind, Severity},
@@ -101,6 +101,17 @@ impl NewEvent {
             task: Some(task.id),
             cloudsnap: task.decided_cloudsnap(),
             ..Self::new(at, severity, kind, message)
+        }
+    }
+
+    /// Stores the event of a finished task. A dry run changes nothing, and has none.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn insert_end_of(task: &TaskRow, at: Timestamp, tx: &Transaction<'_>) -> Result<(), DbError> {
+        match &task.spec {
+            TaskSpec::Repair(repair) if repair.dry_run => Ok(()),
+            _ => Self::of_task(task, at).insert(tx),
         }
     }
 

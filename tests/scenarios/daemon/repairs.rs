@@ -95,10 +95,16 @@ async fn volume_repairs_a_chain_that_replaces_the_damaged_one() {
     let dry = host.run_repair(&StartRepair { dry_run: true, ..repair_of(&full) }).await;
     assert_eq!((dry.state.to_string().as_str(), host.manifests().len()), ("Repair-Done", 2), "{dry:?}");
     assert_eq!(dry.findings.unwrap().repaired_bytes, 2 * FRAME);
+    assert_eq!(host.events_of("repair-done").await.len(), 0, "a dry run repairs nothing");
     let done = host.run_repair(&repair_of(&full)).await;
     assert_eq!(done.state.to_string(), "Repair-Done", "{done:?}");
     let verify = format!("blockctl cloudsnap verify {} --cred-id nas", host.repaired(&full).await);
     assert_eq!(host.action(&full).await, verify, "it is deleted after the repaired one was read");
+    let all =
+        host.verify(&StartVerify { credential: Some("nas".parse().unwrap()), ..Default::default() }).await;
+    assert_eq!(all.state.stage, TaskStage::Done, "the damaged ones are replaced: {all:?}");
+    assert!(all.note.unwrap().contains("2 damaged cloud snapshots are replaced"));
+    assert_eq!(host.damaged_snapshots(VerifyDepth::Full).await.len(), 2);
     // The later one shares the repair of the first.
     assert_eq!(done.findings.unwrap().repaired_bytes, FRAME);
     let listed = host.list().await;

@@ -284,9 +284,13 @@ fn ending(task: &Task, at: &str) -> String {
     }
 }
 
-/// Returns the warning of a verification of sound cloud snapshots that found damage which only others have.
+/// Returns the warning of a verification of sound cloud snapshots that found damage which only others, or
+/// replaced ones, have.
 fn damage_of_others(task: &Task) -> Option<String> {
     let findings = task.findings.as_ref().filter(|_| task.kind == TaskKind::Verify)?;
+    if task.note.is_some() {
+        return task.note.clone();
+    }
     let damage = findings.damage.first()?;
     let ids = findings.damage.iter().flat_map(|damage| &damage.affects);
     let mut ids: Vec<_> = ids.map(|affected| affected.cloud_snapshot_id.as_str()).collect();

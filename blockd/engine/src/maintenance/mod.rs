@@ -4,6 +4,7 @@
 mod compare;
 pub mod plan;
 mod proof_age;
+mod replaced;
 pub mod verify_requests;
 pub mod verify_task;
 

@@ -10,6 +10,7 @@ use crate::{
     maintenance::{
         compare::{Comparison, DiffBase},
         plan::chain_of,
+        replaced::{replaced_note, replaced_ones},
     },
     proofs::{MAX_PUBLISHED_AT_ONCE, Proofs},
     repositories::{Repositories, limits::limited},
@@ -167,7 +168,12 @@ async fn record(
     // Blocks of the volume are compared with content that the digest covers, too.
     found.compared_bytes = recorded.max(compared_blocks * BLOCK_SIZE_BYTES);
     live.detail(|detail| detail.findings = Some(found.clone()));
-    let is_sound = found.damaged_snapshots.is_empty() && report.slots.is_empty();
+    let replaced = replaced_ones(work, live, &report).await?;
+    if let Some(note) = replaced_note(&replaced) {
+        live.detail(|detail| detail.note = Some(note));
+    }
+    let is_sound = report.slots.is_empty()
+        && report.snapshots.iter().all(|one| one.is_sound() || replaced.contains(&one.id));
     // A failed verification is an event of its own.
     let event = if is_sound { damage_of_others(work, &row, &report, &known) } else { None };
     let put = proofs.clone();

@@ -282,7 +282,7 @@ impl Tasks {
             .run(move |tx| {
                 with(tx)?;
                 stored.put(tx)?;
-                NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
+                NewEvent::insert_end_of(&stored, Timestamp::now(), tx)?;
                 TaskRow::prune(tx, keep)
             })
             .await?;

@@ -203,7 +203,7 @@ pub(crate) async fn end_unsuccessful(
                         mark_abandoned(tx, &stored, listed)?;
                     }
                     stored.put(tx)?;
-                    NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
+                    NewEvent::insert_end_of(&stored, Timestamp::now(), tx)?;
                     TaskRow::prune(tx, keep)
                 });
                 Ok(kept.await?)
