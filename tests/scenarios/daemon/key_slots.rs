@@ -2,7 +2,9 @@
 
 use super::{credential_updates::put_secret, *};
 use blockd_api::{
-    CredentialRef, Secret, SecretInput, cloudsnaps::VerifyDepth, credentials::RekeyCredential,
+    CredentialRef, Secret, SecretInput,
+    cloudsnaps::{CloudsnapStatus, VerifyDepth},
+    credentials::RekeyCredential,
     events::Severity,
 };
 
@@ -187,4 +189,23 @@ async fn backup_under_a_key_of_another_host_restores_after_a_rekey() {
     assert!(error.hint.is_some_and(|hint| hint.contains("credentials rekey")));
     rekey(&host, &nas, load_keys()).await;
     host.restore(&theirs, "copy").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_under_an_unknown_key_is_unreadable() {
+    let host = Host::new().await;
+    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await;
+    other.create_volume("data").await;
+    let nas: CredentialRef = "nas".parse().unwrap();
+    rekey(&other, &nas, rotate_key()).await;
+    let snap = other.backup("data", true).await.cloud_snapshot_id.unwrap();
+    let list = host.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await;
+    let [one] = &list.damaged[..] else { panic!("{list:?}") };
+    assert_eq!((one.cloud_snapshot_id.as_str(), one.credential_name.as_str()), (snap.as_str(), "nas"));
+    assert_eq!((one.status, one.stored_at.is_some()), (CloudsnapStatus::Unreadable, true), "{one:?}");
+    assert!(one.hint.as_ref().unwrap().contains("credentials rekey"), "{one:?}");
+    rekey(&host, &nas, load_keys()).await;
+    assert_eq!(host.ids().await, [snap]);
 }

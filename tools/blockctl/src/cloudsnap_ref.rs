@@ -309,8 +309,8 @@ fn is_one_location(copies: &[CloudSnapshotId], list: &CloudsnapList) -> bool {
     copies.len() == 1 || entries.map(|one| one.credential_id).collect::<BTreeSet<_>>().len() == 1
 }
 
-/// Selects a copy of one point in time: a readable one, or for a repair a damaged one; if possible that of the
-/// default credential, otherwise the newest.
+/// Selects a copy of one point in time: a readable one, or for a repair a damaged one; if possible that of
+/// the default credential, otherwise the newest.
 fn preferred(
     copies: &[CloudSnapshotId],
     default: Option<Uuid>,

@@ -142,7 +142,7 @@ fn repair_of_latest_selects_the_newest_damaged_copy() {
     ];
     let damaged = |created: &str| {
         let credential = "00000000-0000-0000-0000-000000000002";
-        json!([{ "cloudSnapshotId": snap("59-64"), "credentialId": credential, "createdAt": created, "reason": "" }])
+        json!([{ "cloudSnapshotId": snap("59-64"), "status": "Damaged", "credentialId": credential, "credentialName": "nas", "createdAt": created, "reason": "" }])
     };
     for (damaged, expected) in [
         (json!([]), "59-62"),
@@ -154,5 +154,29 @@ fn repair_of_latest_selects_the_newest_damaged_copy() {
         let ran = fake.run("cs repair db@latest");
         let sent = fake.seen().pop().unwrap();
         assert_eq!(sent.body["cloudSnapshotId"], snap(expected), "{ran:?}");
+    }
+}
+
+/// Another host made it under a data key that this one lacks.
+#[test]
+fn latest_names_a_later_one_that_it_skips() {
+    let mut entry = cloudsnap("59-61");
+    (entry["cloudSnapshotId"], entry["volumeId"]) = (json!(snap("59-61")), json!("59"));
+    (entry["completedAt"], entry["volumeName"]) = (json!("2026-11-20T21:00:00Z"), json!("db"));
+    for (stored, skipped) in [("2026-11-20T20:59:59Z", 0), ("2026-11-20T21:00:01Z", 1)] {
+        let unreadable = json!({
+            "cloudSnapshotId": snap("59-64"), "status": "Unreadable", "credentialId": entry["credentialId"],
+            "credentialName": "nas", "storedAt": stored, "reason": "unknown key", "hint": "load the key"
+        });
+        let list = json!({ "items": [entry], "next": null, "damaged": [unreadable], "failedCredentials": [], "total": 1 });
+        let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list))]);
+        let ran = fake.run("cs verify db@latest");
+        let warning = format!("a later one, {}, is skipped (Unreadable)", snap("59-64"));
+        assert_eq!((ran.status, ran.stderr.matches(&warning).count()), (0, skipped), "{ran:?}");
+        let listed = fake.run("cs list");
+        assert!(
+            listed.stdout.contains("Unreadable") && listed.stderr.contains("hint: load the key"),
+            "{listed:?}"
+        );
     }
 }

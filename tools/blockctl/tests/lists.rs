@@ -156,8 +156,7 @@ fn proof(is_sound: bool) -> Value {
 
 /// Returns the narrow list of cloud snapshots, and of an unreadable one.
 fn narrow_list(items: &[Value], has_damaged: bool) -> String {
-    let damaged =
-        json!({ "cloudSnapshotId": snap("59-63"), "credentialId": TASK, "reason": "a bit is flipped" });
+    let damaged = json!({ "cloudSnapshotId": snap("59-63"), "status": "Damaged", "credentialId": TASK, "credentialName": "nas", "reason": "a bit is flipped" });
     let damaged: Vec<Value> = has_damaged.then_some(damaged).into_iter().collect();
     let listed = json!({
         "items": items, "next": null, "damaged": damaged, "failedCredentials": [], "total": items.len(),
@@ -473,6 +472,7 @@ fn schedule_without_volume_has_a_location() {
     let shown = Fake::with_defaults(Vec::new()).run("get vbs").stdout;
     let row = shown.lines().find(|line| line.starts_with("nightly ")).unwrap();
     assert!(row.contains(" nas "), "{shown}");
+}
 
 #[test]
 fn empty_list_of_an_unknown_volume_is_an_error() {
@@ -487,5 +487,4 @@ fn empty_list_of_an_unknown_volume_is_an_error() {
             assert_eq!(ran.status, status, "{line} {ran:?}");
         }
     }
-}
 }

@@ -51,13 +51,16 @@ pub enum CloudsnapStatus {
     Failed,
     /// A backup of this daemon was stopped; there is no cloud snapshot.
     Stopped,
-    /// The manifest cannot be read, or the last verification found damage.
+    /// The manifest is damaged, or the last verification found damage.
     Damaged,
+    /// The manifest is intact, but this host lacks its data key, or its format is newer.
+    Unreadable,
 }
 
 impl CloudsnapStatus {
     /// All states.
-    pub const ALL: [Self; 5] = [Self::Done, Self::Active, Self::Failed, Self::Stopped, Self::Damaged];
+    pub const ALL: [Self; 6] =
+        [Self::Done, Self::Active, Self::Failed, Self::Stopped, Self::Damaged, Self::Unreadable];
 
     /// Returns the state as written in JSON and tables.
     pub const fn as_str(self) -> &'static str {
@@ -67,6 +70,7 @@ impl CloudsnapStatus {
             Self::Failed => "Failed",
             Self::Stopped => "Stopped",
             Self::Damaged => "Damaged",
+            Self::Unreadable => "Unreadable",
         }
     }
 }
@@ -269,16 +273,26 @@ pub struct LastProof {
 pub struct DamagedCloudsnap {
     /// Name in place of the id; it may be invalid.
     pub cloud_snapshot_id: String,
+    /// [`CloudsnapStatus::Damaged`] or [`CloudsnapStatus::Unreadable`].
+    pub status: CloudsnapStatus,
     /// UUID of the credential.
     pub credential_id: Uuid,
+    /// Name.
+    pub credential_name: String,
     /// Id of the location, as that of a readable entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub location_id: Option<Uuid>,
     /// Point in time, if this host has a copy of the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
+    /// Time of the manifest by the clock of the store, if it reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_at: Option<Timestamp>,
     /// Reason, in one line.
     pub reason: String,
+    /// Next action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// Store that could not be listed.

@@ -93,6 +93,37 @@ fn compression(report: &CompressionReport) -> api::CompressionReport {
     api::CompressionReport { mode: report.mode, levels: report.levels.iter().map(used).collect() }
 }
 
+/// Returns the entry of a cloud snapshot whose manifest cannot be read. The copy is that of this host.
+fn unreadable(
+    credential: &CredentialRow,
+    key: &str,
+    id: Option<CloudSnapshotId>,
+    stored_at: Option<Timestamp>,
+    copy: Option<&Manifest>,
+    error: CloudError,
+) -> DamagedCloudsnap {
+    let is_intact = matches!(error, CloudError::UnknownKey { .. } | CloudError::UnsupportedVersion { .. });
+    let error = ServiceError::from(error).to_api();
+    let hint = match (is_intact, id.filter(|_| copy.is_some())) {
+        (true, _) => error.hint,
+        (false, id) => id.map(|id| {
+            let location = &credential.name;
+            format!("blockctl cloudsnap verify {id} --cred-id {location}, then blockctl cloudsnap repair {id} --cred-id {location}")
+        }),
+    };
+    DamagedCloudsnap {
+        cloud_snapshot_id: id.map_or_else(|| key.to_owned(), |id| id.to_string()),
+        status: if is_intact { CloudsnapStatus::Unreadable } else { CloudsnapStatus::Damaged },
+        credential_id: credential.uuid,
+        credential_name: credential.name.to_string(),
+        location_id: None,
+        created_at: copy.map(|copy| copy.description.created),
+        stored_at,
+        reason: error.message,
+        hint,
+    }
+}
+
 /// Fills in the last proof, which decides the status.
 fn show_proof(entry: &mut Cloudsnap, proof: Option<api::LastProof>) {
     if proof.as_ref().is_some_and(|proof| !proof.sound) {
@@ -178,8 +209,8 @@ impl CloudSnapshots {
             }
             _ => list.failed_credentials = self.list_stores(&credentials, &scope, &mut found).await?,
         }
-        if query.status == Some(CloudsnapStatus::Done) {
-            found.damaged.clear();
+        if let Some(status) = query.status {
+            found.damaged.retain(|damaged| damaged.status == status);
         }
         if let Some(name) = &scope.name {
             // A damaged manifest has no name: its volume is known by other backups.
@@ -343,11 +374,8 @@ impl CloudSnapshots {
                     let (cache, key) = (catalog.clone(), item.key.clone());
                     let copy = blocking(move || Ok::<_, ServiceError>(cache.load(&key))).await?;
                     found.damaged.push(DamagedCloudsnap {
-                        cloud_snapshot_id: item.id.map_or(item.key, |id| id.to_string()),
-                        credential_id: credential.uuid,
                         location_id,
-                        created_at: copy.map(|copy| copy.description.created),
-                        reason: error.to_string(),
+                        ..unreadable(credential, &item.key, item.id, item.stored, copy.as_ref(), error)
                     });
                 }
             }

@@ -118,10 +118,40 @@ pub(super) async fn newest(
     let newest = found.iter().map(|(created_at, _)| *created_at).max();
     let copies: BTreeSet<CloudSnapshotId> =
         found.into_iter().filter(|(at, _)| Some(*at) == newest).map(|(_, id)| id).collect();
-    match copies.is_empty() {
-        true => Err(none(point, all, &eligible)),
-        false => Ok(copies.into_iter().collect()),
+    let Some(newest) = newest else { return Err(none(point, all, &eligible)) };
+    if state == State::Restorable {
+        let since =
+            wanted.iter().filter(|one| one.created_at == newest).filter_map(|one| one.completed_at).max();
+        for (id, status) in skipped(point, list, &eligible, newest, since.unwrap_or(newest)) {
+            context.output.note(format!(
+                "warning: {point} is the cloud snapshot of {}: a later one, {id}, is skipped ({status})",
+                short_time(newest)
+            ));
+        }
     }
+    Ok(copies.into_iter().collect())
+}
+
+/// Returns the later cloud snapshots that are not restorable, the unreadable ones by their time in the store.
+fn skipped(
+    point: &VolumePoint,
+    list: &CloudsnapList,
+    eligible: &[&Cloudsnap],
+    newest: Timestamp,
+    since: Timestamp,
+) -> Vec<(String, CloudsnapStatus)> {
+    let volumes = sources(eligible);
+    let is_later = |one: &&&Cloudsnap| one.created_at > newest && point.includes(one.created_at);
+    let damaged = eligible.iter().filter(is_later).map(|one| (one.cloud_snapshot_id.to_string(), one.status));
+    let unreadable = list.damaged.iter().filter(|one| {
+        let id: Option<CloudSnapshotId> = one.cloud_snapshot_id.parse().ok();
+        let is_later = match one.created_at {
+            Some(created_at) => created_at > newest && point.includes(created_at),
+            None => one.stored_at.is_some_and(|stored_at| stored_at > since && point.includes(stored_at)),
+        };
+        is_later && id.is_some_and(|id| volumes.contains(&(id.cluster, id.volume)))
+    });
+    damaged.chain(unreadable.map(|one| (one.cloud_snapshot_id.clone(), one.status))).collect()
 }
 
 /// Returns the cloud snapshots of these volumes, or of the listed ones if there are none, whose manifest is

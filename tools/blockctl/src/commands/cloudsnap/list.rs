@@ -16,7 +16,7 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
     short_ids::ShortIds,
-    table::{Table, Width, or_dash, short_uuid},
+    table::{Table, Width, or_dash},
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
@@ -241,12 +241,7 @@ pub async fn list(context: &Context<'_>, mut args: ListArgs) -> Exit {
         output.list(&(), "cloud snapshots", || table(&list, width, here, Timestamp::now()))?;
         tell_volumes(context, &args, &list);
     }
-    for damaged in &list.damaged {
-        output.note(format!(
-            "warning: {} is damaged and cannot be restored: {}",
-            damaged.cloud_snapshot_id, damaged.reason
-        ));
-    }
+    list.damaged.iter().for_each(|one| warn_of(context, one));
     for failed in &list.failed_credentials {
         output.note(format!(
             "warning: the list lacks the snapshots of credentials {}: {}",
@@ -259,6 +254,18 @@ pub async fn list(context: &Context<'_>, mut args: ListArgs) -> Exit {
     }
     // The list is correct but incomplete.
     Ok(if is_whole { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// Warns of a cloud snapshot whose manifest cannot be read.
+fn warn_of(context: &Context<'_>, damaged: &DamagedCloudsnap) {
+    let what = match damaged.status {
+        CloudsnapStatus::Unreadable => "cannot be read by this host",
+        _ => "is damaged and cannot be restored",
+    };
+    context.output.note(format!("warning: {} {what}: {}", damaged.cloud_snapshot_id, damaged.reason));
+    if let Some(hint) = &damaged.hint {
+        context.output.note(format!("hint: {hint}"));
+    }
 }
 
 /// Tells that a list by name has the backups of several volumes.
@@ -285,23 +292,23 @@ pub const SCHEDULED: &str = "Scheduled";
 
 /// Returns the table of a list; `here` is the cluster of this host.
 fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp) -> Table {
-    let location = |credential: Uuid| {
-        let found = list.list.items.iter().find(|entry| entry.credential_id == credential);
-        found.map_or_else(|| short_uuid(credential), |entry| entry.credential_name.clone())
-    };
     let items = &list.list.items;
     let id_of = |one: &DamagedCloudsnap| one.cloud_snapshot_id.parse::<CloudSnapshotId>().ok();
     let ids = items.iter().map(|entry| entry.cloud_snapshot_id);
     let short = ShortIds::new(ids.chain(list.damaged.iter().filter_map(id_of)));
+    let ids = items.iter().map(|entry| entry.cloud_snapshot_id);
     let clusters: BTreeSet<String> =
-        items.iter().map(|entry| entry.cloud_snapshot_id.cluster.to_string()).collect();
+        ids.chain(list.damaged.iter().filter_map(id_of)).map(|id| id.cluster.to_string()).collect();
     let short_host = |cluster: Uuid| short_host(cluster, &clusters);
     let host =
         |entry: &Cloudsnap| Some(entry.cloud_snapshot_id.cluster).filter(|cluster| Some(*cluster) != here);
     let size = |entry: &Cloudsnap| ByteSize::from_bytes(entry.size_bytes);
     let own_name =
         |entry: &Cloudsnap| given_name(entry).filter(|_| entry.trigger != SCHEDULED).map(str::to_owned);
-    let has_others = items.iter().any(|entry| host(entry).is_some());
+    let host_of_damaged =
+        |one: &DamagedCloudsnap| id_of(one).map(|id| id.cluster).filter(|cluster| Some(*cluster) != here);
+    let has_others = items.iter().any(|entry| host(entry).is_some())
+        || list.damaged.iter().any(|one| host_of_damaged(one).is_some());
     let has_names = items.iter().any(|entry| own_name(entry).is_some());
     let is_all_done = list.damaged.is_empty() && items.iter().all(|one| one.status == CloudsnapStatus::Done);
     let columns = Table::list(items, width)
@@ -336,14 +343,19 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
         .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)))
         .narrow_if(!is_all_done, "STATUS", |entry| entry.status)
         .narrow_if(has_names, "NAME", |entry| or_dash(own_name(entry)));
+    let host_name = |cluster: Uuid| match width {
+        Width::Narrow => short_host(cluster),
+        Width::Wide => cluster.to_string(),
+    };
     let mut table = columns.fit("VOLUME|LOCATION|NAME");
     for one in &list.damaged {
         table.partial_row(&[
             ("ID", id_of(one).map_or_else(|| one.cloud_snapshot_id.clone(), |id| short.of(&id))),
             ("SOURCEVOLUMEID", or_dash(pxctl::volume_id(one))),
             ("CLOUD-SNAP-ID", one.cloud_snapshot_id.clone()),
-            ("LOCATION", location(one.credential_id)),
-            ("STATUS", CloudsnapStatus::Damaged.to_string()),
+            ("LOCATION", one.credential_name.clone()),
+            ("HOST", or_dash(host_of_damaged(one).map(host_name))),
+            ("STATUS", one.status.to_string()),
         ]);
     }
     table

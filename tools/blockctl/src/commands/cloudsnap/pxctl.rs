@@ -39,11 +39,11 @@ pub fn entries(list: &CloudsnapList) -> Vec<PxctlCloudsnap> {
         src_volume_name: String::new(),
         timestamp: None,
         metadata: fields([
-            ("status", CloudsnapStatus::Damaged.to_string()),
+            ("status", damaged.status.to_string()),
             ("reason", damaged.reason.clone()),
             ("credential", damaged.credential_id.to_string()),
         ]),
-        status: CloudsnapStatus::Damaged,
+        status: damaged.status,
     });
     list.list.items.iter().map(entry).chain(damaged).collect()
 }
