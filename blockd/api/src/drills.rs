@@ -36,6 +36,9 @@ pub struct StartDrill {
     /// snapshot; none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeName>,
+    /// Accepts that filesystems of earlier drills are missing: the layout was changed on purpose.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_layout: bool,
 }
 
 /// Body of `POST /v1/group-drills`: drills of all volumes of a group, of their newest point in time.
@@ -55,6 +58,9 @@ pub struct StartGroupDrill {
     /// Probe, which uses writable clones of all cloud snapshots at once; none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeName>,
+    /// Accepts missing filesystems: [`StartDrill::accept_layout`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_layout: bool,
 }
 
 /// Reply to `POST /v1/group-drills`.

@@ -102,6 +102,22 @@ impl DrillRow {
         rows(tx, &sql, [], Self::read)
     }
 
+    /// Returns the reference for the layout of a cloud snapshot with this point in time: of the drills of its
+    /// volume that passed, the last one of the newest point in time until then.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn layout_reference(
+        tx: &Transaction<'_>,
+        id: &CloudSnapshotId,
+        created: Timestamp,
+    ) -> Result<Option<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM drills WHERE passed AND cloudsnap LIKE ?1");
+        let passed = rows(tx, &sql, [format!("{}/{}-%", id.cluster, id.volume)], Self::read)?;
+        let until = passed.into_iter().filter(|row| row.report.created <= created);
+        Ok(until.max_by_key(|row| (row.report.created, row.ended)))
+    }
+
     /// Returns drills of this host that are not published, the latest ones first.
     ///
     /// # Errors

@@ -128,6 +128,9 @@ pub struct DrillTask {
     /// Probe of the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeName>,
+    /// Filesystems of earlier drills may be missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_layout: bool,
 }
 
 /// Request of a scrub of the row's volume, or of all. Its row has no credential and no cloud snapshot.

@@ -22,6 +22,7 @@ fn group_drill(probe: Option<&str>) -> StartGroupDrill {
         seed: Some(7),
         timeout_seconds: None,
         probe: probe.map(|name| name.parse().unwrap()),
+        accept_layout: false,
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) fn drill_of(snap: &str) -> StartDrill {
         seed: Some(7),
         timeout_seconds: None,
         probe: None,
+        accept_layout: false,
     }
 }
 
@@ -191,6 +192,25 @@ async fn drills_are_known_to_all_hosts_of_the_location() {
     host.create_credential().await;
     host.list().await;
     assert_eq!(host.drills().await.len(), 1);
+    // The filesystem that it found is lost in the next backup.
+    host.volume("data").write(0, &vec![0; 64 << 10], false).unwrap();
+    let lost = drill_of(&host.backup("data", false).await.cloud_snapshot_id.unwrap());
+    for host in [&host, &other] {
+        let (code, failed) = host.failed_drill(&lost).await;
+        let failed = failed.unwrap();
+        assert_eq!((code, failed_at(&failed)), (ErrorCode::DrillFailed, DrillStage::Layout));
+        let earlier = blockd_api::format_time(drill.ended_at);
+        let found = format!("an ext4 filesystem is missing: the drill of {earlier} found it");
+        assert!(failed.findings[0].starts_with(&found), "{failed:?}");
+    }
+    // A change on purpose is the next reference; an older point still has its own.
+    let accepted = StartDrill { accept_layout: true, ..lost.clone() };
+    for request in [&accepted, &lost, &drill_of(&snap)] {
+        host.done(host.call(START_DRILL, request).await.task_id).await;
+    }
+    host.volume("data").write(0, b"text", false).unwrap();
+    let later = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    host.done(host.call(START_DRILL, &drill_of(&later)).await.task_id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,6 +54,7 @@ fn stored_specs_keep_their_kind() {
             timeout_s: 60,
             group: None,
             probe: Some("db".parse().unwrap()),
+            accept_layout: true,
         }),
     ];
     db.transaction::<_, DbError>(|tx| {

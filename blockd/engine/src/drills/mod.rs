@@ -8,6 +8,7 @@ mod clone;
 mod clone_server;
 mod external_check;
 mod image;
+mod layout;
 mod newest;
 mod probe;
 pub mod probe_config;
@@ -58,7 +59,7 @@ impl Drills {
         if let Some(name) = &request.probe {
             probe::check(&self.host, &self.clone_host(), name).await?;
         }
-        let task = DrillTask { probe: request.probe.clone(), ..task };
+        let task = DrillTask { probe: request.probe.clone(), accept_layout: request.accept_layout, ..task };
         let credential =
             self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
         self.repositories.preflight_manifest(credential.uuid, &id).await?;
@@ -138,7 +139,7 @@ pub(crate) fn drill_task(
         // Any 32 of its bits are random.
         None => (random_id()? & u64::from(u32::MAX)) as u32,
     };
-    Ok(DrillTask { files, seed, timeout_s, group: None, probe: None })
+    Ok(DrillTask { files, seed, timeout_s, group: None, probe: None, accept_layout: false })
 }
 
 /// Converts a drill to the API.

@@ -76,7 +76,8 @@ impl Drills {
             members.iter().map(|entry| (entry.id, entry.name.clone())).collect();
         let point = self.newest_point(&volumes, &credential).await?;
         let group_id = Uuid::new_v4();
-        let task = DrillTask { group: Some(group_id), probe: request.probe.clone(), ..task };
+        let (probe, accept_layout) = (request.probe.clone(), request.accept_layout);
+        let task = DrillTask { group: Some(group_id), probe, accept_layout, ..task };
         let rows = point.iter().map(|id| self.row(id, &credential, task.clone(), crate::owner::current()));
         let rows: Vec<TaskRow> = rows.collect();
         let started = volumes.into_iter().filter_map(|(volume, volume_name)| {

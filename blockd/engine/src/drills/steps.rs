@@ -4,6 +4,7 @@ use super::{
     clone_server::CloneHost,
     external_check::{self, Checked},
     image::DrillImage,
+    layout::Reference,
     probe::EXTERNAL_JOURNAL,
     sample::{Random, Sample},
 };
@@ -33,6 +34,10 @@ pub(super) struct Steps<F> {
     /// Number and total bytes of the files to read.
     pub files: u32,
     pub files_bytes: u64,
+    /// Filesystems that were found before.
+    pub reference: Option<Reference>,
+    /// Some of them may be missing.
+    pub accept_layout: bool,
     /// Place of clones for checks by other programs.
     pub clone_host: CloneHost,
     pub before: F,
@@ -60,11 +65,7 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
             Ok(found) => found,
             Err(error) => return self.failed(DrillStage::Layout, &error),
         };
-        match found.len() {
-            0 => self.end(DrillStage::Layout, DrillOutcome::Skipped, "no known filesystem"),
-            1 => self.end(DrillStage::Layout, DrillOutcome::Passed, "1 filesystem"),
-            count => self.end(DrillStage::Layout, DrillOutcome::Passed, &format!("{count} filesystems")),
-        }
+        self.layout(&found);
         (self.before)(DrillStage::Mount)?;
         let opened = match self.mount(&found) {
             Ok(opened) => opened,
@@ -79,6 +80,23 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
             return self.failed(DrillStage::Files, &error);
         }
         Ok(Examined { report: self.report, damage: None })
+    }
+
+    fn layout(&mut self, found: &[FoundFilesystem]) {
+        let (outcome, mut note) = match found.len() {
+            0 => (DrillOutcome::Skipped, "no known filesystem".to_owned()),
+            1 => (DrillOutcome::Passed, "1 filesystem".to_owned()),
+            count => (DrillOutcome::Passed, format!("{count} filesystems")),
+        };
+        let missing = self.reference.as_ref().map_or_else(Vec::new, |before| before.missing(found));
+        let is_failed = !missing.is_empty() && !self.accept_layout;
+        for one in missing {
+            match is_failed {
+                true => self.find(&one),
+                false => note = format!("{note}; accepted: {one}"),
+            }
+        }
+        self.end(DrillStage::Layout, if is_failed { DrillOutcome::Failed } else { outcome }, &note);
     }
 
     fn end(&mut self, stage: DrillStage, outcome: DrillOutcome, note: &str) {

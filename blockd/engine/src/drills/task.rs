@@ -3,6 +3,7 @@
 use super::{
     clone_server::CloneHost,
     image::DrillImage,
+    layout::{self, Reference},
     steps::{Examined, Steps},
 };
 use crate::{
@@ -19,13 +20,13 @@ use crate::{
     volumes::attachments::Attachments,
 };
 use blockd_api::{
-    ErrorCode,
+    ApiError, ErrorCode,
     events::{EventKind, Severity},
 };
 use blockd_catalog::{Db, DbError, DrillRow, DrillTask, KnownProofs, NewEvent, ProofRow, TaskRow};
 use blockd_cloud::{
-    CacheOptions, CloudError, DrillOutcome, DrillReport, DrillStage, Manifest, Progress, Repository,
-    SnapshotCache, VerifyDepth,
+    CacheOptions, CloudError, CloudSnapshotId, DrillOutcome, DrillReport, DrillStage, Manifest, Progress,
+    Repository, SnapshotCache, VerifyDepth,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use blockd_store::{Bandwidth, Requests};
@@ -85,7 +86,7 @@ pub(crate) async fn run(
     let (manifest, opened) = opened?;
     let id = live.view().cloudsnap;
     let (examined, opened) = match opened {
-        Ok(opened) => (opened.examine(work, &asked).await?, Some(opened)),
+        Ok(opened) => (opened.examine(work, &id, &asked).await?, Some(opened)),
         Err(unreadable) => (unreadable, None),
     };
     let row = DrillRow {
@@ -198,13 +199,22 @@ impl Opened {
     }
 
     /// Makes the steps to the sample of files, on a thread of its own with the lowest priority.
-    async fn examine(&self, work: &Arc<DrillWork>, asked: &DrillTask) -> Result<Examined, ServiceError> {
+    async fn examine(
+        &self,
+        work: &Arc<DrillWork>,
+        of: &CloudSnapshotId,
+        asked: &DrillTask,
+    ) -> Result<Examined, ServiceError> {
         let host = Arc::clone(&work.host);
+        let (of, created) = (*of, self.report.created);
+        let reference = work.db.run(move |tx| DrillRow::layout_reference(tx, &of, created)).await?;
         let steps = Steps {
             image: Arc::clone(&self.image),
             started: self.started,
             report: DrillReport { seed: asked.seed, ..self.report.clone() },
             files: asked.files,
+            reference: reference.map(Reference::of),
+            accept_layout: asked.accept_layout,
             clone_host: CloneHost::new(&work.host, &work.attachments),
             files_bytes: (self.data_bytes / SAMPLE_SHARE).clamp(MIN_SAMPLE_BYTES, MAX_SAMPLE_BYTES),
             before: move |stage| match stage {
@@ -277,7 +287,11 @@ async fn record(
         Some(drill) if !drill.row.passed => {
             let is_damaged = drill.damage.is_some();
             let code = if is_damaged { ErrorCode::CloudsnapDamaged } else { ErrorCode::DrillFailed };
-            Err(ServiceError::refused(code, summary(&drill.row)))
+            let error = ApiError::new(code, summary(&drill.row));
+            Err(ServiceError::Refused(match failed_stage(&drill.row) {
+                DrillStage::Layout if !is_damaged => error.with_hint(layout::HINT),
+                _ => error,
+            }))
         }
         _ => work.tasks.finish(live, |_| Ok(())).await,
     }
@@ -309,9 +323,13 @@ async fn publish(work: &DrillWork, live: &LiveTask, repository: &Repository, dri
     }
 }
 
-fn summary(drill: &DrillRow) -> String {
+fn failed_stage(drill: &DrillRow) -> DrillStage {
     let failed = drill.report.steps.iter().find(|step| step.outcome == DrillOutcome::Failed);
-    let stage = failed.map_or(DrillStage::Open, |step| step.stage);
+    failed.map_or(DrillStage::Open, |step| step.stage)
+}
+
+fn summary(drill: &DrillRow) -> String {
+    let stage = failed_stage(drill);
     let first = drill.report.findings.first().map_or("no cause is known", String::as_str);
     let more = match drill.report.findings_total {
         0 | 1 => String::new(),

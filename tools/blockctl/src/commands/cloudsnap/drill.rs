@@ -25,7 +25,7 @@ use serde::Serialize;
 pub const RUN_HELP: &str = "\
 A drill opens a cloud snapshot as a lazy restore would, finds its filesystems, replays journals in memory, \
 checks the metadata of ext2, ext3 and ext4, and reads a random sample of files. Nothing is written \
-except its proof. Times, bytes and requests are those of a real recovery. With --probe, a command of the daemon's configuration ([drill_probes.NAME]) then uses a writable clone, which is removed: it starts a database on it, for example. A probe that fails fails the drill. With --group, one probe uses the clones of all volumes.
+except its proof. Times, bytes and requests are those of a real recovery. With --probe, a command of the daemon's configuration ([drill_probes.NAME]) then uses a writable clone, which is removed: it starts a database on it, for example. A probe that fails fails the drill. A filesystem that an earlier drill of the volume found must still be there: after a change of the layout on purpose, give --accept-layout once. With --group, one probe uses the clones of all volumes.
 
 Examples:
   blockctl cloudsnap drill run db@latest
@@ -92,6 +92,9 @@ pub struct RunArgs {
     /// Run this probe of the daemon's configuration at the end
     #[arg(long, value_name = "NAME")]
     probe: Option<ProbeName>,
+    /// Accept that filesystems of earlier drills are missing
+    #[arg(long)]
+    accept_layout: bool,
     /// Credential option.
     #[command(flatten)]
     credential: CredentialArg,
@@ -167,6 +170,7 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
             seed: args.seed,
             timeout_seconds: args.timeout,
             probe: args.probe.clone(),
+            accept_layout: args.accept_layout,
         };
         let started = context.client.call(operations::START_DRILL, &request).await?;
         let line = format!("Restore drill of {id} started successfully with id: {}", started.task_id);
@@ -189,6 +193,7 @@ async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> 
         seed: args.seed,
         timeout_seconds: args.timeout,
         probe: args.probe,
+        accept_layout: args.accept_layout,
     };
     let started = context.client.call(operations::START_GROUP_DRILL, &request).await?;
     let count = counted(started.list.items.len() as u64, "volume");
