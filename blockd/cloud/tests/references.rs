@@ -2,7 +2,7 @@
 use crate::common::{BLOCK, CHECKED, Noise, requests, restored, restored_with, run, set, with_slot};
 use blockd_cloud::{
     BackupSpec, BackupType, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions,
-    Manifest, ManifestKey, NoCache, Progress, References, Repository, SnapshotReader, VerifyDepth,
+    Manifest, ManifestKey, NoCache, Progress, References, Repository, SnapshotReader, Unchanged, VerifyDepth,
     VerifyOptions, VerifyReport, collect_garbage, delete_snapshot, unchanged_since, verify,
 };
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent, SnapshotId};
@@ -25,9 +25,9 @@ async fn synthetic(
 ) -> BackupSpec {
     let mut changed = data.clone();
     changed.union_with(&zero);
-    let unchanged = unchanged_since(repo, base, &changed).await.unwrap();
-    assert!(unchanged.again.is_empty());
-    let references = unchanged.references;
+    let Unchanged { references, again } = unchanged_since(repo, base, &changed).await.unwrap();
+    let mut data = data;
+    data.union_with(&again);
     BackupSpec { references, synthetic: true, ..spec(snapshot, SIZE, data, zero, Some(base)) }
 }
 
@@ -142,10 +142,10 @@ proptest! {
                     (Some(_), 2) | (None, _) => spec(n, SIZE, set(0..BLOCKS), set([]), None),
                     (base, _) => spec(n, SIZE, data.clone(), zero, base),
                 };
-                let is_synthetic = spec.synthetic;
+                let (is_synthetic, stored) = (spec.synthetic, spec.data.len_blocks());
                 let manifest = run(&repo, spec, &live).await.unwrap().manifest;
                 if is_synthetic {
-                    prop_assert_eq!(manifest.delta.data_blocks, data.len_blocks());
+                    prop_assert_eq!(manifest.delta.data_blocks, stored);
                     prop_assert!(manifest.chain.is_empty() && manifest.backup_type == BackupType::Full);
                 }
                 made.push((manifest, live.content()));
@@ -258,6 +258,32 @@ async fn damage_of_a_source_names_all_its_snapshots() {
     let sound = reader.read_blocks(Extent::new(BlockIndex(100), 400)).await.unwrap();
     assert!((100..).zip(sound.chunks_exact(BLOCK)).all(|(number, block)| block == live.block(number)));
     assert!(reader.read_blocks(Extent::new(BlockIndex(99), 1)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_of_sources_need_not_be_named() {
+    let (_, repo, live, [full, next, third]) = sample().await;
+    let mut noise = Noise(7);
+    live.set(300, &noise.block());
+    let spec_of = synthetic(&repo, 4, set([300]), set([]), &third).await;
+    let fourth = run(&repo, spec_of, &live).await.unwrap().manifest;
+    (0..100).for_each(|block| live.set(block, &noise.block()));
+    let fifth = spec(5, SIZE, set(0..100), set([]), Some(&fourth));
+    let fifth = run(&repo, fifth, &live).await.unwrap().manifest;
+    let spec_of = synthetic(&repo, 6, set([1]), set([]), &fifth).await;
+    let sixth = run(&repo, spec_of, &live).await.unwrap().manifest;
+    // The delta of the fourth also refers to those of the second and third, which nothing shows any more.
+    let named = [&full, &fourth, &fifth].map(|manifest| manifest.delta.clone());
+    assert_eq!(sixth.sources, named);
+    for depth in [VerifyDepth::Quick, VerifyDepth::Full, VerifyDepth::Deep] {
+        let report = verified(&repo, &[sixth.id()], depth).await;
+        assert!(report.findings.is_empty() && report.others.is_empty(), "{depth}: {report:?}");
+    }
+    for gone in [&fifth, &fourth, &third, &next] {
+        delete_snapshot(&repo, &gone.id(), &[], &NoCache, CHECKED).await.unwrap();
+    }
+    assert!(restored(&repo, &sixth).await.unwrap() == live.content());
+    assert!(verified(&repo, &[sixth.id()], VerifyDepth::Full).await.findings.is_empty());
 }
 
 /// References of blocks with a displacement to those of one source, as a host saves them.

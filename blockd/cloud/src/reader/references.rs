@@ -208,7 +208,9 @@ impl PendingReferences {
         for (source, mut wanted) in by_source {
             let Some(first) = wanted.first() else { continue };
             if !inner.sources.contains_key(&source) {
-                for wanted in &wanted {
+                // A delta that is checked alone has also those that the layers above it hide, and those of
+                // a source, which a manifest does not name.
+                for wanted in wanted.iter().filter(|_| !what.check_references) {
                     what.lose(unknown(&wanted.layer, source), wanted.own(&wanted.left))?;
                 }
                 continue;
