@@ -25,7 +25,7 @@ pub struct StartDrill {
     pub cloud_snapshot_id: CloudSnapshotId,
     /// Credential; the first one whose location has the cloud snapshot by default.
     pub credential: Option<CredentialRef>,
-    /// Number of files of the sample that are read in full, up to [`MAX_DRILL_FILES`];
+    /// Number of files of the sample that are read in full, 1 to [`MAX_DRILL_FILES`];
     /// [`DEFAULT_DRILL_FILES`] by default.
     pub files: Option<u32>,
     /// Seed of the sample; random by default.

@@ -152,6 +152,8 @@ error_codes! {
     CloudsnapDamaged, "cloudsnap_damaged", 502, 1, false;
     /// A restore drill found that the cloud snapshot cannot be used as restored.
     DrillFailed, "drill_failed", 422, 1, false;
+    /// A restore drill reached its timeout, and has no result.
+    DrillTimeout, "drill_timeout", 504, 1, true;
     /// The data directory is full.
     NoSpace, "no_space", 507, 1, false;
     /// An external secret is invalid, or stored secrets cannot be opened because the key file is missing or

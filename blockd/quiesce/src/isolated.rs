@@ -13,7 +13,10 @@ use crate::command::{
     wait,
 };
 use nix::unistd::{User, geteuid};
-use rustix::process::{Resource, getrlimit};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    process::{Resource, getrlimit},
+};
 use std::{
     fs::File,
     io::{self, Write},
@@ -210,9 +213,8 @@ impl IsolatedCommand<'_> {
     /// The command was not started.
     pub fn run(&self) -> Result<Isolated, IsolationError> {
         let user = Self::check_host(self.user)?;
-        let ready_path = self.dir.with_extension("ready");
-        let ready = File::create(&ready_path)?;
-        std::fs::remove_file(&ready_path)?;
+        // In memory: a full filesystem does not look like failed isolation.
+        let ready = File::from(memfd_create("ready", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
         let deadline = Instant::now() + self.timeout;
         let mut command = self.prepare(&user, ready.try_clone()?);
         let mut child = mounts::on_isolated_thread(|| command.spawn())?;

@@ -104,7 +104,8 @@ async fn failing_probe_fails_a_consistent_snapshot() {
     let all: String = (0..50).map(|line| format!("echo line {line}; ")).collect();
     let failing = probe(&format!("{all} echo the database does not start >&2; exit 7"));
     let endless = ProbeConfig { timeout_s: 1, ..probe("sleep 600; true") };
-    if !host.restart_with_probes(&[("failing", failing), ("endless", endless)]).await {
+    let patient = probe("sleep 600; true");
+    if !host.restart_with_probes(&[("failing", failing), ("endless", endless), ("patient", patient)]).await {
         return;
     }
     let (code, drill) = host.failed_drill(&with_probe(&snap, "failing")).await;
@@ -121,8 +122,25 @@ async fn failing_probe_fails_a_consistent_snapshot() {
     assert_eq!(failed_at(&drill), DrillStage::Probe);
     assert_eq!(drill.findings[0], "probe endless failed: killed after 1 s");
     // The timeout of the drill ends a probe as well.
-    let short = StartDrill { timeout_seconds: Some(3), ..with_probe(&snap, "endless") };
-    assert!(host.failed_drill(&short).await.1.is_some());
+    let short = StartDrill { timeout_seconds: Some(2), ..with_probe(&snap, "patient") };
+    assert_eq!(host.failed_drill(&short).await, (ErrorCode::DrillTimeout, None));
+    host.assert_no_clone();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probe_without_space_for_its_writes_has_no_result() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let large = CreateVolume { size_bytes: 9 << 30, ..new_volume("large") };
+    host.call(CREATE_VOLUME, &large).await;
+    let snap = host.backup("large", true).await.cloud_snapshot_id.unwrap();
+    let filling =
+        probe("truncate -s 9G /tmp/zeroes; nbdcopy --request-size=1048576 /tmp/zeroes \"$BLOCKD_DRILL_URI\"");
+    if !host.restart_with_probes(&[("filling", filling)]).await {
+        return;
+    }
+    assert_eq!(host.failed_drill(&with_probe(&snap, "filling")).await, (ErrorCode::NoSpace, None));
+    assert_eq!(host.drill_proofs(), 0);
     host.assert_no_clone();
 }
 
@@ -142,7 +160,7 @@ async fn damage_that_only_the_probe_reads_is_damage() {
     bytes[at] ^= 1;
     fs::remove_file(last).unwrap();
     fs::write(last, bytes).unwrap();
-    let request = StartDrill { files: Some(0), ..with_probe(&snap, "reading") };
+    let request = StartDrill { files: Some(1), ..with_probe(&snap, "reading") };
     let (code, drill) = host.failed_drill(&request).await;
     let drill = drill.unwrap();
     assert_eq!((code, failed_at(&drill)), (ErrorCode::CloudsnapDamaged, DrillStage::Probe));

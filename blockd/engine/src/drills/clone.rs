@@ -15,7 +15,10 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Maximum size of the written blocks, in bytes.
@@ -32,6 +35,8 @@ pub(super) struct DrillClone {
     dir: PathBuf,
     file: File,
     written: Mutex<BlockSet>,
+    /// A write was refused for lack of space.
+    is_full: AtomicBool,
     /// Held during a write, with the size of the written blocks at the last check of the free space.
     writing: Mutex<u64>,
 }
@@ -55,7 +60,19 @@ impl DrillClone {
         };
         file.set_len(image.size_bytes())?;
         let (dir, written) = (dir.to_owned(), Mutex::default());
-        Ok(Self { image, dir, file, written, writing: Mutex::new(0) })
+        Ok(Self { image, dir, file, written, is_full: AtomicBool::new(false), writing: Mutex::new(0) })
+    }
+
+    /// Returns true if the clone refused a write for lack of space on this host.
+    pub fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    fn write_error(&self, error: &io::Error) -> DeviceError {
+        if error.kind() == io::ErrorKind::StorageFull {
+            self.is_full.store(true, Ordering::Relaxed);
+        }
+        device_error("write", error)
     }
 
     fn read_into(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -182,7 +199,7 @@ impl BlockDevice for DrillClone {
     }
 
     fn write(&self, offset_bytes: u64, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
-        self.write_from(offset_bytes, data).map_err(|error| device_error("write", &error))
+        self.write_from(offset_bytes, data).map_err(|error| self.write_error(&error))
     }
 
     /// The clone ends with the process: nothing need be durable.
@@ -195,7 +212,7 @@ impl BlockDevice for DrillClone {
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, _flags: ZeroFlags) -> Result<(), DeviceError> {
-        self.zero(offset_bytes, len_bytes).map_err(|error| device_error("write", &error))
+        self.zero(offset_bytes, len_bytes).map_err(|error| self.write_error(&error))
     }
 }
 

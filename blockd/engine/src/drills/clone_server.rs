@@ -5,7 +5,7 @@
 
 use super::clone::{CloneExports, DrillClone};
 use crate::{error::ServiceError, host::Host, volumes::attachments::Attachments};
-use blockd_api::{ErrorCode, with_sources};
+use blockd_api::{ApiError, ErrorCode, with_sources};
 use blockd_extent::NbdDevice;
 use blockd_nbd::{Server, ServerConfig};
 use blockd_nbd_kernel::{AttachOptions, DialError, KernelError, System, dial};
@@ -100,6 +100,7 @@ impl CloneHost {
 pub(super) struct ServedClones {
     host: CloneHost,
     server: Server,
+    clones: Vec<Arc<DrillClone>>,
     devices: Vec<NbdDevice>,
 }
 
@@ -128,11 +129,28 @@ impl ServedClones {
             shutdown_timeout: Duration::from_secs(2),
             ..ServerConfig::default()
         };
+        let served = clones.values().cloned().collect();
         let server = Server::start(config, Arc::new(CloneExports(clones)))
             .map_err(|error| ServiceError::Internal(with_sources(&error)))?;
         // Only this user can reach the directory. The command gets the socket itself.
         std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).map_err(file)?;
-        Ok(Self { host: host.clone(), server, devices: Vec::new() })
+        Ok(Self { host: host.clone(), server, clones: served, devices: Vec::new() })
+    }
+
+    /// Refuses the failure of a command whose writes had no space on this host.
+    ///
+    /// # Errors
+    /// A clone had no space for a write.
+    pub fn check_space(&self, command: &str) -> Result<(), ServiceError> {
+        if !self.clones.iter().any(|clone| clone.is_full()) {
+            return Ok(());
+        }
+        let message = format!(
+            "{command} has no result: its clone had no space in {}, or reached its limit of 8 GiB",
+            self.host.dir.display()
+        );
+        let error = ApiError::new(ErrorCode::NoSpace, message);
+        Err(ServiceError::Refused(error.with_hint("free space in the data directory, or write less")))
     }
 
     /// Returns the path of the socket.

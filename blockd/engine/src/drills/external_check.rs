@@ -94,7 +94,11 @@ impl Checker {
             devices: &[(DEVICE, isolated)],
             is_stopping: &|| image.is_over(),
         };
-        command.run().map(|ended| self.result(ended)).map_err(not_isolated)
+        let ended = command.run().map_err(not_isolated)?;
+        if ended.error.is_some() {
+            served.check_space(self.program)?;
+        }
+        Ok(self.result(ended))
     }
 
     fn result(&self, ended: Isolated) -> Checked {

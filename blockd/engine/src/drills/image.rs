@@ -1,10 +1,14 @@
 //! Image of a cloud snapshot that a drill reads, until its timeout or a stop.
 
 use crate::error::{ServiceError, cloud_code};
+use blockd_api::{ApiError, ErrorCode};
 use blockd_cloud::{CancelToken, CloudError, SnapshotReader};
 use blockd_extent::{BlockSet, BlockSource, DataRange, Extent};
 use parking_lot::Mutex;
 use std::{io, ops::Range, sync::Arc, time::Instant};
+
+/// Next action after a timeout.
+const TIMEOUT_HINT: &str = "run it with a longer --timeout, or raise drill_limit_bytes_per_s and drill_limit_requests_per_s in the configuration";
 
 /// Reason why the image cannot be read.
 #[derive(Clone, Debug)]
@@ -25,11 +29,16 @@ impl ReadFailure {
     /// Returns the finding of the drill, and the unreadable blocks if an object is damaged.
     ///
     /// # Errors
-    /// The drill is stopped, or the store fails: the drill has no result.
+    /// The drill is stopped or reached its timeout, or the store fails: the drill has no result.
     pub fn finding(self) -> Result<(String, Option<BlockSet>), ServiceError> {
         match self {
             Self::Stopped => Err(ServiceError::Stopping),
-            Self::TimedOut => Ok(("the drill reached its timeout".to_owned(), None)),
+            // It depends on this host and its link, and says nothing about the cloud snapshot.
+            Self::TimedOut => {
+                let message = "the drill reached its timeout: it has no result";
+                let error = ApiError::new(ErrorCode::DrillTimeout, message);
+                Err(ServiceError::Refused(error.with_hint(TIMEOUT_HINT)))
+            }
             Self::Cloud { error, read } => match &*error {
                 CloudError::Damaged { blocks, .. } => {
                     Ok((error.to_string(), Some(BlockSet::from_iter([blocks.unwrap_or(read)]))))

@@ -128,9 +128,9 @@ pub(crate) fn drill_task(
 ) -> Result<DrillTask, ServiceError> {
     let files = files.unwrap_or(DEFAULT_DRILL_FILES);
     let timeout_s = timeout_s.unwrap_or(DEFAULT_DRILL_TIMEOUT_S);
-    if files > MAX_DRILL_FILES || timeout_s == 0 {
+    if !(1..=MAX_DRILL_FILES).contains(&files) || timeout_s == 0 {
         let message = format!(
-            "drill refused on {object}: the sample has at most {MAX_DRILL_FILES} files, and the timeout is at least 1 second"
+            "drill refused on {object}: the sample has 1 to {MAX_DRILL_FILES} files, and the timeout is at least 1 second"
         );
         return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
     }

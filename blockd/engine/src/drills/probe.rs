@@ -14,11 +14,14 @@ use blockd_cloud::DrillOutcome;
 use blockd_extent::BlockSource;
 use blockd_fuse::inside::{self, FoundFilesystem};
 use blockd_quiesce::{Isolated, IsolatedCommand, IsolatedDevice, IsolationError, PRIVATE_DIR};
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// Next action for a daemon that cannot isolate commands.
-const ISOLATION_HINT: &str = "run blockd as root, with util-linux installed; for blockd.service, the drop-in /usr/share/doc/blockd/examples/systemd/blockd-drill-probes.conf does it";
+const ROOT_HINT: &str = "run blockd as root, with util-linux installed; for blockd.service, the drop-in /usr/share/doc/blockd/examples/systemd/blockd-drill-probes.conf does it";
+/// Next action for a daemon of root whose namespaces fail.
+const ISOLATION_HINT: &str =
+    "see the cause; in a container, blockd needs CAP_SYS_ADMIN to create namespaces and to mount";
 /// Next action for a missing driver.
 const DRIVER_HINT: &str =
     "run `modprobe nbd`, or set access = \"socket\" for the probe, which needs no driver";
@@ -36,7 +39,7 @@ pub(super) const EXTERNAL_JOURNAL: &str = "it cannot be used alone, as its journ
 ///
 /// # Errors
 /// There is none of this name.
-pub(super) fn find<'a>(host: &'a Host, name: &ProbeName) -> Result<&'a ProbeConfig, ServiceError> {
+pub(crate) fn find<'a>(host: &'a Host, name: &ProbeName) -> Result<&'a ProbeConfig, ServiceError> {
     let probes = &host.settings.drill_probes;
     probes.get(name).ok_or_else(|| {
         let known: Vec<_> = probes.keys().map(ProbeName::as_str).collect();
@@ -56,6 +59,10 @@ fn refusal(name: &str, error: &IsolationError) -> ServiceError {
             ErrorCode::InvalidRequest,
             "change the user in its table of the configuration, and restart blockd",
         ),
+        IsolationError::NotRoot(_) | IsolationError::Missing(_) => (ErrorCode::NotPermitted, ROOT_HINT),
+        IsolationError::Start(error) if error.kind() == io::ErrorKind::StorageFull => {
+            (ErrorCode::NoSpace, "free space in the data directory")
+        }
         _ => (ErrorCode::NotPermitted, ISOLATION_HINT),
     };
     let message = format!("probe {name} cannot run: {error}");
@@ -190,8 +197,11 @@ impl DrillProbe {
             is_stopping: &|| self.images.iter().any(|one| one.image.is_over()),
         };
         let ended = command.run();
+        let is_failed = ended.as_ref().map_or(true, |ended| ended.error.is_some());
+        let space = if is_failed { served.check_space(&format!("probe {}", self.name)) } else { Ok(()) };
         // Disconnects the devices, which the end of the command has unmounted.
         drop(served);
+        space?;
         ended.map(|ended| self.result(&ended)).map_err(|error| refusal(self.name.as_str(), &error))
     }
 

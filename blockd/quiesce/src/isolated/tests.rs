@@ -38,6 +38,17 @@ fn empty_dir(test: &str) -> Option<(tempfile::TempDir, PathBuf)> {
 }
 
 #[test]
+fn isolation_writes_nothing_beside_its_directory() {
+    if empty_dir("isolation without space").is_some() {
+        // No file can be created there, as on a full filesystem.
+        assert_eq!(
+            IsolatedCommand::check("nobody", Path::new("/sys/kernel")).map_err(|error| error.to_string()),
+            Ok(())
+        );
+    }
+}
+
+#[test]
 fn isolated_command_sees_no_processes_network_or_host_files() {
     let Some((root, dir)) = empty_dir("isolated commands") else { return };
     std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o777)).unwrap();
