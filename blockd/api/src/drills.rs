@@ -96,6 +96,9 @@ pub struct DrillOptions {
     /// Timeout, in seconds: [`StartDrill::timeout_seconds`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u32>,
+    /// Probe: [`StartDrill::probe`], or of a group, [`StartGroupDrill::probe`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeName>,
 }
 
 /// Query of `GET /v1/drills`.

@@ -165,7 +165,7 @@ pub struct VerificationPlan {
 pub struct Problem {
     /// Kind: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`, `schedules`, `metrics`,
     /// `control-socket`, `control-address`, `credential`, `location`, `key-slot`,
-    /// `backing-snapshot` or `proof`.
+    /// `backing-snapshot`, `proof` or `probe`.
     pub kind: String,
     /// Message.
     pub cause: String,

@@ -293,14 +293,14 @@ impl Engine {
         let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, proofs, registry, repositories, snapshots, tasks });
         let repair_work = service!(RepairWork { db, host, registry, repositories, snapshots, tasks });
-        let drill_work = service!(DrillWork { attachments, db, host, proofs, repositories, tasks } turn);
+        let drill_work = service!(DrillWork { attachments, db, health, host, proofs, registry, repositories, tasks } turn);
         let scrub_work = service!(ScrubWork { db, events, health, host, registry, repositories, task_workers,
             tasks } totals);
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, drill_work, events, health,
             host, hydration_work, in_place_work, task_workers, registry, repair_work, repositories, restore_work,
             scheduler, scrub_work, tasks, verify_work });
         let scrubs = service!(Scrubs { db, host, registry, runner, scrub_work, tasks });
-        let schedules = service!(Schedules { db, quiescer, registry, repositories, scheduler });
+        let schedules = service!(Schedules { db, host, quiescer, registry, repositories, scheduler });
         let restores = service!(Restores { admission, attachments, db, in_place_work, lazy, registry,
             repositories, runner, tasks });
         let volumes = service!(Volumes { admission, attachments, readers, db, events, health, host,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub const DATA_DIR: &str = "data-directory";
 
 /// Kinds of problems, as shown by the API and in metric labels.
-pub const KINDS: [&str; 16] = [
+pub const KINDS: [&str; 17] = [
     DATA_DIR,
     CLOCK,
     DISCARDED_WRITES,
@@ -27,6 +27,7 @@ pub const KINDS: [&str; 16] = [
     BACKING_SNAPSHOT,
     LEASE,
     PROOF,
+    PROBE,
     VOLUME_DAMAGE,
 ];
 /// The clocks of this host and of a store differ, or the store's clock is unknown.
@@ -58,6 +59,8 @@ pub const BACKING_SNAPSHOT: &str = "backing-snapshot";
 pub const LEASE: &str = "lease";
 /// The last proof of a volume at a location is too old.
 pub const PROOF: &str = "proof";
+/// A probe of a restore drill failed, and has not passed since.
+pub const PROBE: &str = "probe";
 
 /// Blocks of a volume are damaged on the disk of this host, and not repaired.
 pub const VOLUME_DAMAGE: &str = "volume-damage";

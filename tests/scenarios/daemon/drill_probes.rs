@@ -6,7 +6,10 @@ use super::{
     *,
 };
 use blockd::config::{ProbeAccess, ProbeConfig};
-use blockd_api::drills::{DrillOutcome, DrillStage, StartDrill};
+use blockd_api::{
+    drills::{DrillOptions, DrillOutcome, DrillStage, StartDrill},
+    schedules::{CreateSchedule, RunState},
+};
 use std::os::unix::fs::PermissionsExt;
 
 pub(super) fn probe(command: &str) -> ProbeConfig {
@@ -39,6 +42,12 @@ impl Host {
         let named = probes.iter().map(|(name, probe)| (name.parse().unwrap(), probe.clone()));
         let config = Config { drill_probes: named.collect(), ..config(self.dir.path()) };
         self.daemon = Some(Daemon::start(config, false).await.unwrap());
+    }
+
+    /// Returns the problems of failed probes.
+    async fn failed_probes(&self) -> Vec<String> {
+        let problems = self.call(GET_STATUS, &()).await.problems.into_iter();
+        problems.filter(|problem| problem.kind == "probe").map(|problem| problem.cause).collect()
     }
 
     /// Asserts that nothing of a clone is left.
@@ -104,8 +113,7 @@ async fn failing_probe_fails_a_consistent_snapshot() {
     let all: String = (0..50).map(|line| format!("echo line {line}; ")).collect();
     let failing = probe(&format!("{all} echo the database does not start >&2; exit 7"));
     let endless = ProbeConfig { timeout_s: 1, ..probe("sleep 600; true") };
-    let patient = probe("sleep 600; true");
-    if !host.restart_with_probes(&[("failing", failing), ("endless", endless), ("patient", patient)]).await {
+    if !host.restart_with_probes(&[("failing", failing), ("endless", endless.clone())]).await {
         return;
     }
     let (code, drill) = host.failed_drill(&with_probe(&snap, "failing")).await;
@@ -117,6 +125,27 @@ async fn failing_probe_fails_a_consistent_snapshot() {
     assert!(last < 20 && drill.probed_millis.is_none(), "{drill:?}");
     assert_eq!(host.events_of("drill-failed").await.len(), 1);
     assert_eq!(host.damaged().await, "0");
+    // A drill without the probe says nothing about it; one of its schedule ends the problem.
+    host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    let [problem] = &host.failed_probes().await[..] else { panic!() };
+    assert!(problem.starts_with("the probe failing failed on volume data at the drill of "), "{problem}");
+    assert!(problem.ends_with(": exit status 7: the database does not start"), "{problem}");
+    let scheduled = |name: &str| CreateSchedule {
+        selector: select_volume("data"),
+        rules: vec![rule(NEVER)],
+        drill: Some(DrillOptions { probe: Some(name.parse().unwrap()), ..DrillOptions::default() }),
+        ..CreateSchedule::default()
+    };
+    host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &scheduled("unknown")).await;
+    assert_eq!(host.run_drills(&scheduled("failing")).await[0].state, RunState::Failed);
+    host.stop().await;
+    let patient = probe("sleep 600; true");
+    host.start_with_probes(&[("failing", probe(":")), ("endless", endless), ("patient", patient)]).await;
+    host.engine().maintenance.check_probes().await.unwrap();
+    assert_eq!(host.failed_probes().await.len(), 1);
+    assert_eq!(host.run_drills(&scheduled("failing")).await[0].state, RunState::Done);
+    assert!(host.drills().await[0].probed_millis.is_some());
+    assert_eq!(host.failed_probes().await, [""; 0]);
     let (_, drill) = host.failed_drill(&with_probe(&snap, "endless")).await;
     let drill = drill.unwrap();
     assert_eq!(failed_at(&drill), DrillStage::Probe);

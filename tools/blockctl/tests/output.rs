@@ -1,6 +1,4 @@
-//! Snapshots of requests and output: each command line with its requests and its output.
-//!
-//! `INSTA_UPDATE=always cargo test -p blockctl` rewrites them; the diff shows what users will see.
+//! Snapshots of requests and output; `INSTA_UPDATE=always cargo test -p blockctl` rewrites them.
 
 use crate::support::{Fake, Reply, TASK, fail, list, ok, reply, task, volume};
 use serde_json::{Value, json};
@@ -194,7 +192,7 @@ blockctl cs repair vol@latest --dry-run
 blockctl cs repair 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas --from s3
 blockctl cs drill run vol@latest --files 9 --seed 7 --timeout 10m
 blockctl cs drill run vol@latest 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas
-blockctl cs drill run --group shop --cr nas --files 9 --probe postgresql
+blockctl cs drill run --group shop --cr nas --files 9 --probe postgresql --accept-layout
 blockctl cs stop -n 3F4F0A67-e12a-4d35-81ad-985657757352 --discard
 blockctl cs resume 3f4f0a67-e12a-4d35-81ad-985657757352 --wait
 blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload 20MiB
@@ -253,9 +251,11 @@ blockctl cs sched run-now 0785
 blockctl cs sched delete --uuid 0785
 blockctl cs sched delete --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1
 blockctl cs drill schedules create db --weekly sun@4:00 --files 9 --timeout 20m --jitter 60 -n weekly
-blockctl cs drill schedules create --group shop --policy gold --cr nas --paused
+blockctl cs drill schedules create --group shop --policy gold --cr nas --paused --probe postgresql
 blockctl cs drill schedules update weekly --daily 6:00 --policy gold --files 9 --jitter 60 --priority high
 blockctl cs drill schedules update weekly --timeout 2h
+blockctl cs drill schedules update weekly --probe postgresql
+blockctl cs drill schedules update weekly --files 9 --no-probe
 blockctl cs drill schedules update weekly
 blockctl cs drill schedules update nightly --files 9
 blockctl cs drill schedules pause nightly

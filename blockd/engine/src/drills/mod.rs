@@ -7,10 +7,11 @@
 mod clone;
 mod clone_server;
 mod external_check;
+mod failed_probes;
 mod image;
 mod layout;
 mod newest;
-mod probe;
+pub(crate) mod probe;
 pub mod probe_config;
 mod probe_step;
 mod sample;

@@ -31,15 +31,19 @@ impl Drills {
         runs: &[RunRow],
         credential: Uuid,
         options: &DrillOptions,
+        is_group: bool,
         and: impl Fn(&Transaction<'_>, &RunRow, &TaskRow) -> Result<(), DbError> + Send + 'static,
     ) -> Result<(), ServiceError> {
+        if let Some(name) = &options.probe {
+            probe::check(&self.host, &self.clone_host(), name).await?;
+        }
         let credential = self.repositories.credential(Some(&CredentialRef::Id(credential))).await?;
         let named = |run: &RunRow| Some((run.volume?, run.volume_name.clone()?));
         let volumes: Vec<DrilledVolume> = runs.iter().filter_map(named).collect();
         let point = self.newest_point(&volumes, &credential).await?;
         let Some(schedule) = runs.first().map(|run| run.schedule) else { return Ok(()) };
         let task = drill_task(options.files, None, options.timeout_seconds, &format!("schedule {schedule}"))?;
-        let task = DrillTask { group: (point.len() > 1).then(Uuid::new_v4), ..task };
+        let task = DrillTask { group: is_group.then(Uuid::new_v4), probe: options.probe.clone(), ..task };
         let rows = point
             .iter()
             .map(|id| self.row(id, &credential, task.clone(), TaskOwner::Schedule { schedule_id: schedule }));

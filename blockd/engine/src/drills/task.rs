@@ -2,6 +2,7 @@
 
 use super::{
     clone_server::CloneHost,
+    failed_probes,
     image::DrillImage,
     layout::{self, Reference},
     steps::{Examined, Steps},
@@ -9,6 +10,7 @@ use super::{
 use crate::{
     cloud_snapshots::is_not_found,
     error::{ServiceError, blocking},
+    health::ComponentHealth,
     host::Host,
     proofs::Proofs,
     repositories::{Repositories, limits::limited},
@@ -17,7 +19,7 @@ use crate::{
         priority::{on_thread, set_background_reader},
         secrets,
     },
-    volumes::attachments::Attachments,
+    volumes::{attachments::Attachments, registry::Registry},
 };
 use blockd_api::{
     ApiError, ErrorCode,
@@ -49,8 +51,10 @@ const MAX_SAMPLE_BYTES: u64 = 256 << 20;
 pub struct DrillWork {
     pub(crate) attachments: Arc<Attachments>,
     pub(crate) db: Arc<Db>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) proofs: Arc<Proofs>,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) tasks: Arc<Tasks>,
     /// Held by the running drill.
@@ -279,6 +283,9 @@ async fn record(
         })
         .await?;
     work.host.failpoints.reached("drill stored")?;
+    if let Err(error) = failed_probes::check(&work.db, &work.host, &work.registry, &work.health).await {
+        tracing::warn!(%error, "checking the results of probes failed; maintenance tries again");
+    }
     // A proof is not changed: the last drill of a group publishes all, or else the maintenance does.
     if is_complete {
         publish(work, live, repository, drills.iter().map(|drill| drill.row.clone()).collect()).await;

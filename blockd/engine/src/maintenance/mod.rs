@@ -122,6 +122,9 @@ pub async fn run(maintenance: Arc<Maintenance>) {
         if let Err(error) = maintenance.check_proof_ages(Timestamp::now()).await {
             tracing::warn!(%error, "checking the age of proofs failed");
         }
+        if let Err(error) = maintenance.check_probes().await {
+            tracing::warn!(%error, "checking the results of probes failed");
+        }
         if maintenance.host.settings.gc_every_hours > 0 && Instant::now() >= collect_at {
             collect_at = Instant::now() + gc_interval(&maintenance);
             collect(&maintenance).await;

@@ -25,9 +25,11 @@ impl ScheduleRunner {
         for run in batch.runs {
             locations.entry(run.credential.unwrap_or_default()).or_default().push(run);
         }
+        let is_group = batch.is_group;
         let mut any_started = false;
         for (credential, runs) in locations {
-            match self.drills.start_scheduled(&runs, credential, options, transactions::record_start).await {
+            let record = transactions::record_start;
+            match self.drills.start_scheduled(&runs, credential, options, is_group, record).await {
                 Ok(()) => any_started = true,
                 Err(error) => self.not_started(runs, error, now).await?,
             }

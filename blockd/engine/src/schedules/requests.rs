@@ -1,7 +1,9 @@
 //! Schedule requests: create, list, update, delete and run.
 
 use crate::{
+    drills::probe,
     error::ServiceError,
+    host::Host,
     quiesce::{Quiescer, rules::refuse_unknown},
     repositories::Repositories,
     schedules::{
@@ -15,6 +17,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, Deleted, ErrorCode, List, ObjectName, VolumeRef,
+    drills::DrillOptions,
     schedules::{
         CopyState, CreateSchedule, CredentialRetention, ListRuns, MAX_HISTORY, MAX_TARGETS, PolicyName,
         RetainAt, Run, RunSchedule, RunState, Schedule, ScheduleList, SelectedVolumes, Selector,
@@ -34,6 +37,7 @@ const DEFAULT_HISTORY: u32 = 100;
 /// Schedules and their policies.
 pub struct Schedules {
     pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
     pub(crate) quiescer: Arc<Quiescer>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
@@ -228,6 +232,26 @@ impl Schedules {
             .collect()
     }
 
+    /// Returns the credentials of a new schedule.
+    async fn targets(&self, request: &CreateSchedule) -> Result<Vec<Uuid>, ServiceError> {
+        let mut credentials = Vec::new();
+        // Local snapshots need no location.
+        if request.credentials.is_empty() && request.local.is_none() {
+            credentials.push(self.repositories.credential(None).await?.uuid);
+        }
+        for wanted in &request.credentials {
+            let uuid = self.repositories.credential(Some(wanted)).await?.uuid;
+            if !credentials.contains(&uuid) {
+                credentials.push(uuid);
+            }
+        }
+        if credentials.len() > MAX_TARGETS {
+            let count = credentials.len();
+            return Err(invalid(format!("{count} credentials are too many: give at most {MAX_TARGETS}")));
+        }
+        Ok(credentials)
+    }
+
     /// Creates a schedule.
     ///
     /// # Errors
@@ -248,25 +272,12 @@ impl Schedules {
                 ));
             }
         };
-        let mut credentials = Vec::new();
-        // Local snapshots need no location.
-        if request.credentials.is_empty() && request.local.is_none() {
-            credentials.push(self.repositories.credential(None).await?.uuid);
-        }
-        for wanted in &request.credentials {
-            let uuid = self.repositories.credential(Some(wanted)).await?.uuid;
-            if !credentials.contains(&uuid) {
-                credentials.push(uuid);
-            }
-        }
-        if credentials.len() > MAX_TARGETS {
-            let count = credentials.len();
-            return Err(invalid(format!("{count} credentials are too many: give at most {MAX_TARGETS}")));
-        }
+        let credentials = self.targets(&request).await?;
         let retain_at = self.retain_at(&request.retain_at, &credentials).await?;
         if let Some(rule) = &request.rule_name {
             self.quiescer.refuse_rule(rule).await?;
         }
+        self.refuse_unknown_probe(request.drill.as_ref())?;
         let now = Timestamp::now();
         let row = ScheduleRow {
             uuid: Uuid::new_v4(),
@@ -351,6 +362,7 @@ impl Schedules {
         request: UpdateSchedule,
     ) -> Result<Schedule, ServiceError> {
         let now = Timestamp::now();
+        self.refuse_unknown_probe(request.drill.as_ref())?;
         if let Some(Some(rule)) = &request.rule_name {
             self.quiescer.refuse_rule(rule).await?;
         }
@@ -369,6 +381,11 @@ impl Schedules {
         let schedule = changed.await?;
         self.scheduler.wake();
         Ok(schedule)
+    }
+
+    fn refuse_unknown_probe(&self, drill: Option<&DrillOptions>) -> Result<(), ServiceError> {
+        let probe = drill.and_then(|options| options.probe.as_ref());
+        probe.map_or(Ok(()), |name| probe::find(&self.host, name).map(drop))
     }
 
     /// Deletes a schedule. Queued runs are skipped, running ones continue, and backups stay.

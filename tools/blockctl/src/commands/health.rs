@@ -381,6 +381,13 @@ fn is_state(known: &Known, event: &Event) -> bool {
         | "lease-not-renewed"
         | "proof-too-old"
         | "reload-failed" => true,
+        // The problem stays after a later drill without the probe.
+        "drill-failed" => {
+            let of = event.volume_name.as_ref().map(|name| format!(" failed on volume {name} "));
+            let is_of = |cause: &str| of.as_deref().is_some_and(|of| cause.contains(of));
+            event.message.contains(" failed at step probe: probe ")
+                && known.problems.iter().any(|problem| problem.kind == "probe" && is_of(&problem.cause))
+        }
         "backing-snapshot-deleted" => known.problems.iter().any(|problem| problem.kind == "backing-snapshot"),
         _ => false,
     }

@@ -7,7 +7,7 @@ use super::{
     values::{one_as_value, one_or_many, one_or_many_schema, selectors},
 };
 use blockd_api::{
-    CredentialName, GroupName, LabelSelector, Labels, ObjectName, VolumeName,
+    CredentialName, GroupName, LabelSelector, Labels, ObjectName, ProbeName, VolumeName,
     drills::DrillOptions,
     schedules::{CreateSchedule, PolicyName, Priority, Schedule},
 };
@@ -47,8 +47,10 @@ pub struct DrillSpec {
     all_volumes: bool,
     /// Files that each drill reads in full.
     files: Option<u32>,
-    /// Time after which a drill fails, in seconds.
+    /// Time after which a drill ends without a result, in seconds.
     timeout_seconds: Option<u32>,
+    /// Probe of the daemon's configuration that each drill runs.
+    probe: Option<ProbeName>,
     /// Labels of the schedule, from the metadata.
     #[serde(skip)]
     pub labels: Labels,
@@ -75,6 +77,7 @@ impl DrillSpec {
             all_volumes: selector.all,
             files: options.files,
             timeout_seconds: options.timeout_seconds,
+            probe: options.probe,
             labels: schedule.labels.clone(),
         })
     }
@@ -108,7 +111,11 @@ impl DrillSpec {
             jitter_seconds: Jitter { max_s: self.jitter_seconds },
             priority: self.priority,
             labels: self.labels.clone(),
-            drill: Some(DrillOptions { files: self.files, timeout_seconds: self.timeout_seconds }),
+            drill: Some(DrillOptions {
+                files: self.files,
+                timeout_seconds: self.timeout_seconds,
+                probe: self.probe.clone(),
+            }),
             paused: self.suspend,
             ..CreateSchedule::default()
         }

@@ -86,7 +86,7 @@ pub struct RunArgs {
     /// Seed of the sample of files, to repeat it [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u32>,
-    /// Time after which the drill fails [default: 1h]
+    /// Time after which the drill ends without a result [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     timeout: Option<u32>,
     /// Run this probe of the daemon's configuration at the end

@@ -16,6 +16,7 @@ use crate::{
     table::{Table, or_dash},
 };
 use blockd_api::{
+    ProbeName,
     drills::DrillOptions,
     schedules::{CreateSchedule, PolicyName, Schedule, UpdateSchedule},
 };
@@ -30,7 +31,8 @@ is active is skipped, with a note in `cloudsnap history`.
 Examples:
   blockctl cloudsnap drill schedules create db --weekly sunday@04:00
   blockctl cs drill schedules create --all --monthly 1@03:00 --time-zone Europe/Berlin --files 500
-  blockctl cs drill schedules create shop --name shop-drills --daily 05:00 --cred-id offsite --timeout 20m";
+  blockctl cs drill schedules create shop --name shop-drills --daily 05:00 --cred-id offsite --timeout 20m
+  blockctl cs drill schedules create db --daily 04:00 --probe postgresql";
 
 const UPDATE_HELP: &str = "\
 New times replace all old ones; a time zone alone moves them. Their past runs are not made up for.
@@ -78,9 +80,12 @@ pub struct CreateDrillsArgs {
     /// Number of files of each drill to read in full [default: 32]
     #[arg(long, value_name = "N")]
     files: Option<u32>,
-    /// Time after which a drill fails [default: 1h]
+    /// Time after which a drill ends without a result [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     timeout: Option<u32>,
+    /// Run this probe of the daemon's configuration in each drill
+    #[arg(long, value_name = "NAME")]
+    probe: Option<ProbeName>,
     /// Maximum start delay in seconds, constant for a schedule, at most half of the interval
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     jitter: u32,
@@ -107,9 +112,15 @@ pub struct UpdateDrillsArgs {
     /// Number of files of each drill to read in full
     #[arg(long, value_name = "N")]
     files: Option<u32>,
-    /// Time after which a drill fails
+    /// Time after which a drill ends without a result
     #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     timeout: Option<u32>,
+    /// Run this probe of the daemon's configuration in each drill
+    #[arg(long, value_name = "NAME", conflicts_with = "no_probe")]
+    probe: Option<ProbeName>,
+    /// Run no probe
+    #[arg(long)]
+    no_probe: bool,
     /// Maximum start delay in seconds, at most half of the interval
     #[arg(long, value_name = "SECONDS")]
     jitter: Option<u32>,
@@ -135,7 +146,11 @@ async fn create(context: &Context<'_>, args: CreateDrillsArgs) -> Exit {
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),
         paused: args.paused,
-        drill: Some(DrillOptions { files: args.files, timeout_seconds: args.timeout }),
+        drill: Some(DrillOptions {
+            files: args.files,
+            timeout_seconds: args.timeout,
+            probe: args.probe.clone(),
+        }),
         ..scheduled_request(context, args.scheduled).await?
     };
     created(context, Of::Drills, &request).await
@@ -148,11 +163,13 @@ async fn update(context: &Context<'_>, args: UpdateDrillsArgs) -> Exit {
         refuse_unused_zone(args.policy.as_ref().or(now.policy_name.as_ref()), &[])?;
     }
     // The options replace all.
-    let drill = (args.files.is_some() || args.timeout.is_some()).then(|| {
+    let is_changed = args.files.is_some() || args.timeout.is_some() || args.probe.is_some() || args.no_probe;
+    let drill = is_changed.then(|| {
         let before = now.drill.clone().unwrap_or_default();
         DrillOptions {
             files: args.files.or(before.files),
             timeout_seconds: args.timeout.or(before.timeout_seconds),
+            probe: args.probe.or(before.probe).filter(|_| !args.no_probe),
         }
     });
     let request = UpdateSchedule {
@@ -165,7 +182,7 @@ async fn update(context: &Context<'_>, args: UpdateDrillsArgs) -> Exit {
     };
     if request == UpdateSchedule::default() {
         return Err(Failure::usage(
-            "no changes given: give times, --policy, --files, --timeout, --jitter or --priority",
+            "no changes given: give times, --policy, --files, --timeout, --probe, --no-probe, --jitter or --priority",
         ));
     }
     updated(context, Of::Drills, &now, &request).await
