@@ -16,7 +16,7 @@ use zstd_safe::{CCtx, ResetDirective};
 /// Maximum number of bytes read from the file.
 const MAX_BYTES: u64 = 1 << 30;
 /// Length of a frame of the cloud format.
-const FRAME_BYTES: usize = 128 << 10;
+const FRAME_BYTES: usize = 512 << 10;
 const ROUNDS: usize = 3;
 /// Levels of zstd; 0 is LZ4.
 const LEVELS: [i32; 5] = [0, 1, 3, 6, 9];

@@ -19,8 +19,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Blocks of a pack: 256 frames of 32 blocks (`blockd/cloud/FORMAT.md`, "Delta").
-const PACK_BLOCKS: u64 = 256 * 32;
+/// Blocks of a pack: 64 frames of 128 blocks (`blockd/cloud/FORMAT.md`, "Delta").
+const PACK_BLOCKS: u64 = 64 * 128;
 /// Bytes of volume data in a pack.
 pub const PACK_BYTES: u64 = PACK_BLOCKS * BLOCK_SIZE_BYTES;
 /// Bytes that one step of a hydration fetches (`STEP_BYTES` in `blockd/engine/src/restore/lazy/hydrate.rs`).

@@ -1,7 +1,8 @@
-//! Frames: up to 32 blocks without zero blocks, compressed and sealed.
+//! Frames: up to 128 blocks without zero blocks, compressed and sealed.
 //!
-//! A frame is the unit of reads: small enough for cheap access to a single block, large enough to amortise
-//! compression and sealing.
+//! A frame is the unit of reads: small enough for cheap access to a single block, large enough for
+//! compression to find what repeats. With `zstd:3` the files of an operating system take 96 % of their bytes
+//! in frames of 128 KiB; those of 1 MiB would save a further 2 %, and double what a random read transfers.
 
 use crate::{
     cipher::{Domain, TAG_LEN_BYTES},
@@ -14,15 +15,17 @@ use parking_lot::Mutex;
 use std::{mem, sync::Arc};
 
 /// Blocks of a full frame.
-pub(crate) const FRAME_BLOCKS: usize = 32;
+pub(crate) const FRAME_BLOCKS: usize = 128;
 /// Bytes of a block.
 pub(crate) const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
-/// Length of a frame's header: codec and mask of zero blocks.
-const HEAD_LEN_BYTES: usize = 5;
+/// Length of the mask of zero blocks in bytes.
+const fn mask_len(blocks: usize) -> usize {
+    blocks.div_ceil(8)
+}
 /// Minimum stored length of a frame.
-pub(crate) const MIN_STORED_LEN: usize = HEAD_LEN_BYTES + 1 + TAG_LEN_BYTES;
-/// Maximum stored length of a frame: 32 incompressible blocks.
-pub(crate) const MAX_STORED_LEN: usize = HEAD_LEN_BYTES + FULL_LEN_BYTES + TAG_LEN_BYTES;
+pub(crate) const MIN_STORED_LEN: usize = 1 + mask_len(1) + 1 + TAG_LEN_BYTES;
+/// Maximum stored length of a frame: 128 incompressible blocks.
+pub(crate) const MAX_STORED_LEN: usize = 1 + mask_len(FRAME_BLOCKS) + FULL_LEN_BYTES + TAG_LEN_BYTES;
 /// Bytes of the blocks of a full frame.
 const FULL_LEN_BYTES: usize = FRAME_BLOCKS * BLOCK;
 /// Maximum number of pooled frame buffers.
@@ -36,7 +39,7 @@ pub(crate) struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Appends the frame of `raw` (whole blocks, at most 32) to `out`; returns its stored length, 0 if every
+    /// Appends the frame of `raw` (whole blocks, at most 128) to `out`; returns its stored length, 0 if every
     /// block is zero.
     pub fn append(
         &mut self,
@@ -47,11 +50,11 @@ impl FrameWriter {
         out: &mut Vec<u8>,
     ) -> u32 {
         assert!(raw.len().is_multiple_of(BLOCK), "a frame has whole blocks");
-        assert!((1..=FRAME_BLOCKS).contains(&(raw.len() / BLOCK)), "a frame has 1 to 32 blocks");
-        let (mut mask, mut blocks) = (0u32, 0);
+        assert!((1..=FRAME_BLOCKS).contains(&(raw.len() / BLOCK)), "a frame has 1 to 128 blocks");
+        let (mut mask, mut blocks) = (0u128, 0);
         for (i, block) in raw.chunks_exact(BLOCK).enumerate() {
             blocks += 1;
-            mask |= u32::from(is_zero(block)) << i;
+            mask |= u128::from(is_zero(block)) << i;
         }
         if mask.count_ones() == blocks {
             return 0;
@@ -70,7 +73,7 @@ impl FrameWriter {
         debug_assert_eq!(data.len(), (blocks - mask.count_ones()) as usize * BLOCK);
         let start = out.len();
         out.push(0);
-        out.extend_from_slice(&mask.to_le_bytes());
+        out.extend_from_slice(&mask.to_le_bytes()[..mask_len(raw.len() / BLOCK)]);
         out[start] = self.compressor.append(level, data, out) as u8;
         sealer.seal(Domain::Frame, ordinal, raw.len() as u64, out, start);
         let len = out.len() - start;
@@ -90,7 +93,7 @@ pub(crate) struct FrameReader {
 /// Decrypted frame.
 pub(crate) struct OpenFrame<'a> {
     /// Bit `i` is set if block `i` is zero.
-    pub zero_mask: u32,
+    pub zero_mask: u128,
     /// Other blocks, consecutively.
     data: &'a [u8],
 }
@@ -135,7 +138,7 @@ impl FrameMemory {
 
 /// Decrypted frame that owns its memory.
 pub(crate) struct OwnedFrame {
-    zero_mask: u32,
+    zero_mask: u128,
     data: Box<[u8]>,
     memory: Arc<FrameMemory>,
 }
@@ -183,7 +186,7 @@ impl<'a> OpenFrame<'a> {
     /// Returns the content of block `i`; `None` if it is zero.
     pub fn block(&self, i: usize) -> Option<&'a [u8]> {
         debug_assert!(i < FRAME_BLOCKS, "block {i} of a frame");
-        let below = (1u32 << i).wrapping_sub(1);
+        let below = (1u128 << i).wrapping_sub(1);
         let position = i - (self.zero_mask & below).count_ones() as usize;
         let is_zero = self.zero_mask & (1 << i) != 0;
         if is_zero { None } else { self.data.get(position * BLOCK..(position + 1) * BLOCK) }
@@ -217,7 +220,7 @@ impl FrameReader {
 
 /// Decrypted, compressed frame.
 struct Unsealed<'a> {
-    zero_mask: u32,
+    zero_mask: u128,
     /// Length of the nonzero blocks.
     data_len: usize,
     codec: Codec,
@@ -238,14 +241,18 @@ impl<'a> Unsealed<'a> {
         let frame = sealer
             .open(Domain::Frame, ordinal, (blocks * BLOCK) as u64, stored)
             .ok_or("the frame does not open: it was altered, moved, or sealed with another key")?;
-        let (head, payload) = frame.split_first_chunk::<HEAD_LEN_BYTES>().ok_or("the frame has no head")?;
-        let zero_mask = u32::from_le_bytes([head[1], head[2], head[3], head[4]]);
+        let (codec, rest) = frame.split_first().ok_or("the frame has no codec")?;
+        let (stored_mask, payload) =
+            rest.split_at_checked(mask_len(blocks)).ok_or("the frame has no mask of zero blocks")?;
+        let mut mask = [0; 16];
+        mask[..stored_mask.len()].copy_from_slice(stored_mask);
+        let zero_mask = u128::from_le_bytes(mask);
         if blocks < FRAME_BLOCKS && zero_mask >> blocks != 0 {
             return Err("the frame's mask names blocks that it does not have");
         }
         debug_assert!(zero_mask.count_ones() as usize <= blocks);
         let data_len = (blocks - zero_mask.count_ones() as usize) * BLOCK;
-        let codec = Codec::from_byte(head[0]).ok_or("the frame's codec is unknown")?;
+        let codec = Codec::from_byte(*codec).ok_or("the frame's codec is unknown")?;
         if codec == Codec::Raw && payload.len() != data_len {
             return Err("the frame's payload has the wrong length");
         }
@@ -314,7 +321,7 @@ mod tests {
                 prop_assert_eq!(len, 0);
                 return Ok(());
             }
-            prop_assert!((MIN_STORED_LEN..=raw.len() - zeroes * BLOCK + 21).contains(&len));
+            prop_assert!((MIN_STORED_LEN..=raw.len() - zeroes * BLOCK + 33).contains(&len));
             let mut reader = FrameReader::default();
             let frame = reader.open(&sealer, 7, kinds.len(), &out[6..]).unwrap();
             for (i, block) in raw.chunks(BLOCK).enumerate() {
@@ -350,27 +357,27 @@ mod tests {
             FrameWriter::default().append(&sealer, CompressionLevel::Lz4, 0, &blocks(kinds, 1), &mut stored);
             OwnedFrame::open(&sealer, 0, kinds.len(), &mut stored, &memory).unwrap()
         };
-        let first = open(&[2; 32]);
+        let first = open(&[2; FRAME_BLOCKS]);
         let place = first.data.as_ptr();
         drop(first);
-        let second = open(&[1; 32]);
+        let second = open(&[1; FRAME_BLOCKS]);
         assert_eq!(second.data.as_ptr(), place);
-        assert_eq!(second.block(31).unwrap(), [b'a'; BLOCK]);
+        assert_eq!(second.block(FRAME_BLOCKS - 1).unwrap(), [b'a'; BLOCK]);
         // Shorter ones keep their length.
-        drop(open(&[2; 31]));
+        drop(open(&[2; FRAME_BLOCKS - 1]));
         assert!(memory.spare.lock().is_empty());
-        let many: Vec<_> = (0..2 * MAX_SPARE).map(|_| open(&[1; 32])).collect();
+        let many: Vec<_> = (0..2 * MAX_SPARE).map(|_| open(&[1; FRAME_BLOCKS])).collect();
         drop(many);
         assert_eq!(memory.spare.lock().len(), MAX_SPARE);
     }
 
     #[test]
-    fn incompressible_frame_adds_21_bytes() {
-        let (sealer, raw) = (sealer(EncryptionMode::Aes256GcmSiv), blocks(&[2; 32], 1));
+    fn incompressible_frame_adds_33_bytes() {
+        let (sealer, raw) = (sealer(EncryptionMode::Aes256GcmSiv), blocks(&[2; FRAME_BLOCKS], 1));
         for level in LEVELS {
             let mut out = Vec::new();
             let len = FrameWriter::default().append(&sealer, level, 0, &raw, &mut out) as usize;
-            assert_eq!(len, raw.len() + 21);
+            assert_eq!(len, raw.len() + 33);
             assert_eq!(len, MAX_STORED_LEN);
         }
     }

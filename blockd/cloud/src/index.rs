@@ -326,7 +326,7 @@ impl Page {
                 return Err("the length of a frame is out of bounds");
             }
             frames.push(FramePlace { offset_bytes, len_bytes });
-            // Cannot overflow: at most 2 * 256 frames of 128 KiB.
+            // Cannot overflow: at most 2 * 64 frames of 512 KiB.
             offset_bytes += len_bytes;
         }
         if !cursor.rest.is_empty() {
@@ -410,13 +410,13 @@ mod tests {
     }
 
     fn page() -> (Vec<u8>, PageRef) {
-        let set = data(&[(100, 70)]);
-        let references = [ReferenceGroup { source: 1, displacement: -3, blocks: data(&[(200, 4)]) }];
+        let set = data(&[(100, 300)]);
+        let references = [ReferenceGroup { source: 1, displacement: -3, blocks: data(&[(500, 4)]) }];
         let bytes = encode_page(&set, &data(&[(10, 5)]), &references, 64, &[500, 0, 22]);
         let page = PageRef {
             range: Extent::new(BlockIndex(5), 1000),
-            frame_base: 255,
-            data_blocks: 70,
+            frame_base: 63,
+            data_blocks: 300,
             reference_blocks: 4,
             sealed_len: 0,
             offset_bytes: 64,
@@ -430,9 +430,9 @@ mod tests {
         let (bytes, place) = page();
         let page = Page::parse(&bytes, &place, 2).unwrap();
         let places: Vec<_> = page.frames.iter().map(|f| (f.offset_bytes, f.len_bytes)).collect();
-        // Frame 256 begins a pack.
+        // Frame 64 begins a pack.
         assert_eq!(places, [(64, 500), (64, 0), (64, 22)]);
-        assert!(Page::parse(&bytes, &PageRef { data_blocks: 71, ..place }, 2).is_err());
+        assert!(Page::parse(&bytes, &PageRef { data_blocks: 301, ..place }, 2).is_err());
         assert!(
             Page::parse(&bytes, &PageRef { range: Extent::new(BlockIndex(11), 900), ..place }, 2).is_err()
         );

@@ -1,4 +1,4 @@
-//! Packs: objects of up to 256 frames, and the header that packs and indexes share.
+//! Packs: objects of up to 64 frames, and the header that packs and indexes share.
 //!
 //! Packs are created from the layout, independently of each other. The header identifies the delta, so that a
 //! misplaced object is detected before a frame in it is decrypted.

@@ -11,7 +11,7 @@ pub(crate) const PAGE_BLOCKS: u64 = 131_072;
 /// Alignment of page boundaries in blocks (1 TiB of the volume), which bounds the set of a page.
 pub(crate) const PAGE_SPAN_BLOCKS: u64 = 1 << 28;
 /// Frames of a full pack.
-pub(crate) const PACK_FRAMES: u64 = 256;
+pub(crate) const PACK_FRAMES: u64 = 64;
 const FRAME: u64 = FRAME_BLOCKS as u64;
 
 /// Extent of the volume that one index page describes.
@@ -196,7 +196,7 @@ mod tests {
     fn sparse_volume_of_16_tib_has_one_page_per_tib() {
         let runs: Vec<_> = (0..16).map(|tib| ((tib << 28) + 12_345, 100)).collect();
         let layout = check(&set(&runs), 16 << 40);
-        assert_eq!((layout.pages.len(), layout.frames, layout.pack_count), (16, 64, 1));
+        assert_eq!((layout.pages.len(), layout.frames, layout.pack_count), (16, 16, 1));
     }
 
     #[test]
@@ -216,8 +216,8 @@ mod tests {
             layout.pages.iter().map(|page| (page.data_blocks, page.reference_blocks)).collect();
         assert_eq!(counts, [(1, PAGE_BLOCKS - 1), (40, 0)]);
         assert_eq!(layout.pages[1].range.start, BlockIndex(PAGE_BLOCKS));
-        assert_eq!((layout.frames, layout.data_blocks, layout.reference_blocks), (3, 41, PAGE_BLOCKS - 1));
-        assert_eq!(layout.frame_sizes(0), [1, 32, 8]);
+        assert_eq!((layout.frames, layout.data_blocks, layout.reference_blocks), (2, 41, PAGE_BLOCKS - 1));
+        assert_eq!(layout.frame_sizes(0), [1, 40]);
         assert!(Layout::new(&BlockSet::new(), &set(&[(1, 1)]), 4096).is_err());
     }
 

@@ -159,17 +159,17 @@ async fn concurrent_readers_fetch_a_frame_once() {
     let cache = cache(None);
     let (manifest, expected) = &bed.snapshots[0];
     let snapshot = cache.snapshot(&bed.repo, manifest).await.unwrap();
-    let extent = Extent::new(BlockIndex(3), 320);
+    let extent = Extent::new(BlockIndex(3), 1280);
     let reads = (0..20).map(|_| read(&snapshot, extent));
     for read in futures::future::join_all(reads).await {
-        assert!(read.unwrap() == expected[3 * BLOCK..323 * BLOCK]);
+        assert!(read.unwrap() == expected[3 * BLOCK..1283 * BLOCK]);
     }
     assert_eq!(cache.counters().frames_fetched, 10);
     assert!(cache.counters().frame_requests <= 2);
     // Another snapshot of the same chain shares the frames.
     let other = cache.snapshot(&bed.repo, &bed.snapshots[1].0).await.unwrap();
     let again = read(&other, extent).await.unwrap();
-    assert!(again == bed.snapshots[1].1[3 * BLOCK..323 * BLOCK]);
+    assert!(again == bed.snapshots[1].1[3 * BLOCK..1283 * BLOCK]);
     let full = cache.counters().frames_fetched;
     assert!(full < 20, "{full} frames were fetched: those of the full backup came again");
 }
@@ -210,12 +210,12 @@ fn disk_cache_survives_a_restart_and_refetches_damage() {
     let bed = in_own_runtime(bed());
     let dir = tempfile::tempdir().unwrap();
     let (manifest, expected) = &bed.snapshots[4];
-    let wanted = &expected[..400 * BLOCK];
+    let wanted = &expected[..1600 * BLOCK];
     let counters_of_a_read = || {
         in_own_runtime(async {
             let cache = cache(Some(dir.path()));
             let snapshot = cache.snapshot(&bed.repo, manifest).await.unwrap();
-            assert!(read(&snapshot, Extent::new(BlockIndex(0), 400)).await.unwrap() == *wanted);
+            assert!(read(&snapshot, Extent::new(BlockIndex(0), 1600)).await.unwrap() == *wanted);
             cache.counters()
         })
     };
@@ -268,8 +268,8 @@ async fn damaged_frame_fails_its_range_only() {
     let cache = cache(None);
     let snapshot = cache.snapshot(&bed.repo, manifest).await.unwrap();
     let mut failed = Vec::new();
-    for start in (3..6003).step_by(32) {
-        let len = 32.min(6003 - start);
+    for start in (3..6003).step_by(128) {
+        let len = 128.min(6003 - start);
         match read(&snapshot, Extent::new(BlockIndex(start), len)).await {
             Ok(read) => {
                 assert!(read == expected[start as usize * BLOCK..(start + len) as usize * BLOCK]);

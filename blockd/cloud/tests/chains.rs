@@ -112,7 +112,7 @@ async fn packs_cross_the_borders_of_pages() {
     }
     let size = (2 * TIB_BLOCKS + 100_000) * BLOCK as u64;
     let full = run(&repo, spec(1, size, data, BlockSet::new(), None), &live).await.unwrap();
-    assert_eq!(full.manifest.delta.pack_count, (3u32 + 4375 + 313).div_ceil(256));
+    assert_eq!(full.manifest.delta.pack_count, (1u32 + 1024 + 70 + 79).div_ceil(64));
     assert_eq!(restored(&repo, &full.manifest).await.unwrap(), live.content());
 
     // A trim of half a terabyte costs no reads and few stored bytes.

@@ -189,17 +189,17 @@ async fn frames_that_trade_places_within_a_pack() {
         let repo = fixed(store.clone(), mode);
         let live = MemoryVolume::default();
         let mut noise = Noise(5);
-        (0..64).for_each(|block| live.set(block, &noise.block()));
-        let data = BlockSet::from_iter([Extent::new(BlockIndex(0), 64)]);
+        (0..256).for_each(|block| live.set(block, &noise.block()));
+        let data = BlockSet::from_iter([Extent::new(BlockIndex(0), 256)]);
         let done = run(&repo, spec(1, 1 << 30, data, set([]), None), &live).await.unwrap().manifest;
         let (key, body) = store.objects().into_iter().find(|(key, _)| key.contains("/pack-")).unwrap();
-        let frame = 32 * BLOCK + 21;
+        let frame = 128 * BLOCK + 33;
         assert_eq!(body.len(), 64 + 2 * frame);
         let swapped = [&body[..64], &body[64 + frame..], &body[64..64 + frame]].concat();
         store.insert(&key, swapped);
         let error = restored(&repo, &done).await.unwrap_err();
         assert!(matches!(&error, CloudError::Damaged { offset_bytes: 64, blocks: Some(_), .. }), "{error}");
-        assert!(error.to_string().contains("blocks 0..32"), "{error}");
+        assert!(error.to_string().contains("blocks 0..128"), "{error}");
     }
 }
 

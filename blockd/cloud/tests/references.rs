@@ -232,17 +232,17 @@ async fn damage_of_a_source_names_all_its_snapshots() {
     let (store, repo, live, [full, next, third]) = sample().await;
     let fourth = spec(4, SIZE, set([590]), set([]), Some(&third));
     let fourth = run(&repo, fourth, &live).await.unwrap().manifest;
-    // The last frame of the first backup: 576 to 599.
+    // The last frame of the first backup: 512 to 599.
     flip_last_bit(&store, &pack_of(&full));
-    let mut but_590 = set(576..600);
+    let mut but_590 = set(512..600);
     but_590.subtract(&set([590]));
     for depth in [VerifyDepth::Full, VerifyDepth::Deep] {
         let report = verified(&repo, &[third.id()], depth).await;
-        assert_eq!(report.snapshots[0].damaged, set(576..600), "{depth}");
+        assert_eq!(report.snapshots[0].damaged, set(512..600), "{depth}");
         let others: BTreeMap<_, _> =
             report.others.iter().map(|other| (other.id, other.blocks.clone())).collect();
         let expected =
-            [(full.id(), set(576..600)), (next.id(), set(576..600)), (fourth.id(), but_590.clone())];
+            [(full.id(), set(512..600)), (next.id(), set(512..600)), (fourth.id(), but_590.clone())];
         assert_eq!(others, BTreeMap::from(expected), "{depth}");
         assert_eq!(report.findings.len(), 1);
         assert_eq!(report.findings[0].object, pack_of(&full));
@@ -251,7 +251,7 @@ async fn damage_of_a_source_names_all_its_snapshots() {
     // A missing index of a source affects the blocks that it provides.
     store.remove(&pack_of(&next).replace("pack-00000000", "index")).unwrap();
     let report = verified(&repo, &[third.id()], VerifyDepth::Full).await;
-    let mut lost = set((0..100).chain(576..600));
+    let mut lost = set((0..100).chain(512..600));
     lost.subtract(&set([5]));
     assert_eq!(report.snapshots[0].damaged, lost);
     let reader = SnapshotReader::open(&repo, &third).await.unwrap();
@@ -331,12 +331,12 @@ async fn displaced_references_read_the_blocks_of_their_source() {
     assert!(verified(&repo, &[ninth.id()], VerifyDepth::Full).await.findings.is_empty());
 
     flip_last_bit(&store, &pack_of(&full));
-    let lost = set((576..600).chain(776..800).chain(1026..1050).chain(1076..1100).chain(2026..2050));
+    let lost = set((512..600).chain(712..800).chain(1000..1100).chain(2000..2050));
     for depth in [VerifyDepth::Full, VerifyDepth::Deep] {
         let report = verified(&repo, &[ninth.id()], depth).await;
         assert_eq!(report.snapshots[0].damaged, lost, "{depth}");
         let affects = &report.findings[0].affects;
-        assert_eq!(affects.iter().find(|affected| affected.id == full.id()).unwrap().blocks, set(576..600));
+        assert_eq!(affects.iter().find(|affected| affected.id == full.id()).unwrap().blocks, set(512..600));
         assert_eq!(affects.iter().find(|affected| affected.id == ninth.id()).unwrap().blocks, lost);
     }
 }

@@ -21,18 +21,23 @@ struct Sample {
     incremental: Manifest,
 }
 
-/// A full backup of blocks 0..96, three frames, and an incremental that replaces 0..32 and frees 40.
+/// Blocks of a frame.
+const FRAME: u64 = 128;
+/// Stored bytes of a frame of noise.
+const FRAME_LEN: usize = FRAME as usize * BLOCK + 33;
+
+/// A full backup of three frames, and an incremental that replaces the first and frees block 140.
 async fn sample() -> Sample {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     let mut noise = Noise(3);
-    (0..96).for_each(|block| live.set(block, &noise.block()));
-    let data = BlockSet::from_iter([Extent::new(BlockIndex(0), 96)]);
+    (0..3 * FRAME).for_each(|block| live.set(block, &noise.block()));
+    let data = BlockSet::from_iter([Extent::new(BlockIndex(0), 3 * FRAME)]);
     let full = run(&repo, spec(1, SIZE, data, set([]), None), &live).await.unwrap().manifest;
-    (0..32).for_each(|block| live.set(block, &noise.block()));
-    live.clear(40);
-    let spec = spec(2, SIZE, set(0..32), set([40]), Some(&full));
+    (0..FRAME).for_each(|block| live.set(block, &noise.block()));
+    live.clear(140);
+    let spec = spec(2, SIZE, set(0..FRAME), set([140]), Some(&full));
     let incremental = run(&repo, spec, &live).await.unwrap().manifest;
     Sample { store, repo, live, full, incremental }
 }
@@ -80,9 +85,9 @@ async fn sound_backup_is_verified_with_one_read() {
         let blocks = match depth {
             VerifyDepth::Quick => 0,
             // The delta that both share is read once.
-            VerifyDepth::Full => 96 + 32,
-            // Visible blocks of each: 96, and 96 without the freed one.
-            VerifyDepth::Deep => 96 + 95,
+            VerifyDepth::Full => 3 * FRAME + FRAME,
+            // Visible blocks of each, without the freed one.
+            VerifyDepth::Deep => 6 * FRAME - 1,
         };
         assert_eq!(report.block_bytes, blocks * BLOCK as u64, "{depth:?}");
         let digests: Vec<_> = report.snapshots.iter().filter_map(|snapshot| snapshot.digest).collect();
@@ -93,20 +98,19 @@ async fn sound_backup_is_verified_with_one_read() {
 
 #[tokio::test]
 async fn damaged_frame_is_named_with_the_lost_extents() {
-    let frame = 32 * BLOCK + 21;
     // The second frame of the full one: both see it, but for the block that was freed.
     let sample = sample().await;
     let pack = sample.pack_of(&sample.full);
-    sample.spoil(&pack, 64 + frame + 100);
+    sample.spoil(&pack, 64 + FRAME_LEN + 100);
     assert_eq!(sample.verify(&sample.ids(), VerifyDepth::Quick).await.findings_total, 0);
     for depth in [VerifyDepth::Full, VerifyDepth::Deep] {
         let report = sample.verify(&sample.ids(), depth).await;
         assert_eq!(report.findings.len(), 1, "{depth:?}: {:?}", report.findings);
         let finding = &report.findings[0];
-        assert_eq!((finding.object.as_str(), finding.offset_bytes), (pack.as_str(), 64 + frame as u64));
+        assert_eq!((finding.object.as_str(), finding.offset_bytes), (pack.as_str(), 64 + FRAME_LEN as u64));
         assert!(finding.what.contains("does not open"), "{}", finding.what);
-        let both = [Extent::new(BlockIndex(32), 8), Extent::new(BlockIndex(41), 23)];
-        assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(32), 32)]);
+        let both = [Extent::new(BlockIndex(FRAME), 12), Extent::new(BlockIndex(141), FRAME - 13)];
+        assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(FRAME), FRAME)]);
         assert_eq!(damaged(&report, sample.incremental.id()), both);
     }
     // A verification of one reports the other as well.
@@ -119,7 +123,7 @@ async fn damaged_frame_is_named_with_the_lost_extents() {
     let sample = self::sample().await;
     sample.spoil(&sample.pack_of(&sample.full), 70);
     let report = sample.verify(&sample.ids(), VerifyDepth::Full).await;
-    assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(0), 32)]);
+    assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(0), FRAME)]);
     assert_eq!(damaged(&report, sample.incremental.id()), []);
     // A deep verification of the incremental alone finds nothing.
     let report = sample.verify(&[sample.incremental.id()], VerifyDepth::Deep).await;
@@ -139,7 +143,7 @@ async fn missing_or_truncated_objects_are_found_by_a_listing() {
             let report = sample.verify(&sample.ids(), depth).await;
             assert_eq!((report.deltas, report.objects), (2, 4), "{depth:?} {cut:?}");
             assert!(report.findings.iter().all(|finding| finding.object == pack), "{depth:?} {cut:?}");
-            assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
+            assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), FRAME)]);
             assert_eq!(damaged(&report, sample.full.id()), []);
         }
         // A foreign object has the size of the missing one.
@@ -150,7 +154,7 @@ async fn missing_or_truncated_objects_are_found_by_a_listing() {
         let report = sample.verify(&sample.ids(), depth).await;
         assert_eq!((report.deltas, report.objects), (2, 4), "{depth:?}");
         assert!(report.findings.iter().any(|finding| finding.object == pack), "{depth:?}");
-        assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
+        assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), FRAME)]);
         // The index: blocks below it are unknown.
         let sample = self::sample().await;
         let index = sample.pack_of(&sample.full).replace("pack-00000000", "index");
@@ -207,10 +211,9 @@ async fn content_comparison_reports_each_difference() {
 
 #[tokio::test]
 async fn restore_skips_damage_and_lists_the_missing_extents() {
-    let frame = 32 * BLOCK + 21;
     let sample = sample().await;
     let pack = sample.pack_of(&sample.full);
-    sample.spoil(&pack, 64 + 2 * frame + 9);
+    sample.spoil(&pack, 64 + 2 * FRAME_LEN + 9);
     let restore = async |skip_damaged| {
         let target = Arc::new(MemoryVolume::default());
         let request = RestoreRequest { skip_damaged, ..RestoreRequest::default() };
@@ -223,9 +226,9 @@ async fn restore_skips_damage_and_lists_the_missing_extents() {
     let error = restore(false).await.unwrap_err();
     assert!(error.to_string().contains(&pack), "{error}");
     let (damage, content) = restore(true).await.unwrap();
-    assert_eq!(damage.blocks.extents().collect::<Vec<_>>(), [Extent::new(BlockIndex(64), 32)]);
-    assert_eq!((damage.parts.len(), damage.parts[0].offset_bytes), (1, 64 + 2 * frame as u64));
+    assert_eq!(damage.blocks.extents().collect::<Vec<_>>(), [Extent::new(BlockIndex(2 * FRAME), FRAME)]);
+    assert_eq!((damage.parts.len(), damage.parts[0].offset_bytes), (1, 64 + 2 * FRAME_LEN as u64));
     let mut expected: BTreeMap<_, _> = sample.live.content();
-    expected.retain(|block, _| !(64..96).contains(block));
+    expected.retain(|block, _| !(2 * FRAME..3 * FRAME).contains(block));
     assert_eq!(content, expected);
 }

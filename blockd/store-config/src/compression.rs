@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::{fmt, str::FromStr};
 
-/// Highest level of zstd: higher ones gain nothing on the 128 KiB of a frame.
+/// Highest level of zstd: higher ones gain nothing on the 512 KiB of a frame.
 pub const MAX_ZSTD_LEVEL: u8 = 19;
 /// Level of zstd without a number.
 const DEFAULT_ZSTD_LEVEL: u8 = 3;

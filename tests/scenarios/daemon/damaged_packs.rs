@@ -9,8 +9,8 @@ use blockd_api::{
     operations::LIST_FILES,
 };
 
-/// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
-const IN_SECOND_FRAME: usize = 64 + (200 << 10);
+/// Offset in a pack of a byte of its second frame, which holds bytes 512 KiB to 1 MiB of the volume.
+const IN_SECOND_FRAME: usize = 64 + (800 << 10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_is_found_listed_skipped_and_healed() {
@@ -46,7 +46,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
     let lost = &findings.damage[0].affects[0];
     assert!(findings.damage[0].object.ends_with("/pack-00000000") && lost.cloud_snapshot_id == full);
     let (offset, len) = (lost.ranges[0].offset_bytes as usize, lost.ranges[0].len_bytes as usize);
-    assert_eq!((lost.ranges.len(), offset, len), (1, 128 << 10, 128 << 10));
+    assert_eq!((lost.ranges.len(), offset, len), (1, 512 << 10, 512 << 10));
     assert!(!host.list().await[0].last_proof.as_ref().unwrap().sound);
     for (status, count) in [(CloudsnapStatus::Damaged, 1), (CloudsnapStatus::Done, 0)] {
         let query = ListCloudsnaps { status: Some(status), ..ListCloudsnaps::default() };
@@ -62,7 +62,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
     assert_eq!((refused.state.stage, refused.resumable), (TaskStage::Failed, false));
     request.skip_damaged = true;
     let past = host.done(host.call(START_RESTORE, &request).await.task_id).await;
-    assert_eq!(past.findings.unwrap().damage[0].affects[0].lost_bytes, 128 << 10);
+    assert_eq!(past.findings.unwrap().damage[0].affects[0].lost_bytes, 512 << 10);
     let mut without = model.clone();
     without.0[offset..offset + len].fill(0);
     without.assert_is(&host.volume("past"));
@@ -70,7 +70,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
     // The next backup includes the lost blocks and is complete.
     model.write(&volume, 10 << 20, 5, 4096);
     let next = host.backup("data", false).await;
-    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), (128 << 10) + 4096));
+    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), (512 << 10) + 4096));
     let next = next.cloud_snapshot_id.unwrap();
     model.assert_is(&*host.restore(&next, "healed").await);
     let task = verify(Some(&next), VerifyDepth::Deep).await;
@@ -135,7 +135,7 @@ async fn damage_found_with_another_credential_is_healed() {
     assert_eq!(verify(&other).await, TaskStage::Failed);
     model.write(&volume, 10 << 20, 5, 4096);
     let next = host.run_backup(&StartBackup { credentials: vec![own], ..backup_of("data") }).await;
-    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), (128 << 10) + 4096));
+    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), (512 << 10) + 4096));
 }
 
 /// A store that refuses a read is no damage; a missing object is.

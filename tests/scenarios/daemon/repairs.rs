@@ -9,9 +9,9 @@ use blockd_api::{
 };
 use std::{collections::HashSet, os::unix::fs::MetadataExt};
 
-/// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
-const IN_SECOND_FRAME: usize = 64 + (200 << 10);
-const FRAME: u64 = 128 << 10;
+/// Offset in a pack of a byte of its second frame, which holds bytes 512 KiB to 1 MiB of the volume.
+const IN_SECOND_FRAME: usize = 64 + (800 << 10);
+const FRAME: u64 = 512 << 10;
 
 pub(super) fn repair_of(snap: &str) -> StartRepair {
     let cloud_snapshot_id = snap.parse().unwrap();

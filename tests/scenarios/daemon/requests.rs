@@ -42,7 +42,7 @@ impl Host {
 
 /// Returns the number of packs of a backup.
 fn packs_of(task: &Task) -> u64 {
-    task.dirty_bytes.div_ceil(256 * 32 * BLOCK)
+    task.dirty_bytes.div_ceil(64 * 128 * BLOCK)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use blockd_api::{cloudsnaps::VerifyDepth, operations::START_DRILL};
 use blockd_catalog::ActivityRow;
 
 /// Bytes of a second frame in a pack of noise.
-const IN_SECOND_FRAME: usize = 64 + (200 << 10);
+const IN_SECOND_FRAME: usize = 64 + (800 << 10);
 const CHANGE: usize = 64 << 10;
 
 fn full_backup(reupload: bool) -> StartBackup {
@@ -113,12 +113,12 @@ async fn lost_source_is_found_and_not_referenced_again() {
     assert_eq!(task.state.stage, TaskStage::Failed);
     let affected = &task.findings.unwrap().damage[0].affects;
     let of = |snap: &str| affected.iter().find(|one| one.cloud_snapshot_id == snap).map(|one| one.lost_bytes);
-    assert_eq!((of(&synthetic), of(&first)), (Some(128 << 10), Some(128 << 10)));
+    assert_eq!((of(&synthetic), of(&first)), (Some(512 << 10), Some(512 << 10)));
 
     // The next one stores the lost blocks again.
     model.write(&volume, 10 << 20, 5, CHANGE);
     let next = host.run_backup(&full_backup(false)).await;
-    let next = full_id(next, CHANGE + (128 << 10));
+    let next = full_id(next, CHANGE + (512 << 10));
     assert_eq!(host.verified(&next, VerifyDepth::Deep).await.state.stage, TaskStage::Done);
     model.assert_is(&*host.restore(&next, "copy").await);
 }

@@ -9,7 +9,7 @@ use crate::harness::{
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Size of a frame.
-const FRAME: u64 = 128 << 10;
+const FRAME: u64 = 512 << 10;
 
 /// Reads from the filesystem until the connection breaks or `stop` is set.
 fn read_files(socket: &Path, content: &[u8], rng: &mut Rng, stop: &AtomicBool, count: &AtomicU64) {
@@ -201,7 +201,7 @@ fn stopped_or_failed_hydration_resumes() {
     ctl.json(&["cloudsnap", "resume", "--name", &task]);
     let failed = ctl.wait_task(&task);
     assert_eq!(failed.state(), "Restore-Failed", "{failed:?}");
-    // Only damaged frames are missing: one or two of 128 KiB at each of three offsets of a pack.
+    // Only damaged frames are missing: one or two of 512 KiB at each of three offsets of a pack.
     let max_missing = intact.len() as u64 * 3 * 2 * FRAME;
     let missing = SIZE - done_bytes(&ctl, "now");
     assert!(missing > 0 && missing <= max_missing, "{missing} bytes are missing");

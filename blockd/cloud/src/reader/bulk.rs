@@ -18,7 +18,7 @@ use std::{io, sync::Arc};
 use tokio::sync::mpsc;
 
 /// Frames that one thread decrypts at a time: 4 MiB of blocks.
-const CHUNK_FRAMES: usize = 32;
+const CHUNK_FRAMES: usize = 8;
 /// Concurrent requests of reads other than restores.
 const READ_CONCURRENCY: usize = 4;
 

@@ -44,8 +44,8 @@ const SOURCE: ForgedDelta = ForgedDelta {
 };
 const SOURCE_BLOCKS: u64 = 64;
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
-const FRAME_BLOCKS: usize = 32;
-const PACK_FRAMES: u32 = 256;
+const FRAME_BLOCKS: usize = 128;
+const PACK_FRAMES: u32 = 64;
 /// Lengths of the header, of each source and of each entry of an index root.
 const ROOT_HEADER_LEN: usize = 64;
 const ROOT_SOURCE_LEN: usize = 32;

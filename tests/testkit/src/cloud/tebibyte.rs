@@ -13,15 +13,15 @@ use bytes::Bytes;
 use std::{io, sync::Arc};
 
 /// Blocks of a frame and frames of a pack.
-const FRAME_BLOCKS: u64 = 32;
-const PACK_FRAMES: u64 = 256;
+const FRAME_BLOCKS: u64 = 128;
+const PACK_FRAMES: u64 = 64;
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const SIZE_BYTES: u64 = 1 << 40;
 const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
 const PACK_BLOCKS: u64 = PACK_FRAMES * FRAME_BLOCKS;
 const PACKS: u64 = BLOCKS / PACK_BLOCKS;
 /// Size of a frame of ordinary data.
-const FRAME_LEN: u32 = 70_001;
+const FRAME_LEN: u32 = 280_001;
 /// Existing packs: the first one, the last one, and some within index pages.
 const EXISTING_PACKS: [u64; 4] = [0, 12_345, 20_000, PACKS - 1];
 
