@@ -3,7 +3,7 @@
 use crate::volumes::UnknownWord;
 use crate::{DbError, json, parsed, rows, to_json};
 use blockd_api::{
-    ApiError, GroupName, Labels, ProbeName, SnapshotName, VolumeName,
+    ApiError, GroupName, Labels, SnapshotName, VolumeName,
     cloudsnaps::BackupOptions,
     tasks::{Findings, TaskKind, TaskLimits, TaskOwner, TaskStage},
 };
@@ -15,6 +15,10 @@ use rusqlite::{OptionalExtension, Row, Transaction, params, types::Type};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use uuid::Uuid;
+
+mod drill;
+
+pub use drill::DrillTask;
 
 /// Freeze of a consistency group, shared by the backups of its volumes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -112,25 +116,6 @@ pub struct VerifyTask {
     pub all: bool,
     /// Background verification with low priority.
     pub background: bool,
-}
-
-/// Request of a restore drill.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct DrillTask {
-    /// Number of files of the sample.
-    pub files: u32,
-    /// Seed of the sample.
-    pub seed: u32,
-    /// Timeout, in seconds.
-    pub timeout_s: u32,
-    /// Drill of a group, which has one for each volume.
-    pub group: Option<Uuid>,
-    /// Probe of the configuration.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probe: Option<ProbeName>,
-    /// Filesystems of earlier drills may be missing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub accept_layout: bool,
 }
 
 /// Request of a scrub of the row's volume, or of all. Its row has no credential and no cloud snapshot.

@@ -1,0 +1,24 @@
+//! Requests of restore drills.
+
+use blockd_api::ProbeName;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Request of a restore drill.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DrillTask {
+    /// Number of files of the sample.
+    pub files: u32,
+    /// Seed of the sample.
+    pub seed: u32,
+    /// Timeout, in seconds.
+    pub timeout_s: u32,
+    /// Drill of a group, which has one for each volume.
+    pub group: Option<Uuid>,
+    /// Probe of the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeName>,
+    /// Filesystems of earlier drills may be missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_layout: bool,
+}
