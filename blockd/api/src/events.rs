@@ -1,6 +1,6 @@
 //! Events of the daemon.
 
-use crate::{VolumeId, VolumeName};
+use crate::{VolumeId, VolumeName, drills::DrillStage};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -154,6 +154,9 @@ pub struct Event {
     /// Cloud snapshot that the task made, restored, deleted or verified.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cloud_snapshot_id: Option<String>,
+    /// Step at which a drill failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed_step: Option<DrillStage>,
     /// Message.
     pub message: String,
 }

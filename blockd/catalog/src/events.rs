@@ -1,8 +1,11 @@
 //! Rows of events.
 
-use crate::{DbError, TaskRow, TaskSpec, number, parsed, parsed_if_there, rows, stored};
+use crate::{
+    DbError, TaskRow, TaskSpec, json_if_there, number, parsed, parsed_if_there, rows, stored, to_json,
+};
 use blockd_api::{
     ErrorCode, VolumeName,
+    drills::DrillStage,
     events::{Event, EventKind, Severity},
     tasks::{TaskKind, TaskStage},
 };
@@ -36,6 +39,8 @@ pub struct NewEvent {
     pub task: Option<Uuid>,
     /// The cloud snapshot of the task.
     pub cloudsnap: Option<CloudSnapshotId>,
+    /// Step at which a drill failed.
+    pub failed_step: Option<DrillStage>,
     /// Message.
     pub message: String,
 }
@@ -54,6 +59,7 @@ impl NewEvent {
             credential: None,
             task: None,
             cloudsnap: None,
+            failed_step: None,
             message,
         }
     }
@@ -100,6 +106,7 @@ impl NewEvent {
             credential: (name != TaskKind::Scrub).then(|| task.detail.credential_name.clone()),
             task: Some(task.id),
             cloudsnap: task.decided_cloudsnap(),
+            failed_step: task.detail.failed_step,
             ..Self::new(at, severity, kind, message)
         }
     }
@@ -121,7 +128,7 @@ impl NewEvent {
     /// The database fails.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO events (at, severity, kind, volume, credential, task, cloudsnap, message, volume_id, credential_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO events (at, severity, kind, volume, credential, task, cloudsnap, message, volume_id, credential_id, failed_step) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             params![
                 self.at.to_string(),
                 self.severity.as_str(),
@@ -133,6 +140,7 @@ impl NewEvent {
                 self.message,
                 self.volume_id.map(|id| id.to_string()),
                 self.credential_id.map(|id| id.to_string()),
+                self.failed_step.map(|step| to_json("event", &step)).transpose()?,
             ],
         )?;
         let id = tx.last_insert_rowid().unsigned_abs();
@@ -176,12 +184,12 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
         credential_name: row.get(5)?,
         task_id: parsed_if_there(row, 6)?,
         cloud_snapshot_id: row.get(7)?,
+        failed_step: json_if_there(row, 11)?,
         message: row.get(8)?,
     })
 }
 
-const COLUMNS: &str =
-    "id, at, severity, kind, volume, credential, task, cloudsnap, message, volume_id, credential_id";
+const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, cloudsnap, message, volume_id, credential_id, failed_step";
 
 /// Returns the next events after a number, oldest first.
 ///

@@ -242,7 +242,8 @@ CREATE TABLE events (
     credential TEXT,                        -- the name at the time of the event
     task       TEXT,
     message    TEXT NOT NULL,
-    cloudsnap  TEXT
+    cloudsnap  TEXT,
+    failed_step TEXT                        -- JSON: step at which a drill failed
 ) STRICT;
 
 -- The last event that each reader (the journal, every webhook) has processed.

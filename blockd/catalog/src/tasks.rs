@@ -5,6 +5,7 @@ use crate::{DbError, json, parsed, rows, to_json};
 use blockd_api::{
     ApiError, GroupName, Labels, SnapshotName, VolumeName,
     cloudsnaps::BackupOptions,
+    drills::DrillStage,
     tasks::{Findings, TaskKind, TaskLimits, TaskOwner, TaskStage},
 };
 use blockd_cloud::{BackupType, CloudSnapshotId, VerifyDepth};
@@ -227,6 +228,9 @@ pub struct TaskDetail {
     pub note: Option<String>,
     /// Error of a failed task.
     pub error: Option<ApiError>,
+    /// Step at which a drill failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed_step: Option<DrillStage>,
     /// Number of resumes after restarts.
     pub resumed: u32,
     /// The task ended without success and can be resumed.

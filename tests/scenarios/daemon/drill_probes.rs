@@ -123,7 +123,8 @@ async fn failing_probe_fails_a_consistent_snapshot() {
     let last = drill.findings.len() - 1;
     assert_eq!(drill.findings[last - 1..], ["output: line 49", "output: the database does not start"]);
     assert!(last < 20 && drill.probed_millis.is_none(), "{drill:?}");
-    assert_eq!(host.events_of("drill-failed").await.len(), 1);
+    let [event] = &host.events_of("drill-failed").await[..] else { panic!("no event, or several") };
+    assert_eq!(event.failed_step, Some(DrillStage::Probe));
     assert_eq!(host.damaged().await, "0");
     // A drill without the probe says nothing about it; one of its schedule ends the problem.
     host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;

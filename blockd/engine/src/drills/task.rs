@@ -292,10 +292,11 @@ async fn record(
     }
     match drills.first() {
         Some(drill) if !drill.row.passed => {
-            let is_damaged = drill.damage.is_some();
+            let (is_damaged, failed_step) = (drill.damage.is_some(), failed_stage(&drill.row));
+            live.detail(|detail| detail.failed_step = Some(failed_step));
             let code = if is_damaged { ErrorCode::CloudsnapDamaged } else { ErrorCode::DrillFailed };
             let error = ApiError::new(code, summary(&drill.row));
-            Err(ServiceError::Refused(match failed_stage(&drill.row) {
+            Err(ServiceError::Refused(match failed_step {
                 DrillStage::Layout if !is_damaged => error.with_hint(layout::HINT),
                 _ => error,
             }))
@@ -313,6 +314,7 @@ fn damage_of_other(drill: &DrillRow, task: &TaskRow) -> NewEvent {
         credential: Some(task.detail.credential_name.clone()),
         task: Some(task.id),
         cloudsnap: Some(drill.cloudsnap),
+        failed_step: Some(failed_stage(drill)),
         ..NewEvent::new(drill.ended, Severity::Error, EventKind::DamageFound, summary(drill))
     }
 }

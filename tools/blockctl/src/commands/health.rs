@@ -9,6 +9,7 @@ use crate::{
 use blockd_api::{
     VolumeId, VolumeName,
     anomalies::{BackupAnomaly, describe},
+    drills::DrillStage,
     events::{Event, ListEvents, Severity},
     format_time, operations,
     schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
@@ -385,7 +386,7 @@ fn is_state(known: &Known, event: &Event) -> bool {
         "drill-failed" => {
             let of = event.volume_name.as_ref().map(|name| format!(" failed on volume {name} "));
             let is_of = |cause: &str| of.as_deref().is_some_and(|of| cause.contains(of));
-            event.message.contains(" failed at step probe: probe ")
+            event.failed_step == Some(DrillStage::Probe)
                 && known.problems.iter().any(|problem| problem.kind == "probe" && is_of(&problem.cause))
         }
         "backing-snapshot-deleted" => known.problems.iter().any(|problem| problem.kind == "backing-snapshot"),

@@ -118,6 +118,7 @@ fn event_record_has_its_message_id_and_object_fields() {
         credential_name: Some("nas".into()),
         task_id: Some(uuid::Uuid::from_u128(5)),
         cloud_snapshot_id: Some("c/1-2".into()),
+        failed_step: None,
         message: "backup failed: the store is full".into(),
     };
     journal.during(|| {

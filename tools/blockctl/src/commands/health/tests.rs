@@ -150,13 +150,15 @@ fn failure_is_made_good_by_the_same_volume_only() {
 #[test]
 fn failed_probe_is_one_problem() {
     let mut failed = event(1, "2026-11-22T11:00:00Z", "drill-failed");
-    failed["message"] = json!("drill of x failed at step probe: probe sql failed: exit status 1");
+    failed["failedStep"] = json!("probe");
     let cause = "the probe sql failed on volume db at the drill of today";
     let problem = json!({ "kind": "probe", "cause": cause, "action": "", "detectedAt": NOW });
     assert_eq!(lines(&json!({ "events": [failed], "problems": [problem] })), [cause]);
-    let mut other = failed.clone();
-    other["volumeName"] = json!("web");
-    assert_eq!(lines(&json!({ "events": [other], "problems": [problem] })).len(), 2);
+    for (member, value) in [("volumeName", json!("web")), ("failedStep", json!("check"))] {
+        let mut other = failed.clone();
+        other[member] = value;
+        assert_eq!(lines(&json!({ "events": [other], "problems": [problem] })).len(), 2, "{member}");
+    }
 }
 
 #[test]
