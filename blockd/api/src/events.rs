@@ -118,6 +118,7 @@ event_kinds! {
     KeySlotDamaged, "key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92, "a key slot of a backup location was missing or damaged";
     AnomalyFound, "anomaly-found", 0xcb6e84dc_d092_416e_bd36_9775e19f6ab4, "a backup has unusual changes, such as those of encryption or mass deletion";
     ProofTooOld, "proof-too-old", 0x9b1f5c86_3e2d_4a70_b6f8_41d07c95ae13, "no verification has read a backup of a volume for longer than `proof_max_age_days`";
+    ProofDamaged, "proof-damaged", 0xd665d38a_d378_4f26_834b_e3a93b979f47, "a published proof is damaged, or one of this host is missing; this host publishes its own again";
 }
 
 impl EventKind {

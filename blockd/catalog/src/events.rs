@@ -1,7 +1,8 @@
 //! Rows of events.
 
 use crate::{
-    DbError, TaskRow, TaskSpec, json_if_there, number, parsed, parsed_if_there, rows, stored, to_json,
+    Aliases, DbError, TaskRow, TaskSpec, json_if_there, number, parsed, parsed_if_there, rows, stored,
+    to_json,
 };
 use blockd_api::{
     ErrorCode, VolumeName,
@@ -119,6 +120,22 @@ impl NewEvent {
         match &task.spec {
             TaskSpec::Repair(repair) if repair.dry_run => Ok(()),
             _ => Self::of_task(task, at).insert(tx),
+        }
+    }
+
+    /// Stores the event, unless there is one with this message about the same location.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn insert_once(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        let sql = "SELECT credential_id FROM events WHERE kind = ?1 AND message = ?2";
+        let of: Vec<Option<Uuid>> =
+            rows(tx, sql, [self.kind.as_str(), &self.message], |row| parsed_if_there(row, 0))?;
+        let here = self.credential_id.map(|id| Aliases::all(tx).map(|aliases| aliases.of_location(id)));
+        let here = here.transpose()?.unwrap_or_default();
+        match of.iter().flatten().any(|credential| here.contains(credential)) {
+            true => Ok(()),
+            false => self.insert(tx),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Proofs of cloud snapshots: other hosts of a location see the results of verifications.
 
-use super::*;
+use super::{drills::drill_of, *};
 use blockd_api::{
     cloudsnaps::{CloudsnapStatus, LastProof, VerifyDepth},
     events::ListEvents,
@@ -200,14 +200,71 @@ async fn proof_in_a_copy_of_the_location_does_not_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn altered_proof_is_ignored() {
+async fn altered_proof_is_ignored_and_one_event() {
     let host = Host::new().await;
     let snap = host.backed_up().await;
     host.verify_snapshot(&snap, VerifyDepth::Full).await;
     damage(&host.proof_files()[0]);
-    let other = host.other().await;
-    assert_eq!(other.last_proof().await, None);
+    let mut other = host.other().await;
+    for _ in 0..2 {
+        assert_eq!(other.last_proof().await, None);
+        let [event] = &other.events_of("proof-damaged").await[..] else { panic!("no event, or several") };
+        assert_eq!(event.cloud_snapshot_id.as_deref(), Some(&*snap));
+        other.restart().await;
+    }
     assert!(host.last_proof().await.unwrap().sound, "the host keeps its own result");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_proofs_of_this_host_are_published_again() {
+    let mut host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    let published = host.proof_files();
+    assert_eq!(published.len(), 2, "the second drill replaces the first");
+    let exchange = async |host: &Host| host.engine().proofs.exchange().await.unwrap();
+    exchange(&host).await;
+    assert_eq!(host.events_of("proof-damaged").await.len(), 0);
+    for lost in 1..=2 {
+        published.iter().take(lost).for_each(|path| fs::remove_file(path).unwrap());
+        exchange(&host).await;
+        exchange(&host).await;
+        assert_eq!(host.proof_files(), published);
+        assert_eq!(host.events_of("proof-damaged").await.len(), lost, "one for all that are missing");
+    }
+    // A daemon reads its own proofs once.
+    published.iter().for_each(damage);
+    host.restart().await;
+    exchange(&host).await;
+    exchange(&host).await;
+    let again = host.proof_files();
+    assert!(again.len() == 2 && again.iter().all(|path| !published.contains(path)), "{again:?}");
+    assert_eq!(host.events_of("proof-damaged").await.len(), 3);
+    let other = host.other().await;
+    assert!(other.last_proof().await.unwrap().sound);
+    assert!(other.list().await[0].last_drill.as_ref().unwrap().passed);
+    exchange(&host).await;
+    assert_eq!((host.proof_files(), host.events_of("proof-damaged").await.len()), (again, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_proof_of_a_deleted_snapshot_stays_lost() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    host.proof_files().iter().for_each(|path| fs::remove_file(path).unwrap());
+    host.engine().proofs.exchange().await.unwrap();
+    assert_eq!(host.events_of("proof-damaged").await.len(), 1);
+    // Another host deletes the cloud snapshot before the next exchange.
+    fs::remove_file(host.manifest(&snap)).unwrap();
+    for _ in 0..2 {
+        host.engine().proofs.exchange().await.unwrap();
+        assert_eq!(host.proof_files(), Vec::<String>::new());
+    }
+    assert_eq!(host.events_of("proof-damaged").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

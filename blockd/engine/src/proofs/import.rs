@@ -4,6 +4,7 @@
 use super::{
     Proofs, Seen,
     import_drills::{self, KnownDrills, drill_row},
+    lost::Expected,
 };
 use crate::{error::ServiceError, repositories::preflight};
 use blockd_api::{
@@ -11,7 +12,7 @@ use blockd_api::{
     events::{EventKind, Severity},
 };
 use blockd_catalog::{
-    CredentialRow, DbError, DbManifestCache, HostProof, KnownProofs, LastProof, NewEvent, ProofRow,
+    CredentialRow, DbError, HostProof, KnownProofs, LastProof, NewEvent, ProofRow, PublishedProof,
 };
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ListedProof, ManifestFilter, Proof, ProofId, ProofKind,
@@ -21,7 +22,6 @@ use jiff::Timestamp;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::Arc,
     time::Duration,
 };
 use uuid::Uuid;
@@ -51,22 +51,27 @@ impl Proofs {
         }
     }
 
-    /// Imports the proofs of a location.
+    /// Imports the proofs of a location, and compares those of this host with its published results.
     ///
     /// # Errors
     /// The store or the database fails.
-    pub(super) async fn import_all(&self, credential: &CredentialRow) -> Result<(), ServiceError> {
-        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
-        let cache = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
-        let scope = ManifestFilter::default();
-        let manifests = Box::pin(repository.list_manifests(&scope, &cache)).await?;
-        self.import(credential, &repository, &scope, &manifests).await
+    pub(super) async fn import_all(
+        &self,
+        credential: &CredentialRow,
+        repository: &Repository,
+        manifests: &[ListedManifest],
+    ) -> Result<(), ServiceError> {
+        let uuid = credential.uuid;
+        // Before the listing, which then has them.
+        let published = self.db.run(move |tx| PublishedProof::all(tx, uuid)).await?;
+        let found = repository.list_proofs(&ManifestFilter::default()).await?;
+        let exists: HashSet<_> = manifests.iter().filter_map(|listed| listed.id).collect();
+        let (host, now) = (self.host.cluster, Timestamp::now());
+        let expected = Expected::new(published, &found, host, |id| exists.contains(id), now);
+        let damaged = self.read_listed(credential, repository, &found, manifests, &expected).await?;
+        self.withdraw_lost(credential, expected, &found, &damaged).await
     }
 
-    /// Reads the proofs of listed cloud snapshots that this host does not know, and stores their results.
-    ///
-    /// A proof of another location, or of a bucket that was copied since, shows nothing about this one. An
-    /// invalid proof is ignored with a warning.
     async fn import(
         &self,
         credential: &CredentialRow,
@@ -74,16 +79,85 @@ impl Proofs {
         scope: &ManifestFilter,
         manifests: &[ListedManifest],
     ) -> Result<(), ServiceError> {
-        let uuid = credential.uuid;
         let found = repository.list_proofs(scope).await?;
+        let own = Expected::default();
+        self.read_listed(credential, repository, &found, manifests, &own).await.map(drop)
+    }
+
+    /// Reads the proofs of listed cloud snapshots that this host does not know, and stores their results.
+    /// Also reads the expected proofs of this host, once; returns the damaged ones.
+    ///
+    /// A proof of another location, or of a bucket that was copied since, shows nothing about this one. An
+    /// invalid proof is ignored with a warning.
+    async fn read_listed(
+        &self,
+        credential: &CredentialRow,
+        repository: &Repository,
+        found: &[ListedProof],
+        manifests: &[ListedManifest],
+        expected: &Expected,
+    ) -> Result<HashSet<ProofId>, ServiceError> {
+        let uuid = credential.uuid;
+        let here = self.location(uuid).await?;
+        self.begin(uuid, here, repository);
+        let selection = self.selection(credential, manifests).await?;
+        let is_wanted = |one: &&ListedProof| selection.wants(one) || expected.contains(&one.id);
+        let mut wanted: Vec<_> = found.iter().filter(is_wanted).copied().collect();
+        wanted.retain(|one| !self.is_seen(uuid, &one.id));
+        // Those of this host only show whether they can be read.
+        wanted.sort_by_key(|one| (expected.contains(&one.id), Reverse(one.id.proven_unix_ms)));
+        wanted.truncate(MAX_READ);
+        let mut lost = HashSet::new();
+        for batch in wanted.chunks(BATCH) {
+            let (mut proofs, mut drills, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+            let mut seen = Vec::new();
+            for (one, read) in repository.read_proofs(batch.to_vec()).await {
+                match read {
+                    // Without the memory of it, the next import reads it again.
+                    Err(error) if error.is_retryable() => {
+                        tracing::warn!(credential = %credential.name, %error, "reading a proof failed");
+                        continue;
+                    }
+                    Err(error) => {
+                        warn(credential, &error);
+                        match is_damage(&error) {
+                            true if expected.contains(&one.id) => drop(lost.insert(one.id)),
+                            true if one.id.host != self.host.cluster => {
+                                damaged.push((one.id, error.to_string()));
+                            }
+                            _ => {}
+                        }
+                    }
+                    Ok(_) if expected.contains(&one.id) => {}
+                    Ok(proof) if proof.location == here => {
+                        let own = self.host.cluster;
+                        drills.extend(drill_row(uuid, &one.id, &proof, own, &selection.manifests));
+                        proofs.extend(host_proof(uuid, &one, proof, selection.now));
+                    }
+                    Ok(_) => {}
+                }
+                seen.push(one.id);
+            }
+            self.store(credential, proofs).await?;
+            self.store_drills(drills).await?;
+            self.report_damaged(credential, damaged).await?;
+            seen.into_iter().for_each(|id| self.note_seen(uuid, id));
+        }
+        Ok(lost)
+    }
+
+    async fn selection<'a>(
+        &self,
+        credential: &CredentialRow,
+        manifests: &'a [ListedManifest],
+    ) -> Result<Selection<'a>, ServiceError> {
+        let uuid = credential.uuid;
         let known = self.db.run(move |tx| -> Result<_, DbError> {
             let own = ProofRow::of_location(tx, uuid)?;
             Ok((HostProof::all(tx, uuid)?, own, import_drills::known(tx)?))
         });
         let (known, own, drills) = known.await?;
-        let here = self.location(uuid).await?;
-        self.begin(uuid, here, repository);
-        let selection = Selection {
+        Ok(Selection {
             host: self.host.cluster,
             own: own.into_iter().map(|proof| proof.cloudsnap).collect(),
             drills,
@@ -95,34 +169,7 @@ impl Proofs {
                 .into_iter()
                 .map(|proof| ((proof.cloudsnap, proof.host, proof.depth), proof.proven))
                 .collect(),
-        };
-        let mut wanted = found;
-        wanted.retain(|one| selection.wants(one) && !self.is_seen(uuid, &one.id));
-        wanted.sort_by_key(|one| Reverse(one.id.proven_unix_ms));
-        wanted.truncate(MAX_READ);
-        for batch in wanted.chunks(BATCH) {
-            let (mut proofs, mut drills) = (Vec::new(), Vec::new());
-            for (one, read) in repository.read_proofs(batch.to_vec()).await {
-                match read {
-                    // Without the memory of it, the next import reads it again.
-                    Err(error) if error.is_retryable() => {
-                        tracing::warn!(credential = %credential.name, %error, "reading a proof failed");
-                        continue;
-                    }
-                    Err(error) => warn(credential, &error),
-                    Ok(proof) if proof.location == here => {
-                        let own = self.host.cluster;
-                        drills.extend(drill_row(uuid, &one.id, &proof, own, &selection.manifests));
-                        proofs.extend(host_proof(uuid, &one, proof, selection.now));
-                    }
-                    Ok(_) => {}
-                }
-                self.note_seen(uuid, one.id);
-            }
-            self.store(credential, proofs).await?;
-            self.store_drills(drills).await?;
-        }
-        Ok(())
+        })
     }
 
     /// Forgets what was read of the location with other keys or at another address.
@@ -229,6 +276,10 @@ fn host_proof(credential: Uuid, one: &ListedProof, proof: Proof, now: Timestamp)
         host_name: proof.host_name,
         version: proof.version,
     })
+}
+
+fn is_damage(error: &CloudError) -> bool {
+    matches!(error, CloudError::ProofIgnored(cause) if matches!(**cause, CloudError::Damaged { .. }))
 }
 
 fn warn(credential: &CredentialRow, error: &CloudError) {

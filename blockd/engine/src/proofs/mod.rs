@@ -7,6 +7,7 @@
 
 mod import;
 mod import_drills;
+mod lost;
 
 use crate::{
     error::ServiceError,
@@ -16,8 +17,10 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{CredentialRef, cloudsnaps};
-use blockd_catalog::{CredentialRow, Db, DbError, DrillRow, LastProof, ProofRow};
-use blockd_cloud::{CloudError, Proof, ProofId, ProofKind, Repository, VerifyDepth};
+use blockd_catalog::{CredentialRow, Db, DbError, DbManifestCache, DrillRow, LastProof, ProofRow};
+use blockd_cloud::{
+    CloudError, CloudSnapshotId, ManifestFilter, Proof, ProofId, ProofKind, Repository, VerifyDepth,
+};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
@@ -165,43 +168,64 @@ impl Proofs {
     }
 
     /// Publishes the results that are not published yet, such as those of a location that did not respond,
-    /// and imports those of other hosts.
+    /// imports those of other hosts, and finds lost proofs of this host.
     ///
     /// # Errors
     /// The database fails.
     pub async fn exchange(&self) -> Result<(), ServiceError> {
         for credential in self.repositories.credential_rows().await? {
-            let uuid = credential.uuid;
-            match self.publish_pending(uuid).await {
-                Ok(()) => drop(self.refused.lock().remove(&uuid)),
-                Err(error) if self.refused.lock().insert(uuid) => {
-                    tracing::warn!(credential = %credential.name, %error, "publishing proofs failed; each hour tries again");
-                }
-                Err(error) => {
-                    tracing::debug!(credential = %credential.name, %error, "publishing proofs failed");
-                }
-            }
-            if let Err(error) = self.import_all(&credential).await {
-                tracing::warn!(credential = %credential.name, %error, "importing proofs failed");
+            if let Err(error) = self.exchange_with(&credential).await {
+                tracing::warn!(credential = %credential.name, %error, "exchanging proofs failed");
             }
         }
         Ok(())
     }
 
-    async fn publish_pending(&self, credential: Uuid) -> Result<(), ServiceError> {
+    async fn exchange_with(&self, credential: &CredentialRow) -> Result<(), ServiceError> {
+        let uuid = credential.uuid;
+        // Before the listing, which then has their cloud snapshots.
         let pending = self.db.run(move |tx| -> Result<_, DbError> {
             let max = MAX_PUBLISHED_AT_ONCE;
-            Ok((ProofRow::unpublished(tx, credential, max)?, DrillRow::unpublished(tx, credential, max)?))
+            Ok((ProofRow::unpublished(tx, uuid, max)?, DrillRow::unpublished(tx, uuid, max)?))
         });
-        let (pending, drills) = pending.await?;
-        if pending.is_empty() && drills.is_empty() {
-            return Ok(());
+        let (proofs, drills) = pending.await?;
+        let (repository, _) = self.repositories.task_repository(uuid).await?;
+        let cache = DbManifestCache::new(Arc::clone(&self.db), uuid);
+        let manifests = Box::pin(repository.list_manifests(&ManifestFilter::default(), &cache)).await?;
+        let listed: HashSet<_> = manifests.iter().filter_map(|one| one.id).collect();
+        match self.publish_pending(&repository, proofs, drills, &listed).await {
+            Ok(()) => drop(self.refused.lock().remove(&uuid)),
+            Err(error) if self.refused.lock().insert(uuid) => {
+                tracing::warn!(credential = %credential.name, %error, "publishing proofs failed; each hour tries again");
+            }
+            Err(error) => tracing::debug!(credential = %credential.name, %error, "publishing proofs failed"),
         }
-        let (repository, _) = self.repositories.task_repository(credential).await?;
+        self.import_all(credential, &repository, &manifests).await
+    }
+
+    /// Publishes results about listed cloud snapshots; those of deleted ones need no proof.
+    async fn publish_pending(
+        &self,
+        repository: &Repository,
+        mut proofs: Vec<ProofRow>,
+        mut drills: Vec<DrillRow>,
+        listed: &HashSet<CloudSnapshotId>,
+    ) -> Result<(), ServiceError> {
+        let credential = proofs.first().map(|row| row.credential);
+        let Some(credential) = credential.or(drills.first().map(|row| row.credential)) else {
+            return Ok(());
+        };
         // The mount point of an unmounted disk accepts all writes.
-        self.repositories.prove_location(credential, &repository).await?;
-        let published = self.publish(&repository, pending).await;
-        published.and(self.publish_drills(&repository, drills).await)
+        self.repositories.prove_location(credential, repository).await?;
+        let gone_proofs: Vec<_> = proofs.extract_if(.., |row| !listed.contains(&row.cloudsnap)).collect();
+        let gone_drills: Vec<_> = drills.extract_if(.., |row| !listed.contains(&row.cloudsnap)).collect();
+        let settled = self.db.run(move |tx| -> Result<(), DbError> {
+            gone_proofs.iter().try_for_each(|row| row.set_published(tx))?;
+            gone_drills.iter().try_for_each(|row| row.set_published(tx))
+        });
+        settled.await?;
+        let published = self.publish(repository, proofs).await;
+        published.and(self.publish_drills(repository, drills).await)
     }
 
     async fn location(&self, credential: Uuid) -> Result<Uuid, ServiceError> {
