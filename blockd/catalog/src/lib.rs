@@ -60,8 +60,8 @@ pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};
 pub use scrubs::ScrubRow;
 pub use snapshots::{SnapshotRow, SnapshotState};
 pub use tasks::{
-    BackupTask, DeleteTask, DrillTask, GroupFreeze, InPlaceRestore, RepairTask, RestoreTask, ScrubTask,
-    TaskDetail, TaskRow, TaskSpec, VerifyTask,
+    BackupTask, DeleteTask, DrillTask, GroupFreeze, InPlaceRestore, MemberDrill, RepairTask, RestoreTask,
+    ScrubTask, TaskDetail, TaskRow, TaskSpec, VerifyTask,
 };
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 mod drill;
 
-pub use drill::DrillTask;
+pub use drill::{DrillTask, MemberDrill};
 
 /// Freeze of a consistency group, shared by the backups of its volumes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

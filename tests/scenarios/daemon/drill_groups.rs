@@ -10,6 +10,7 @@ use blockd_api::{
     drills::{Drill, DrillOptions, DrillOutcome, DrillStage, GroupDrillStarted, StartGroupDrill},
     schedules::{CreateSchedule, RunState},
 };
+use blockd_catalog::DrillRow;
 
 /// Names of the volumes of the group.
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -192,4 +193,75 @@ async fn probe_of_a_group_runs_after_all_other_steps() {
     };
     assert_eq!(drills.iter().filter(skipped).count(), 3, "{drills:?}");
     assert_eq!(drills.iter().filter(|drill| drill.passed).count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_member_is_named_by_the_last_drill_of_a_group() {
+    let mut host = Host::new().await;
+    if !host.group_with_probes(&[("reading", probe("true"))]).await {
+        return;
+    }
+    let root = host.store.path().to_owned();
+    for is_deleted in [false, true] {
+        let (root, lost) = (root.clone(), Arc::new(std::sync::Mutex::new(None)));
+        let found = Arc::clone(&lost);
+        let engine = Arc::clone(host.engine());
+        let (second, third) = (Arc::clone(&engine), Arc::clone(&engine));
+        let lose = move || {
+            let drilled = engine.db.transaction(DrillRow::all).unwrap().remove(0).cloudsnap;
+            let manifest = root.join(drilled.manifest_key());
+            match is_deleted {
+                true => fs::remove_file(manifest).unwrap(),
+                false => damage(manifest),
+            }
+            *found.lock().unwrap() = Some(drilled.to_string());
+        };
+        // The third drill to reach the step is the last one.
+        let last = move || third.host.failpoints.once("drill probe", lose);
+        host.act_at("drill probe", move |_| second.host.failpoints.once("drill probe", last));
+        let (tasks, drills) = host.drilled("reading").await;
+        let lost = lost.lock().unwrap().clone().unwrap();
+        let last = tasks.iter().max_by_key(|task| task.completed_at).unwrap();
+        let last = drills.iter().find(|drill| drill.drill_id == last.task_id).expect("it has a result");
+        assert_eq!((drills.len(), last.steps.last().unwrap().stage), (3, DrillStage::Probe), "{last:?}");
+        assert!(last.cloud_snapshot_id.to_string() != lost && last.steps.len() > 4);
+        if is_deleted {
+            assert_eq!(failures(&tasks), 0, "{tasks:?}");
+            let note = &last.steps.last().unwrap().note;
+            assert!(note.contains(&lost) && note.contains("was deleted during the drill"), "{note}");
+            continue;
+        }
+        assert_eq!((failures(&tasks), host.damaged().await.as_str()), (1, "1"), "{tasks:?}");
+        let [event] = &host.events_of("damage-found").await[..] else { panic!() };
+        assert_eq!(event.cloud_snapshot_id.as_deref(), Some(&*lost));
+        for drill in &drills {
+            assert_eq!(failed_at(drill), DrillStage::Probe);
+            assert!(drill.findings[0].starts_with(&format!("cloud snapshot {lost} of volume ")), "{drill:?}");
+        }
+        host.all_done(&host.backup_group(&["nas"]).await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_task_history_hides_no_volume_of_a_group() {
+    let mut host = Host::new().await;
+    if !host.group_with_probes(&[]).await {
+        return;
+    }
+    host.stop().await;
+    let reading = "for name in a b c; do
+        nbdcopy \"nbd+unix:///$name?socket=$BLOCKD_DRILL_DIR/nbd.sock\" /tmp/$name || exit; done";
+    let drill_probes = [("reading".parse().unwrap(), probe(reading))].into();
+    let config = Config { task_history: 1, drill_probes, ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(config, false).await.unwrap());
+    host.call(START_GROUP_DRILL, &group_drill(Some("reading"))).await;
+    let drills = async || {
+        let drills = host.drills().await;
+        let is_probed =
+            |drill: &Drill| drill.steps.last().is_some_and(|step| step.note.starts_with("reading"));
+        let is_over = drills.len() == 3 && drills.iter().all(|drill| is_probed(drill) || !drill.passed);
+        if is_over { Ok(drills) } else { Err("the probe of the group") }
+    };
+    let drills = eventually(drills).await;
+    assert!(drills.iter().all(|drill| drill.probed_millis.is_some()), "{drills:?}");
 }

@@ -15,10 +15,22 @@ pub struct DrillTask {
     pub timeout_s: u32,
     /// Drill of a group, which has one for each volume.
     pub group: Option<Uuid>,
+    /// The other drills of the group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<MemberDrill>,
     /// Probe of the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeName>,
     /// Filesystems of earlier drills may be missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub accept_layout: bool,
+}
+
+/// Drill of another volume of a group.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MemberDrill {
+    /// Its id.
+    pub id: Uuid,
+    /// Name of the volume, unique in the group, or the id of a deleted one.
+    pub volume: String,
 }

@@ -140,7 +140,15 @@ pub(crate) fn drill_task(
         // Any 32 of its bits are random.
         None => (random_id()? & u64::from(u32::MAX)) as u32,
     };
-    Ok(DrillTask { files, seed, timeout_s, group: None, probe: None, accept_layout: false })
+    Ok(DrillTask {
+        files,
+        seed,
+        timeout_s,
+        group: None,
+        others: Vec::new(),
+        probe: None,
+        accept_layout: false,
+    })
 }
 
 /// Converts a drill to the API.

@@ -1,6 +1,6 @@
 //! Drills of the newest cloud snapshots: of a volume, or of all volumes of a group at one point in time.
 
-use super::{Drills, drill_task, probe};
+use super::{Drills, drill_task, probe, probe_step::volume_of};
 use crate::{error::ServiceError, repositories::preflight::check_cancelled};
 use blockd_api::{
     CredentialRef, ErrorCode, VolumeName, VolumeRef,
@@ -9,7 +9,7 @@ use blockd_api::{
     snapshots::CreateGroupSnapshot,
     tasks::{TaskKind, TaskOwner},
 };
-use blockd_catalog::{CredentialRow, DbError, DrillTask, RunRow, TaskRow};
+use blockd_catalog::{self as catalog, CredentialRow, DbError, DrillTask, RunRow, TaskRow, TaskSpec};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
@@ -47,7 +47,7 @@ impl Drills {
         let rows = point
             .iter()
             .map(|id| self.row(id, &credential, task.clone(), TaskOwner::Schedule { schedule_id: schedule }));
-        let (rows, runs): (Vec<TaskRow>, _) = (rows.collect(), runs.to_vec());
+        let (rows, runs) = (with_others(rows.collect()), runs.to_vec());
         let tasks = rows.clone();
         let _admission = self.admission.lock().await;
         let record = move |tx: &Transaction<'_>| {
@@ -83,7 +83,7 @@ impl Drills {
         let (probe, accept_layout) = (request.probe.clone(), request.accept_layout);
         let task = DrillTask { group: Some(group_id), probe, accept_layout, ..task };
         let rows = point.iter().map(|id| self.row(id, &credential, task.clone(), crate::owner::current()));
-        let rows: Vec<TaskRow> = rows.collect();
+        let rows = with_others(rows.collect());
         let started = volumes.into_iter().filter_map(|(volume, volume_name)| {
             let row = rows.iter().find(|row| row.cloudsnap.volume == volume)?;
             Some(MemberDrill { volume_name, cloud_snapshot_id: row.cloudsnap, task_id: row.id })
@@ -138,6 +138,19 @@ impl Drills {
             ),
         })
     }
+}
+
+/// Gives each drill of a group the other ones.
+fn with_others(mut rows: Vec<TaskRow>) -> Vec<TaskRow> {
+    let member = |row: &TaskRow| catalog::MemberDrill { id: row.id, volume: volume_of(row) };
+    let members: Vec<_> = rows.iter().map(member).collect();
+    for row in &mut rows {
+        if let TaskSpec::Drill(drill) = &mut row.spec {
+            let others = members.iter().filter(|other| drill.group.is_some() && other.id != row.id);
+            drill.others = others.cloned().collect();
+        }
+    }
+    rows
 }
 
 fn names<'a>(volumes: impl Iterator<Item = &'a DrilledVolume>) -> String {

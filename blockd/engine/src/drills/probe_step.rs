@@ -15,13 +15,13 @@ use crate::{
     },
 };
 use blockd_api::ProbeName;
-use blockd_catalog::{DbError, DrillRow, DrillTask, TaskRow, TaskSpec};
-use blockd_cloud::{CloudSnapshotId, Repository};
+use blockd_catalog::{DbError, DrillRow, DrillTask, MemberDrill, TaskRow};
+use blockd_cloud::{CloudError, CloudSnapshotId, Repository};
+use blockd_extent::BlockSet;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use uuid::Uuid;
 
 /// Note of the step until the last drill of the group has made it.
 const WAITS: &str = "it runs after the drills of the group's other volumes, if they pass";
@@ -53,28 +53,51 @@ impl Opened {
     ) -> Result<bool, ServiceError> {
         let started = Instant::now();
         work.host.failpoints.reached("drill probe")?;
-        let config = probe::find(&work.host, name)?.clone();
+        probe::find(&work.host, name)?;
         let Some(own) = drills.first_mut() else { return Ok(true) };
         if !own.row.report.is_passed() {
             own.add(&ProbeResult::skipped("an earlier step failed"), Duration::ZERO);
             return Ok(true);
         }
-        let row = live.view();
-        let mut images = vec![ProbedImage { volume: volume_of(&row), image: Arc::clone(&self.image) }];
-        if let Some(group) = asked.group {
-            let Some(others) = others(work, live.id, group).await? else {
+        let (volume, image) = (volume_of(&live.view()), Arc::clone(&self.image));
+        let (mut images, mut unreadable) = (vec![ProbedImage { volume, image }], Vec::new());
+        if asked.group.is_some() {
+            let Some(others) = others(work, asked.others.clone()).await? else {
                 own.add(&ProbeResult::skipped(WAITS), Duration::ZERO);
                 return Ok(false);
             };
             for (volume, row) in others {
-                let image = tokio::select! {
-                    image = self.open_other(live, repository, &row.cloudsnap) => image?,
+                let cloudsnap = row.cloudsnap;
+                let opened = tokio::select! {
+                    opened = self.open_other(live, repository, &cloudsnap) => opened?,
                     () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
                 };
-                images.push(ProbedImage { volume, image });
-                drills.push(Drilled { row, damage: None });
+                let damage = opened.as_ref().err().map(|error| {
+                    unreadable.push(format!("cloud snapshot {cloudsnap} of volume {volume}: {error}"));
+                    BlockSet::new()
+                });
+                drills.push(Drilled { row, damage });
+                images.extend(opened.ok().map(|image| ProbedImage { volume, image }));
             }
         }
+        let result = match unreadable.is_empty() {
+            true => self.run_probe(work, live, asked, name, drills, images).await?,
+            false => ProbeResult::unreadable(unreadable),
+        };
+        drills.iter_mut().for_each(|drill| drill.add(&result, started.elapsed()));
+        Ok(true)
+    }
+
+    /// Runs the probe on the images of the drills, and adds the damage that it reads.
+    async fn run_probe(
+        &self,
+        work: &Arc<DrillWork>,
+        live: &LiveTask,
+        asked: &DrillTask,
+        name: &ProbeName,
+        drills: &mut [Drilled],
+        images: Vec<ProbedImage>,
+    ) -> Result<ProbeResult, ServiceError> {
         let env = match (asked.group, drills.first()) {
             (None, Some(own)) => vec![
                 ("BLOCKD_DRILL_ID", live.id.to_string()),
@@ -85,7 +108,7 @@ impl Opened {
         };
         let probe = DrillProbe {
             name: name.clone(),
-            config,
+            config: probe::find(&work.host, name)?.clone(),
             env,
             is_of_group: asked.group.is_some(),
             images: images.clone(),
@@ -105,46 +128,62 @@ impl Opened {
             result = ProbeResult::unreadable(unreadable);
         }
         work.host.failpoints.reached("drill probed")?;
-        drills.iter_mut().for_each(|drill| drill.add(&result, started.elapsed()));
-        Ok(true)
+        Ok(result)
     }
 
+    /// Opens the cloud snapshot of another drill; returns an error inside if it is damaged or missing.
     async fn open_other(
         &self,
         live: &LiveTask,
         repository: &Repository,
         cloudsnap: &CloudSnapshotId,
-    ) -> Result<Arc<DrillImage>, ServiceError> {
-        let manifest = Box::pin(repository.manifest(cloudsnap)).await?;
-        let reader = Box::pin(self.cache.snapshot(repository, &manifest)).await?;
-        Ok(Arc::new(DrillImage::new(reader, live.cancel.clone(), self.deadline)))
+    ) -> Result<Result<Arc<DrillImage>, CloudError>, ServiceError> {
+        let opened = async {
+            let manifest = Box::pin(repository.manifest(cloudsnap)).await?;
+            Box::pin(self.cache.snapshot(repository, &manifest)).await
+        };
+        match opened.await {
+            Ok(reader) => Ok(Ok(Arc::new(DrillImage::new(reader, live.cancel.clone(), self.deadline)))),
+            Err(error @ (CloudError::Damaged { .. } | CloudError::SnapshotNotFound { .. })) => Ok(Err(error)),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
 /// Returns the present name of the volume of a drill, unique in its group, or the id of a deleted one.
-fn volume_of(task: &TaskRow) -> String {
+pub(super) fn volume_of(task: &TaskRow) -> String {
     let name = task.detail.volume_name.as_ref();
     name.map_or_else(|| task.cloudsnap.volume.to_string(), ToString::to_string)
+}
+
+/// Ends the step of the probe without a result, because cloud snapshots of other drills were deleted.
+/// Removes those drills: they keep their own steps.
+pub(super) fn skip_without(drills: &mut Vec<Drilled>, deleted: &[CloudSnapshotId]) {
+    let [first, ..] = deleted else { return };
+    let reason = format!("cloud snapshot {first}, which the probe needs, was deleted during the drill");
+    drills.retain(|drill| !deleted.contains(&drill.row.cloudsnap));
+    for drill in drills.iter_mut().filter(|drill| drill.damage.is_none()) {
+        if drill.row.report.remove_probe() {
+            drill.add(&ProbeResult::skipped(&reason), Duration::ZERO);
+            drill.row.passed = true;
+        }
+    }
 }
 
 /// Returns the other drills of a group without their probe, with the names of the volumes; `None` unless all
 /// have passed.
 async fn others(
     work: &DrillWork,
-    own: Uuid,
-    group: Uuid,
+    members: Vec<MemberDrill>,
 ) -> Result<Option<Vec<(String, DrillRow)>>, ServiceError> {
-    let is_other = move |task: &TaskRow| {
-        task.id != own && matches!(&task.spec, TaskSpec::Drill(drill) if drill.group == Some(group))
-    };
     let found = work.db.run(move |tx| -> Result<_, DbError> {
         let mut found = Vec::new();
-        for task in TaskRow::all(tx)?.into_iter().filter(is_other) {
-            let Some(mut drill) = DrillRow::find(tx, task.id)? else { return Ok(None) };
+        for member in members {
+            let Some(mut drill) = DrillRow::find(tx, member.id)? else { return Ok(None) };
             if !drill.report.remove_probe() {
                 return Ok(None);
             }
-            found.push((volume_of(&task), drill));
+            found.push((member.volume, drill));
         }
         Ok(Some(found))
     });

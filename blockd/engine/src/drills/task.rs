@@ -5,6 +5,7 @@ use super::{
     failed_probes,
     image::DrillImage,
     layout::{self, Reference},
+    probe_step::skip_without,
     steps::{Examined, Steps},
 };
 use crate::{
@@ -112,12 +113,20 @@ pub(crate) async fn run(
         _ => true,
     };
     count(&mut drills[0].row.report, &requests);
-    let now = Timestamp::now();
+    let (now, mut deleted) = (Timestamp::now(), Vec::new());
     for Drilled { row, .. } in &mut drills {
         (row.ended, row.passed) = (now, row.report.is_passed());
-        if !row.passed {
-            refuse_if_deleted(work, row, &repository).await?;
+        if row.passed || !is_deleted(work, row, &repository).await? {
+            continue;
         }
+        if row.id == live.id {
+            let message = format!("cloud snapshot {id} was deleted during the drill");
+            return Err(ServiceError::refused(ErrorCode::CloudsnapNotFound, message));
+        }
+        deleted.push(row.cloudsnap);
+    }
+    skip_without(&mut drills, &deleted);
+    for Drilled { row, .. } in &drills {
         tracing::info!(cloudsnap = %row.cloudsnap, passed = row.passed, "restore drill has a result");
     }
     record(work, live, &repository, drills, is_complete).await
@@ -234,21 +243,16 @@ impl Opened {
     }
 }
 
-/// Refuses the result of a cloud snapshot whose objects are missing because it was deleted.
-async fn refuse_if_deleted(
-    work: &DrillWork,
-    row: &DrillRow,
-    repository: &Repository,
-) -> Result<(), ServiceError> {
+/// Returns true if the objects of a failed drill are missing because its cloud snapshot was deleted.
+async fn is_deleted(work: &DrillWork, row: &DrillRow, repository: &Repository) -> Result<bool, ServiceError> {
     match repository.manifest(&row.cloudsnap).await.map_err(ServiceError::from) {
         Err(error) if is_not_found(&error) => {
             // The mount point of an unmounted disk is empty, too.
             work.repositories.prove_location(row.credential, repository).await?;
-            let message = format!("cloud snapshot {} was deleted during the drill", row.cloudsnap);
-            Err(ServiceError::refused(ErrorCode::CloudsnapNotFound, message))
+            Ok(true)
         }
-        Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::Damaged { .. }) => Ok(()),
-        found => found.map(drop),
+        Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::Damaged { .. }) => Ok(false),
+        found => found.map(|_| false),
     }
 }
 

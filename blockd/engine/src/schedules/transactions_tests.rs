@@ -7,7 +7,7 @@ use blockd_api::{
     tasks::{TaskOwner, TaskStage},
 };
 use blockd_catalog::{
-    BackupTask, Db, DbError, DrillTask, RestoreTask, RunRow, ScheduleRow, ScheduleSpec, TaskRow, TaskSpec,
+    BackupTask, Db, DbError, RestoreTask, RunRow, ScheduleRow, ScheduleSpec, TaskRow, TaskSpec,
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
@@ -324,8 +324,7 @@ fn drills_do_not_stack_and_take_no_slot_of_backups() {
     // A running backup of the volume does not delay it.
     let ready = bench.tx(|tx| transactions::ready(tx, 1));
     assert!(ready.batches.len() == 1 && !ready.batches[0].needs_upload(), "{ready:?}");
-    let drill = DrillTask { files: 1, seed: 1, timeout_s: 1, group: None, probe: None, accept_layout: false };
-    let mut drill = task(TaskSpec::Drill(drill), snap(1));
+    let mut drill = task(TaskSpec::Drill(crate::drills::drill_task(None, None, None, "").unwrap()), snap(1));
     bench.tx(|tx| transactions::record_start(tx, &run, &drill).and_then(|()| drill.put(tx)));
     assert_eq!(bench.tx(|tx| transactions::ready(tx, 1)).free_slots, 1);
     bench.fire(5);
