@@ -77,8 +77,7 @@ impl NewEvent {
         let damage = task.detail.findings.as_ref().map_or(0, |findings| findings.damage_total);
         let error = task.detail.error.as_ref();
         // The deletion was intended.
-        let is_deleted =
-            name == TaskKind::Drill && error.is_some_and(|error| error.code == ErrorCode::CloudsnapNotFound);
+        let is_deleted = task.is_drill_of_deleted();
         let (severity, message) = match task.state {
             TaskStage::Failed if is_deleted => {
                 let why = error.map_or("", |error| error.message.as_str());

@@ -56,7 +56,7 @@ pub struct RunRow {
     pub state: RunState,
     /// Task.
     pub task: Option<Uuid>,
-    /// Cloud snapshot that it made.
+    /// Cloud snapshot that it made, or that its drill could not restore.
     pub cloudsnap: Option<CloudSnapshotId>,
     /// End time.
     pub completed: Option<Timestamp>,
@@ -214,6 +214,23 @@ impl RunRow {
             "UPDATE schedule_runs SET state = 'expired', completed = coalesce(completed, ?4), reason = ?3
              WHERE cloudsnap = ?1 AND credential = ?2 AND state IN ('done', 'active', 'failed')",
             params![cloudsnap.to_string(), credential.to_string(), reason, Timestamp::now().to_string()],
+        )?;
+        Ok(())
+    }
+
+    /// Ends the failures of drills of a cloud snapshot that another host deleted.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn expire_failed(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        cloudsnap: &CloudSnapshotId,
+    ) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE schedule_runs SET state = 'expired', reason = 'its cloud snapshot is no longer in its store'
+             WHERE cloudsnap = ?1 AND credential = ?2 AND state = 'failed'",
+            [cloudsnap.to_string(), credential.to_string()],
         )?;
         Ok(())
     }

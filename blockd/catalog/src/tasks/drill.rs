@@ -1,6 +1,7 @@
 //! Requests of restore drills.
 
-use blockd_api::ProbeName;
+use super::TaskRow;
+use blockd_api::{ErrorCode, ProbeName, tasks::TaskKind};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -33,4 +34,13 @@ pub struct MemberDrill {
     pub id: Uuid,
     /// Name of the volume, unique in the group, or the id of a deleted one.
     pub volume: String,
+}
+
+impl TaskRow {
+    /// Returns true for a drill that ended because its cloud snapshot was deleted.
+    pub fn is_drill_of_deleted(&self) -> bool {
+        let is_deletion = |code| code == ErrorCode::CloudsnapNotFound;
+        self.kind() == TaskKind::Drill
+            && self.detail.error.as_ref().is_some_and(|error| is_deletion(error.code))
+    }
 }

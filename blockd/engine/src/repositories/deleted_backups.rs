@@ -5,7 +5,7 @@ use crate::{
     ids::random_id,
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS},
 };
-use blockd_catalog::{Chain, DbError, DbManifestCache, HostProof, ProofRow};
+use blockd_catalog::{Chain, DbError, DbManifestCache, HostProof, ProofRow, RunRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, ManifestFilter, ManifestKey, Repository};
 use futures::StreamExt;
 use std::collections::BTreeSet;
@@ -102,6 +102,7 @@ impl Repositories {
                     tracing::warn!(%credential, cloudsnap = %id, "the newest backup of a volume was deleted by another host: the next one is full");
                 }
                 ProofRow::remove(tx, credential, &id)?;
+                RunRow::expire_failed(tx, credential, &id)?;
                 DbManifestCache::remove(tx, credential, &id.manifest_key())?;
             }
             Ok(())

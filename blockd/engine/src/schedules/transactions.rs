@@ -272,10 +272,7 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
             any_done |= settle_local(tx, run, freezing, now)?;
             continue;
         }
-        let task = match run.task {
-            Some(task) => TaskRow::find(tx, task)?,
-            None => None,
-        };
+        let task = run.task.map(|task| TaskRow::find(tx, task)).transpose()?.flatten();
         match task {
             Some(task) if task.state == TaskStage::Done => {
                 run.state = RunState::Done;
@@ -285,7 +282,10 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
                 any_done = true;
             }
             Some(task) if task.state == TaskStage::Failed => {
-                run.state = RunState::Failed;
+                let is_skipped = task.is_drill_of_deleted();
+                run.state = if is_skipped { RunState::Skipped } else { RunState::Failed };
+                // The run expires with the cloud snapshot that cannot be restored.
+                run.cloudsnap = (task.kind() == TaskKind::Drill).then_some(task.cloudsnap);
                 run.completed = task.detail.completed.or(Some(now));
                 run.reason = task.detail.error.map(|error| error.message);
             }

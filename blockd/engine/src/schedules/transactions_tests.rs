@@ -3,6 +3,7 @@
 use crate::schedules::judgement;
 use crate::{schedules::selection::Candidate, schedules::transactions, volumes::registry::Tags};
 use blockd_api::{
+    ErrorCode,
     schedules::{Priority, Rule, RunState, Selector},
     tasks::{TaskOwner, TaskStage},
 };
@@ -345,4 +346,36 @@ fn drills_do_not_stack_and_take_no_slot_of_backups() {
     assert!(bench.tx(|tx| RunRow::kept(tx, schedule.uuid)).is_empty());
     bench.tx(|tx| RunRow::prune(tx, 1));
     assert_eq!(states(), [RunState::Done]);
+}
+
+#[test]
+fn failed_drill_counts_until_its_snapshot_is_deleted() {
+    let bench = EngineFixture::new();
+    let mut schedule = bench.schedule(vec![rule("periodic 60", Some(1))], 1);
+    (schedule.spec.retain, schedule.spec.drill) = (Retention::default(), Some(Default::default()));
+    bench.tx(|tx| schedule.put(tx));
+    let drilled = |minute, code, id: CloudSnapshotId| {
+        bench.fire(minute);
+        let run = bench.queued().remove(0);
+        let spec = TaskSpec::Drill(crate::drills::drill_task(None, None, None, "").unwrap());
+        let mut drill = task(spec, id);
+        bench.tx(|tx| transactions::record_start(tx, &run, &drill));
+        drill.state = TaskStage::Failed;
+        drill.detail.error = Some(blockd_api::ApiError::new(code, "why"));
+        bench.tx(|tx| drill.put(tx));
+        bench.tx(|tx| transactions::settle(tx, &HashSet::new(), at(minute)).map(drop));
+    };
+    let states = || {
+        let runs = bench.tx(|tx| RunRow::history(tx, None, None, 9));
+        runs.iter().map(|run| run.state).collect::<Vec<_>>()
+    };
+    drilled(1, ErrorCode::CloudsnapDamaged, snap(1));
+    drilled(2, ErrorCode::DrillFailed, snap(2));
+    drilled(3, ErrorCode::CloudsnapNotFound, snap(3));
+    let (skipped, failed, expired) = (RunState::Skipped, RunState::Failed, RunState::Expired);
+    assert_eq!(states(), [skipped, failed, failed], "the last one was deleted during the drill");
+    bench.tx(|tx| RunRow::expire(tx, CREDENTIAL, &snap(2), "deleted"));
+    assert_eq!(states(), [skipped, expired, failed]);
+    bench.tx(|tx| RunRow::expire_failed(tx, CREDENTIAL, &snap(1)));
+    assert_eq!(states(), [skipped, expired, expired]);
 }
