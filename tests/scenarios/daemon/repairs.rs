@@ -1,6 +1,7 @@
 //! Repairs of damaged cloud snapshots from the volume, from local snapshots, and from other locations.
 
 mod locked;
+mod unknown_keys;
 
 use super::*;
 use blockd_api::{

@@ -13,14 +13,14 @@ use crate::{
     },
     error::{ServiceError, blocking},
     ids::random_id,
-    repositories::opening::is_missing_or_damaged,
+    repositories::opening::is_unusable_base,
     tasks::{LiveTask, clean_files},
     volumes::registry::VolumeEntry,
 };
 use blockd_catalog::{BackupTask, Chain, DbError, DbManifestCache, ProofRow, SnapshotRow, TaskRow};
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, References, Repository,
-    Unchanged, new_delta_salt, unchanged_since,
+    CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, References,
+    Repository, Unchanged, new_delta_salt, unchanged_since,
 };
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
@@ -197,7 +197,7 @@ async fn based_on(
     let (credential, since, until) = (row.credential, base.epoch, snapshot.epoch);
     let manifest = match base_manifest(repository, manifests, base.cloudsnap).await {
         Ok(manifest) => manifest,
-        Err(ServiceError::Cloud(error)) if is_missing_or_damaged(&error) => {
+        Err(ServiceError::Cloud(error)) if is_unusable_base(&error) => {
             // An unavailable repository is no reason to remove records.
             work.repositories.prove_location(credential, repository).await?;
             tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of one on the last backup");
@@ -227,7 +227,7 @@ async fn based_on(
         Ok((changes, references)) => {
             Ok((Some(Based { changes, base: manifest, synthetic: Some(references) }), why))
         }
-        Err(ServiceError::Cloud(error)) if is_missing_or_damaged(&error) => {
+        Err(ServiceError::Cloud(error)) if is_unusable_base(&error) => {
             tracing::warn!(base = %base.cloudsnap, %error, "the full backup stores all data again");
             Ok((None, "an index of the last backup is gone from the store or cannot be read"))
         }

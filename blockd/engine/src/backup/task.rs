@@ -33,7 +33,7 @@ use crate::{
         work::BackupWork,
     },
     error::{ServiceError, blocking, spawned},
-    repositories::opening::is_missing_or_damaged,
+    repositories::opening::is_unusable_base,
     snapshots::Snapshots,
     tasks::{LiveTask, clean_files, secrets},
 };
@@ -217,7 +217,7 @@ async fn committed_before(
         let id = CloudSnapshotId { incremental: plan.is_incremental(), ..task.cloudsnap };
         match repository.manifest(&id).await {
             Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
-            Err(error) if !is_missing_or_damaged(&error) => return Err(error.into()),
+            Err(error) if !is_unusable_base(&error) => return Err(error.into()),
             _ => {}
         }
     }

@@ -6,7 +6,7 @@
 use crate::{
     error::{ServiceError, blocking},
     host::Host,
-    repositories::opening::is_missing_or_damaged,
+    repositories::opening::is_unusable_base,
     restore::lazy::LazyVolumes,
     snapshots::Snapshots,
     tasks::{
@@ -248,7 +248,7 @@ async fn needed_deltas(
         }
         match repository.manifest(&tip).await {
             Ok(manifest) => manifests.push(manifest),
-            Err(error) if is_missing_or_damaged(&error) => {}
+            Err(error) if is_unusable_base(&error) => {}
             Err(error) => return Err(error.into()),
         }
     }

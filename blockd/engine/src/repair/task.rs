@@ -22,8 +22,8 @@ use blockd_catalog::{
     TaskRow,
 };
 use blockd_cloud::{
-    CloudSnapshotId, Manifest, ManifestCache, ManifestFilter, ManifestKey, MemoryJournal, Progress, Repair,
-    Repository, UploadOptions, check_repaired, new_delta_salt,
+    CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestFilter, ManifestKey, MemoryJournal,
+    Progress, Repair, Repository, UploadOptions, check_repaired, new_delta_salt,
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use jiff::Timestamp;
@@ -181,6 +181,8 @@ impl RepairWork {
                     manifests.extend(copy.filter(|copy| copy.id() == id));
                     unreadable.push(id);
                 }
+                // Without its key, the repair can neither read nor replace it.
+                Err(CloudError::UnknownKey { .. }) if id != row.cloudsnap => {}
                 Err(error) => return Err(error.into()),
             }
         }

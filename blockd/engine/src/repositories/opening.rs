@@ -116,10 +116,13 @@ pub fn not_opened(row: &CredentialRow, error: &SecretsError) -> ServiceError {
     ServiceError::refused(ErrorCode::SecretUnavailable, message)
 }
 
-/// Returns true if a manifest is missing or damaged: no incremental backup can be based on it.
+/// Returns true if an object is missing or damaged. One under an unknown key is neither: another host reads
+/// it.
 pub fn is_missing_or_damaged(error: &CloudError) -> bool {
-    matches!(
-        error,
-        CloudError::SnapshotNotFound { .. } | CloudError::Damaged { .. } | CloudError::UnknownKey { .. }
-    )
+    matches!(error, CloudError::SnapshotNotFound { .. } | CloudError::Damaged { .. })
+}
+
+/// Returns true if this host can base no incremental backup on a manifest with this error.
+pub fn is_unusable_base(error: &CloudError) -> bool {
+    is_missing_or_damaged(error) || matches!(error, CloudError::UnknownKey { .. })
 }

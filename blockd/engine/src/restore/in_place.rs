@@ -410,7 +410,7 @@ async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockS
     }
     let tip: Manifest = match source.repository().manifest(&chain.cloudsnap).await {
         Ok(tip) => tip,
-        Err(error) if crate::repositories::opening::is_missing_or_damaged(&error) => return Ok(None),
+        Err(error) if crate::repositories::opening::is_unusable_base(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let (repository, since) = (source.repository().clone(), source.id().snapshot);
