@@ -117,8 +117,14 @@ async fn lost_source_is_found_and_not_referenced_again() {
 
     // The next one stores the lost blocks again.
     model.write(&volume, 10 << 20, 5, CHANGE);
+    host.sql("DELETE FROM backup_activity");
     let next = host.run_backup(&full_backup(false)).await;
     let next = full_id(next, CHANGE + (512 << 10));
+    // The search for anomalies sees the change only.
+    let credential = host.engine().repositories.credential_rows().await.unwrap()[0].uuid;
+    let of = ActivityRow { volume: host.inspect_volume("data").await.volume_id, credential };
+    let activity = host.engine().db.transaction(|tx| of.history(tx)).unwrap();
+    assert_eq!(activity.iter().map(|one| one.dirty_bytes).collect::<Vec<_>>(), [CHANGE as u64]);
     assert_eq!(host.verified(&next, VerifyDepth::Deep).await.state.stage, TaskStage::Done);
     model.assert_is(&*host.restore(&next, "copy").await);
 }

@@ -53,6 +53,8 @@ pub(crate) struct ObservedBackup {
     /// `None` if the blocks were not observed.
     pub(crate) blocks: Option<ObservedBlocks>,
     pub(crate) spec: Arc<BackupSpec>,
+    /// Bytes of its data that changed since the backup before it.
+    pub(crate) changed_bytes: u64,
     /// An anomaly holds the backups of the volume.
     pub(crate) protects: bool,
 }
@@ -206,7 +208,7 @@ impl ObservedBackup {
             point_in_time: created,
             interval_s: since.map_or(0, |since| u64::try_from(since).unwrap_or(0).max(1)),
             // A resumed backup does not read what was uploaded before.
-            dirty_bytes: self.spec.data.len_bytes().min(blocks.classes.observed_bytes().saturating_mul(2)),
+            dirty_bytes: self.changed_bytes.min(blocks.classes.observed_bytes().saturating_mul(2)),
             turned_incompressible_bytes: blocks.classes.turned_incompressible_bytes(profile),
             compressible_bytes: profile.compressible_bytes(sample),
             files_before: profile.files,

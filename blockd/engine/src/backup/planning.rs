@@ -19,7 +19,7 @@ use crate::{
 };
 use blockd_catalog::{BackupTask, Chain, DbError, DbManifestCache, ProofRow, SnapshotRow, TaskRow};
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, References,
+    BackupSpec, CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, References,
     Repository, Unchanged, new_delta_salt, unchanged_since,
 };
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
@@ -295,6 +295,21 @@ async fn store_again(
     changes.data.union_with(&data);
     changes.zero.union_with(&again);
     Ok(changes)
+}
+
+/// Returns the bytes of the data that changed since the last backup. A backup on a base stores other blocks
+/// again: those that are damaged in the store, or have a source too many.
+pub(crate) async fn changed_bytes(
+    volume: &Arc<Volume>,
+    before: Option<&Chain>,
+    spec: &BackupSpec,
+    until: Epoch,
+) -> u64 {
+    let stored = spec.data.len_bytes();
+    let Some(before) = before.filter(|_| spec.base.is_some()) else { return stored };
+    let (volume, since) = (Arc::clone(volume), before.epoch);
+    let changes = blocking(move || volume.changes(Some(since), until)).await;
+    changes.map_or(stored, |changes| changes.data.len_bytes().min(stored))
 }
 
 async fn forget_chain(work: &BackupWork, credential: Uuid, tip: CloudSnapshotId) -> Result<(), ServiceError> {

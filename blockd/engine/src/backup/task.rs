@@ -29,7 +29,7 @@ use crate::{
     backup::{
         freeze::snapshot_for_backup,
         plan::{Plan, journal_path},
-        planning::{FrozenBackup, ids, planned, restart_as_full},
+        planning::{FrozenBackup, changed_bytes, ids, planned, restart_as_full},
         work::BackupWork,
     },
     error::{ServiceError, blocking, spawned},
@@ -341,7 +341,7 @@ fn incrementals(
 async fn commit(
     work: &BackupWork,
     live: &LiveTask,
-    FrozenBackup { asked, entry, snapshot, .. }: &FrozenBackup<'_>,
+    FrozenBackup { asked, entry, volume, snapshot, .. }: &FrozenBackup<'_>,
     uploaded: Uploaded,
     before: Option<Chain>,
 ) -> Result<TaskRow, ServiceError> {
@@ -366,6 +366,7 @@ async fn commit(
         expires: asked.options.expires_at,
     };
     let measured = measured_write_speed(live);
+    let changed_bytes = changed_bytes(volume, before.as_ref(), &spec, snapshot.epoch).await;
     let observed = Arc::new(ObservedBackup {
         task: live.id,
         volume_name: entry.name.clone(),
@@ -375,6 +376,7 @@ async fn commit(
         before,
         blocks,
         spec,
+        changed_bytes,
         protects: work.anomalies.policy(entry) == AnomalyPolicy::Protect,
     });
     let (snapshot, task, is_existing) = (snapshot.id, live.id, asked.existing);
