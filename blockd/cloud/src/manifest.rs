@@ -188,6 +188,12 @@ impl Manifest {
         std::iter::once(&self.delta).chain(&self.chain)
     }
 
+    /// Returns the keys of the indexes of its layers, which every reader opens. A reader opens those of
+    /// sources for their blocks only.
+    pub fn layer_indexes(&self) -> impl Iterator<Item = String> {
+        self.layers().map(|delta| delta.id().index_key())
+    }
+
     /// Returns all deltas that the snapshot needs: its [`layers`](Self::layers), then their sources.
     pub fn deltas(&self) -> impl Iterator<Item = &Delta> {
         self.layers().chain(&self.sources)

@@ -181,3 +181,32 @@ async fn synthetic_full_without_its_base_stores_all_data() {
         model.assert_is(&*host.restore(&id, "copy").await);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_index_of_a_hidden_source_stops_no_retention() {
+    let mut host = Host::new().await;
+    host.credential_and_volume().await;
+    let write = |seed| host.volume("v").write(0, &pattern(seed, 1 << 20), false).unwrap();
+    let options = BackupOptions { full: true, ..BackupOptions::default() };
+    let full = StartBackup { options, ..backup_of("v") };
+    write(1);
+    let source = host.run_backup(&full).await.cloud_snapshot_id.unwrap();
+    let index = walk(host.store.path()).into_iter().find(|path| path.ends_with("/index")).unwrap();
+    let synthetic = host.run_backup(&full).await.cloud_snapshot_id.unwrap();
+    write(2);
+    let schedule = host.schedule(2).await;
+    let mut kept = Vec::new();
+    for round in 1..=2 {
+        kept.push(host.write_and_run(&schedule, round).await);
+    }
+    for id in [&source, &synthetic] {
+        host.delete_cloudsnap(&delete_of(id)).await;
+    }
+    fs::remove_file(&index).expect("the source stays");
+    host.keep(schedule.schedule_id, 1).await;
+    let deleted = async || if host.manifest(&kept[0]).exists() { Err("retention") } else { Ok(()) };
+    eventually(deleted).await;
+    assert_eq!(host.events_of("retention-stopped").await.len(), 0);
+    assert_eq!(host.ids().await, [kept[1].as_str()]);
+    host.stop().await;
+}

@@ -16,7 +16,7 @@ use blockd_api::{
 };
 use blockd_catalog::{AnomalyRow, Db, DbManifestCache, NewEvent, RetentionOverride, RunRow};
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
+    CloudError, CloudSnapshotId, ListedManifest, Manifest, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyFinding, VerifyOptions, check_clock, verify,
 };
 use blockd_schedule::{KeepReason, Verdict};
@@ -223,6 +223,9 @@ impl RetentionChecks {
         if ids.is_empty() {
             return Ok(Some("no backup of it is known to be good".to_owned()));
         }
+        let readable = proven.listed.iter().filter_map(|listed| listed.manifest.as_ref().ok());
+        let checked = readable.filter(|manifest| ids.contains(&manifest.id()));
+        let indexes: HashSet<String> = checked.flat_map(Manifest::layer_indexes).collect();
         let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
         let (checked, cancel) = (ids.clone(), self.host.stopping.clone().into());
         let report = spawned(async move {
@@ -236,8 +239,7 @@ impl RetentionChecks {
             |object: &str| report.slots.iter().any(|one| one.object == object && one.is_repaired());
         // Newer deltas hide the damage from all cloud snapshots, such as that of a repaired one.
         let is_slot = |object: &str| report.slots.iter().any(|one| one.object == object);
-        // A reader opens the index of each delta.
-        let is_needed = |object: &str| is_slot(object) || object.ends_with("/index");
+        let is_needed = |object: &str| is_slot(object) || indexes.contains(object);
         let is_hidden = |one: &&VerifyFinding| one.affects.is_empty() && !is_needed(&one.object);
         let mut findings = report.findings.iter().filter(|one| !is_hidden(one));
         if let Some(finding) = findings.find(|finding| !is_repaired(&finding.object)) {
