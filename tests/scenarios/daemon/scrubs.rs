@@ -81,6 +81,8 @@ async fn flipped_bit_is_found_reported_and_repaired() {
     drop(volume);
     host.restart().await;
     let volume = host.volume("data");
+    host.engine().scrubs.report_damage();
+    assert_eq!(host.damage_problems().await.len(), 1, "as the maintenance does");
     let readable: Vec<bool> = [39, 40, 41, 42, 200].map(|block| can_read(&volume, block)).into();
     assert_eq!(readable, [true, false, false, true, false]);
 
@@ -125,6 +127,11 @@ async fn unproven_content_is_not_written() {
     assert_eq!(host.damage_problems().await.len(), 1);
     // A backup of the current content works, and then one of the snapshot does not.
     host.backup("data", false).await;
+    // The problem ends with its volume.
+    drop(volume);
+    host.delete_volume("data").await;
+    host.engine().scrubs.report_damage();
+    assert_eq!(host.damage_problems().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
