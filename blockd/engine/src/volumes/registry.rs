@@ -5,9 +5,11 @@
 
 mod entries;
 mod guards;
+mod state;
 mod tags;
 
 pub use guards::{ClientGuard, RollbackMark};
+pub use state::{EntryState, EntryView};
 pub use tags::Tags;
 
 use crate::{error::ServiceError, ids::only_one, metrics::Traffic};
@@ -27,21 +29,6 @@ use std::{
     },
 };
 use uuid::Uuid;
-
-/// State of a volume.
-#[derive(Clone)]
-pub enum EntryState {
-    /// Open.
-    Up(Arc<Volume>),
-    /// In creation.
-    Creating,
-    /// Being filled by a restore.
-    Restoring,
-    /// Failed to open.
-    Failed(String),
-    /// In deletion.
-    Deleting,
-}
 
 struct Inner {
     state: EntryState,
@@ -103,38 +90,6 @@ pub struct SnapshotPoint {
 impl std::fmt::Debug for VolumeEntry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VolumeEntry").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// View of a volume for a reply.
-pub struct EntryView {
-    /// State.
-    pub state: EntryState,
-    /// Clients connected.
-    pub connections: u64,
-}
-
-impl EntryView {
-    /// Returns the open volume, which may have failed.
-    pub fn volume(&self) -> Option<&Arc<Volume>> {
-        match &self.state {
-            EntryState::Up(volume) => Some(volume),
-            _ => None,
-        }
-    }
-
-    /// Returns the cause if the volume failed or could not be opened.
-    pub fn failure(&self) -> Option<&str> {
-        match &self.state {
-            EntryState::Up(volume) => volume.failure(),
-            EntryState::Failed(reason) => Some(reason),
-            EntryState::Creating | EntryState::Restoring | EntryState::Deleting => None,
-        }
-    }
-
-    /// Returns true if the volume is open and accepts requests.
-    pub fn is_up(&self) -> bool {
-        self.volume().is_some() && self.failure().is_none()
     }
 }
 
