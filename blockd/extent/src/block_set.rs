@@ -4,8 +4,12 @@
 //! them side by side, which is the 64 TiB a volume may have. Its worst case, every other block of a terabyte,
 //! is 32 MiB.
 
+mod extents;
+
 use crate::{BlockIndex, Extent, ExtentError, MAX_VOLUME_BLOCKS};
+pub use extents::{ExtentsIn, GapsIn};
 use roaring::RoaringBitmap;
+use std::io::{self, Read, Write};
 
 const MAX_SHARDS: usize = (MAX_VOLUME_BLOCKS >> 32) as usize;
 
@@ -113,6 +117,23 @@ impl BlockSet {
         self.note_change();
     }
 
+    /// Adds the blocks of a bitmap: bit `b & 7` of byte `b / 8` is the block `b` after `start`, a multiple of
+    /// 8. Ignores bytes beyond the 16 TiB of `start`.
+    pub fn insert_bits(&mut self, start: BlockIndex, bits: &[u8]) {
+        if start.0 >= MAX_VOLUME_BLOCKS {
+            return;
+        }
+        let (shard, member) = split(start.0);
+        let max_bytes = (u64::from(u32::MAX - member) + 1) / 8;
+        let bits = bits.get(..max_bytes as usize).unwrap_or(bits);
+        let mut more = RoaringBitmap::from_lsb0_bytes(member, bits);
+        more.optimize();
+        if !more.is_empty() {
+            *self.shard_mut(shard) |= &more;
+        }
+        self.note_change();
+    }
+
     /// Removes a block; returns true if it was a member.
     pub fn remove(&mut self, block: BlockIndex) -> bool {
         let (shard, member) = split(block.0);
@@ -143,6 +164,15 @@ impl BlockSet {
             && shard_parts(extent).all(|(shard, low, high)| {
                 self.shards.get(shard).is_some_and(|bitmap| bitmap.contains_range(low..=high))
             })
+    }
+
+    /// Returns true if every member is one of another set.
+    pub fn is_subset(&self, other: &Self) -> bool {
+        let empty = RoaringBitmap::new();
+        let is_part = |(shard, bitmap): (usize, &RoaringBitmap)| {
+            bitmap.is_subset(other.shards.get(shard).unwrap_or(&empty))
+        };
+        self.shards.iter().enumerate().all(is_part)
     }
 
     /// Returns the lowest block.
@@ -284,18 +314,27 @@ impl BlockSet {
     /// | n | bitmap in the portable format of the RoaringFormatSpec |
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.serialized_len());
+        #[allow(clippy::expect_used, reason = "writing to a Vec cannot fail")]
+        self.write_to(&mut out).expect("a Vec takes every byte");
+        out
+    }
+
+    /// Writes the [encoding](Self::to_bytes), without building it in memory.
+    ///
+    /// # Errors
+    /// A write fails.
+    pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         let count = self.shards.iter().filter(|bitmap| !bitmap.is_empty()).count() as u32;
-        out.extend_from_slice(&count.to_le_bytes());
+        out.write_all(&count.to_le_bytes())?;
         for (shard, bitmap) in self.shards.iter().enumerate() {
             if bitmap.is_empty() {
                 continue;
             }
-            out.extend_from_slice(&(shard as u32).to_le_bytes());
-            out.extend_from_slice(&(bitmap.serialized_size() as u32).to_le_bytes());
-            #[allow(clippy::expect_used, reason = "writing to a Vec cannot fail")]
-            bitmap.serialize_into(&mut out).expect("a Vec takes every byte");
+            out.write_all(&(shard as u32).to_le_bytes())?;
+            out.write_all(&(bitmap.serialized_size() as u32).to_le_bytes())?;
+            bitmap.serialize_into(&mut *out)?;
         }
-        out
+        Ok(())
     }
 
     /// Decodes a set.
@@ -304,36 +343,46 @@ impl BlockSet {
     /// [`ExtentError::DamagedSet`] if the encoding is truncated, has trailing bytes, shards out of order or
     /// beyond the largest volume, or an invalid bitmap.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ExtentError> {
-        let damaged = |what, at_bytes| ExtentError::DamagedSet { what, at_bytes };
-        let word = |at: usize| {
-            let end = at.checked_add(4).ok_or_else(|| damaged("length overflows", at))?;
-            let raw = bytes.get(at..end).ok_or_else(|| damaged("truncated", at))?;
-            Ok(u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]) as usize)
+        Self::read_from(&mut &*bytes, bytes.len() as u64)
+    }
+
+    /// Reads an encoded set of this length, without its encoding in memory.
+    ///
+    /// # Errors
+    /// As for [`from_bytes`](Self::from_bytes); a failed read counts as the end of the input.
+    pub fn read_from(input: &mut dyn Read, len_bytes: u64) -> Result<Self, ExtentError> {
+        let damaged = |what, at: u64| ExtentError::DamagedSet { what, at_bytes: at as usize };
+        let word = |input: &mut dyn Read, at: u64| {
+            let mut raw = [0; 4];
+            let is_read = at + 4 <= len_bytes && input.read_exact(&mut raw).is_ok();
+            if is_read { Ok(u32::from_le_bytes(raw)) } else { Err(damaged("truncated", at)) }
         };
-        let count = word(0)?;
-        if count > MAX_SHARDS {
+        let count = word(input, 0)?;
+        if count as usize > MAX_SHARDS {
             return Err(damaged("too many shards", 0));
         }
         let mut set = Self::new();
         let mut at = 4;
         for _ in 0..count {
-            let shard = word(at)?;
-            let len = word(at + 4)?;
+            let shard = word(input, at)? as usize;
+            let len = u64::from(word(input, at + 4)?);
             if shard >= MAX_SHARDS || shard < set.shards.len() {
                 return Err(damaged("shard numbers do not ascend", at));
             }
             let body = at + 8;
-            let end = body.checked_add(len).ok_or_else(|| damaged("length overflows", at + 4))?;
-            let mut raw = bytes.get(body..end).ok_or_else(|| damaged("truncated", body))?;
+            if body + len > len_bytes {
+                return Err(damaged("truncated", body));
+            }
+            let mut raw = (&mut *input).take(len);
             let bitmap =
                 RoaringBitmap::deserialize_from(&mut raw).map_err(|_| damaged("invalid bitmap", body))?;
-            if !raw.is_empty() || bitmap.is_empty() {
+            if raw.limit() != 0 || bitmap.is_empty() {
                 return Err(damaged("wrong length of a bitmap", body));
             }
             *set.shard_mut(shard) = bitmap;
-            at = end;
+            at = body + len;
         }
-        if at != bytes.len() {
+        if at != len_bytes {
             return Err(damaged("trailing bytes", at));
         }
         Ok(set)
@@ -363,99 +412,5 @@ impl FromIterator<Extent> for BlockSet {
             set.insert_extent(extent);
         }
         set
-    }
-}
-
-/// Extents of a [`BlockSet`] inside a range.
-pub struct ExtentsIn<'a> {
-    set: &'a BlockSet,
-    next: u64,
-    end: u64,
-    current: Option<(usize, roaring::bitmap::Iter<'a>)>,
-}
-
-impl ExtentsIn<'_> {
-    /// Opens the iterator of the shard of `next`.
-    fn open_shard(&mut self) {
-        self.current = None;
-        if self.next >= self.end {
-            return;
-        }
-        let (shard, low) = split(self.next);
-        let (last_shard, last) = split(self.end - 1);
-        let high = if shard == last_shard { last } else { u32::MAX };
-        if let Some(bitmap) = self.set.shards.get(shard) {
-            self.current = Some((shard, bitmap.range(low..=high)));
-        }
-    }
-
-    /// Returns the next extent, which ends at the end of its shard at the latest.
-    fn next_in_shards(&mut self) -> Option<Extent> {
-        while self.next < self.end {
-            let Some((shard, runs)) = &mut self.current else {
-                self.next = self.end;
-                return None;
-            };
-            if let Some(run) = runs.next_range() {
-                let start = join(*shard, *run.start());
-                let end = BlockIndex(join(*shard, *run.end()).0 + 1);
-                self.next = end.0;
-                let extent = Extent::between(start, end);
-                if split(self.next).1 == 0 {
-                    self.open_shard();
-                }
-                return Some(extent);
-            }
-            self.next = ((*shard as u64) + 1) << 32;
-            self.open_shard();
-        }
-        None
-    }
-}
-
-impl Iterator for ExtentsIn<'_> {
-    type Item = Extent;
-
-    fn next(&mut self) -> Option<Extent> {
-        let mut extent = self.next_in_shards()?;
-        // An extent at the end of a shard may continue in the next one.
-        while split(extent.end().0).1 == 0 && self.next < self.end {
-            let (shard, _) = split(extent.end().0);
-            let continues = self.set.shards.get(shard).is_some_and(|bitmap| bitmap.contains(0));
-            if !continues {
-                break;
-            }
-            match self.next_in_shards() {
-                Some(more) => extent.len_blocks += more.len_blocks,
-                None => break,
-            }
-        }
-        Some(extent)
-    }
-}
-
-/// Extents of a range that are not in a [`BlockSet`].
-pub struct GapsIn<'a> {
-    members: ExtentsIn<'a>,
-    next: BlockIndex,
-    end: BlockIndex,
-}
-
-impl Iterator for GapsIn<'_> {
-    type Item = Extent;
-
-    fn next(&mut self) -> Option<Extent> {
-        while self.next < self.end {
-            let from = self.next;
-            let (gap_end, resume) = match self.members.next() {
-                Some(run) => (run.start, run.end()),
-                None => (self.end, self.end),
-            };
-            self.next = resume;
-            if gap_end > from {
-                return Some(Extent::between(from, gap_end));
-            }
-        }
-        None
     }
 }
