@@ -30,10 +30,14 @@ use crate::{
     head::volume_dir::Identity,
     io::record::{check_version, half_at, seal, word_at},
     io::storage::{self, File},
+    io::stream::{FileReader, FileWriter, HashingWriter, Window, sum_of},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
-use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use std::{
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: &[u8; 8] = b"BLKDLOG1";
 const RECORD_MAGIC: &[u8; 4] = b"BREC";
@@ -45,7 +49,7 @@ const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
 /// Space preallocated after the end of the log.
 const PREALLOCATED_BYTES: u64 = 256 << 10;
 /// Zeroes written after the records: enough for some hundred flushes of scattered writes.
-const ZEROES_BYTES: usize = 64 << 10;
+const ZEROES_BYTES: u64 = 64 << 10;
 
 /// Maximum number of invalid records examined in a damaged log.
 const MAX_RESCUE_TRIES: u32 = 1024;
@@ -59,6 +63,9 @@ pub(crate) struct HeadLog {
     /// End of the preallocated zeroes.
     zeroed_to_bytes: u64,
     next_record: u64,
+    /// Length above which the log is compared with the set of its blocks. A comparison costs as much as
+    /// that set has, so each follows at least [`COMPACT_ABOVE_BYTES`] after the last one.
+    compare_above_bytes: u64,
     /// True if the rename of the file may not be durable.
     dir_unsynced: bool,
 }
@@ -84,42 +91,52 @@ impl Identity {
         header
     }
 
-    fn checksum(self, head: &[u8], payload: &[u8]) -> u64 {
-        let mut all = Vec::with_capacity(head.len() + payload.len());
-        all.extend_from_slice(head);
-        all.extend_from_slice(payload);
-        xxh3_64_with_seed(&all, self.volume.as_u64() ^ self.epoch.0)
+    /// Returns the hasher of a record with this start of its header.
+    fn hasher(self, head: &[u8]) -> Xxh3 {
+        let mut hash = Xxh3::with_seed(self.volume.as_u64() ^ self.epoch.0);
+        hash.update(head);
+        hash
     }
 
-    fn record(self, number: u64, blocks: &BlockSet) -> Vec<u8> {
+    /// Returns the header of a record.
+    fn record_header(self, number: u64, blocks: &BlockSet) -> io::Result<Vec<u8>> {
         assert!(blocks.last().is_none_or(|last| last.0 < self.blocks), "a record names blocks of the volume");
-        let payload = blocks.to_bytes();
-        assert!(u32::try_from(payload.len()).is_ok(), "the length of a record has 32 bits");
-        let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + payload.len());
-        record.extend_from_slice(RECORD_MAGIC);
-        record.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-        record.extend_from_slice(&number.to_le_bytes());
-        let sum = self.checksum(&record, &payload);
-        record.extend_from_slice(&sum.to_le_bytes());
-        assert!(record.len() == RECORD_HEADER_BYTES, "the header of a record has its length");
-        record.extend_from_slice(&payload);
-        record
+        let len = u32::try_from(blocks.serialized_len()).map_err(io::Error::other)?;
+        let mut header = Vec::with_capacity(RECORD_HEADER_BYTES);
+        header.extend_from_slice(RECORD_MAGIC);
+        header.extend_from_slice(&len.to_le_bytes());
+        header.extend_from_slice(&number.to_le_bytes());
+        let mut sink = io::sink();
+        let mut hashing = HashingWriter::new(&mut sink, self.hasher(&header));
+        blocks.write_to(&mut hashing)?;
+        header.extend_from_slice(&hashing.sum().to_le_bytes());
+        assert!(header.len() == RECORD_HEADER_BYTES, "the header of a record has its length");
+        Ok(header)
     }
 
-    /// Parses a record at the start of `bytes` into its blocks and length; `None` unless complete and valid.
-    fn parse(self, bytes: &[u8], number: u64) -> Option<(BlockSet, usize)> {
-        let head = bytes.get(..RECORD_HEADER_BYTES)?;
-        if &head[..4] != RECORD_MAGIC || head[8..16] != number.to_le_bytes() {
-            return None;
+    /// Parses a record at a position into its blocks and length; `None` unless complete and valid.
+    fn parse(self, log: &mut Window<'_>, at: u64, number: u64) -> io::Result<Option<(BlockSet, u64)>> {
+        let Ok(head) = <[u8; RECORD_HEADER_BYTES]>::try_from(log.slice(at, RECORD_HEADER_BYTES)?) else {
+            return Ok(None);
+        };
+        let len = half_at(&head, 4);
+        let (start, end) =
+            (at + RECORD_HEADER_BYTES as u64, at + RECORD_HEADER_BYTES as u64 + u64::from(len));
+        if &head[..4] != RECORD_MAGIC || head[8..16] != number.to_le_bytes() || end > log.len_bytes() {
+            return Ok(None);
         }
-        let len = half_at(head, 4) as usize;
-        let payload = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES.checked_add(len)?)?;
-        if head[16..24] != self.checksum(&head[..16], payload).to_le_bytes() {
-            return None;
-        }
-        let set = BlockSet::from_bytes(payload).ok()?;
-        let inside = set.last().is_none_or(|last| last.0 < self.blocks);
-        inside.then_some((set, RECORD_HEADER_BYTES + len))
+        let hash = self.hasher(&head[..16]);
+        let decoded = if len as usize <= Window::MAX_BYTES {
+            let payload = log.slice(start, len as usize)?;
+            let is_valid = head[16..24] == sum_of(&mut &*payload, hash)?.to_le_bytes();
+            is_valid.then(|| BlockSet::from_bytes(payload))
+        } else {
+            let payload = || FileReader::new(log.file(), start, end);
+            let is_valid = head[16..24] == sum_of(&mut payload(), hash)?.to_le_bytes();
+            is_valid.then(|| BlockSet::read_from(&mut payload(), u64::from(len)))
+        };
+        let inside = |set: &BlockSet| set.last().is_none_or(|last| last.0 < self.blocks);
+        Ok(decoded.and_then(Result::ok).filter(inside).map(|set| (set, end - at)))
     }
 }
 
@@ -127,49 +144,72 @@ impl Identity {
 struct Parsed {
     held: BlockSet,
     /// Start and end of the last valid record; both are the end of the header without records.
-    last_start_bytes: usize,
-    end_bytes: usize,
+    last_start_bytes: u64,
+    end_bytes: u64,
     next_record: u64,
 }
 
 impl Parsed {
-    fn from(path: &Path, bytes: &[u8], identity: Identity) -> Result<Self, VolumeError> {
+    fn from(path: &Path, log: &mut Window<'_>, identity: Identity) -> Result<Self, VolumeError> {
         let damaged = |what: String| VolumeError::Damaged { path: path.to_owned(), what };
-        check_version(path, bytes, MAGIC, VERSION)?;
-        if !bytes.starts_with(&identity.header()) {
+        let header = log.slice(0, HEADER_BYTES).during("read", path)?;
+        check_version(path, header, MAGIC, VERSION)?;
+        if header != identity.header().as_slice() {
             return Err(damaged("header does not match the head".into()));
         }
-        let mut parsed = Self {
-            held: BlockSet::new(),
-            last_start_bytes: HEADER_BYTES,
-            end_bytes: HEADER_BYTES,
-            next_record: 0,
-        };
-        while let Some((set, len)) = identity.parse(&bytes[parsed.end_bytes..], parsed.next_record) {
+        let start = HEADER_BYTES as u64;
+        let mut parsed =
+            Self { held: BlockSet::new(), last_start_bytes: start, end_bytes: start, next_record: 0 };
+        while let Some((set, len)) =
+            identity.parse(log, parsed.end_bytes, parsed.next_record).during("read", path)?
+        {
             parsed.held.union_with(&set);
             parsed.last_start_bytes = parsed.end_bytes;
             parsed.end_bytes += len;
             parsed.next_record += 1;
         }
-        assert!(parsed.end_bytes <= bytes.len(), "records end inside the file");
-        parsed.reject_later_records(&bytes[parsed.end_bytes..], identity).map_err(damaged)?;
-        Ok(parsed)
+        assert!(parsed.end_bytes <= log.len_bytes(), "records end inside the file");
+        match parsed.find_later_record(log, identity).during("read", path)? {
+            Some(later) => Err(damaged(format!(
+                "record {} at byte {} is invalid, but later record {later} is valid",
+                parsed.next_record, parsed.end_bytes
+            ))),
+            None => Ok(parsed),
+        }
     }
 
-    /// Searches for valid records after an invalid one: they prove corruption instead of a torn end.
-    fn reject_later_records(&self, rest: &[u8], identity: Identity) -> Result<(), String> {
-        let candidates = (1..rest.len().saturating_sub(RECORD_HEADER_BYTES))
-            .filter(|&at| &rest[at..at + 4] == RECORD_MAGIC);
-        for at in candidates {
-            let number = word_at(rest, at + 8);
-            if number > self.next_record && identity.parse(&rest[at..], number).is_some() {
-                return Err(format!(
-                    "record {} at byte {} is invalid, but later record {number} is valid",
-                    self.next_record, self.end_bytes
-                ));
+    /// Searches for a valid record after an invalid one: it proves corruption instead of a torn end.
+    fn find_later_record(&self, log: &mut Window<'_>, identity: Identity) -> io::Result<Option<u64>> {
+        let mut at = self.end_bytes + 1;
+        loop {
+            let part = log.slice(at, Window::MAX_BYTES)?;
+            let Some(places) = part.len().checked_sub(RECORD_HEADER_BYTES) else { return Ok(None) };
+            let is_candidate = |&place: &usize| {
+                &part[place..place + 4] == RECORD_MAGIC && word_at(part, place + 8) > self.next_record
+            };
+            let candidates: Vec<_> = (0..=places).filter(is_candidate).collect();
+            for place in candidates {
+                let found = at + place as u64;
+                let number = word_at(log.slice(found, RECORD_HEADER_BYTES)?, 8);
+                if identity.parse(log, found, number)?.is_some() {
+                    return Ok(Some(number));
+                }
             }
+            at += places as u64 + 1;
         }
-        Ok(())
+    }
+
+    /// Returns the length of the file after the last record, up to its last byte that is not zero.
+    fn torn_bytes(&self, log: &mut Window<'_>) -> io::Result<u64> {
+        let (mut at, mut torn) = (self.end_bytes, 0);
+        while at < log.len_bytes() {
+            let part = log.slice(at, Window::MAX_BYTES)?;
+            if let Some(last) = part.iter().rposition(|byte| *byte != 0) {
+                torn = at + last as u64 + 1 - self.end_bytes;
+            }
+            at += part.len() as u64;
+        }
+        Ok(torn)
     }
 }
 
@@ -177,20 +217,26 @@ impl HeadLog {
     /// Creates an empty, synced log; the caller syncs the directory.
     pub(crate) fn create(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
         let file = File::create(path).during("create", path)?;
-        let mut log = Self {
-            file,
-            path: path.to_owned(),
-            identity,
-            end_bytes: 0,
-            zeroed_to_bytes: 0,
-            next_record: 0,
-            dir_unsynced: false,
-        };
-        log.append_bytes(&identity.header())?;
+        let mut log = Self::with(file, path, identity, 0, 0);
+        let header = identity.header();
+        log.append_with(header.len() as u64, |_, out| out.write_all(&header))?;
         log.end_bytes = HEADER_BYTES as u64;
         log.file.sync_all().during("sync", path)?;
         log.preallocate();
         Ok(log)
+    }
+
+    fn with(file: File, path: &Path, identity: Identity, end_bytes: u64, next_record: u64) -> Self {
+        Self {
+            file,
+            path: path.to_owned(),
+            identity,
+            end_bytes,
+            zeroed_to_bytes: 0,
+            next_record,
+            compare_above_bytes: COMPACT_ABOVE_BYTES,
+            dir_unsynced: false,
+        }
     }
 
     /// Preallocates space for the next records, so that on a full disk writes fail instead of flushes.
@@ -203,24 +249,18 @@ impl HeadLog {
     /// Opens a log and returns all blocks that it names; truncates a torn end.
     pub(crate) fn open(path: &Path, identity: Identity) -> Result<(Self, BlockSet), VolumeError> {
         let file = File::open(path).during("open", path)?;
-        let bytes = storage::read(path).during("read", path)?;
-        let found = Parsed::from(path, &bytes, identity)?;
-        let mut log = Self {
-            file,
-            path: path.to_owned(),
-            identity,
-            end_bytes: found.last_start_bytes as u64,
-            zeroed_to_bytes: 0,
-            next_record: found.next_record,
-            dir_unsynced: false,
-        };
+        let len_bytes = file.metadata().during("read", path)?.len();
+        let found = Parsed::from(path, &mut Window::new(&file, len_bytes), identity)?;
+        let (start, end) = (found.last_start_bytes, found.end_bytes);
+        let mut log = Self::with(file, path, identity, start, found.next_record);
         debug_assert!(found.held.last().is_none_or(|last| last.0 < identity.blocks), "blocks of the volume");
-        log.file.set_len(found.end_bytes as u64).during("truncate", path)?;
+        log.file.set_len(end).during("truncate", path)?;
         // The last record may exist only in the page cache: its process died before the sync, or the sync
         // failed and the kernel treats the page as clean. Rewriting it ensures that this sync covers it.
-        let last_record = &bytes[found.last_start_bytes..found.end_bytes];
-        log.append_bytes(last_record)?;
-        log.end_bytes = found.end_bytes as u64;
+        log.append_with(end - start, |file, out| {
+            io::copy(&mut FileReader::new(file, start, end), out).map(drop)
+        })?;
+        log.end_bytes = end;
         log.file.sync_all().during("sync", path)?;
         log.preallocate();
         Ok((log, found.held))
@@ -228,28 +268,34 @@ impl HeadLog {
 
     /// Inspects a log, read-only.
     pub(crate) fn inspect(path: &Path, identity: Identity) -> Result<InspectedLog, VolumeError> {
-        let bytes = storage::read(path).during("read", path)?;
-        let found = Parsed::from(path, &bytes, identity)?;
-        let rest = &bytes[found.end_bytes..];
+        let file = File::open_to_read(path).during("read", path)?;
+        let len_bytes = file.metadata().during("read", path)?.len();
+        let mut log = Window::new(&file, len_bytes);
+        let found = Parsed::from(path, &mut log, identity)?;
         debug_assert!(found.last_start_bytes <= found.end_bytes, "a record ends after its start");
-        let torn = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        let has_intact_end = torn == 0 && !rest.is_empty();
-        Ok(InspectedLog { named: found.held, torn_bytes: torn as u64, has_intact_end })
+        let torn_bytes = found.torn_bytes(&mut log).during("read", path)?;
+        let has_intact_end = torn_bytes == 0 && found.end_bytes < len_bytes;
+        Ok(InspectedLog { named: found.held, torn_bytes, has_intact_end })
     }
 
     /// Returns the blocks of all valid records of a damaged log, read-only. A record with a valid checksum is
     /// trusted independently of its neighbours.
     pub(crate) fn rescue(path: &Path, identity: Identity) -> BlockSet {
-        let bytes = storage::read(path).unwrap_or_default();
         let mut named = BlockSet::new();
+        let Ok(file) = File::open_to_read(path) else { return named };
+        let len_bytes = file.metadata().map_or(0, |found| found.len());
+        let mut log = Window::new(&file, len_bytes);
         let (mut at, mut tries) = (0, 0);
-        while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= RECORD_HEADER_BYTES) {
-            let record = rest.starts_with(RECORD_MAGIC).then(|| {
-                tries += 1;
-                identity.parse(rest, word_at(rest, 8))
-            });
+        while let Ok(head) = log.slice(at, RECORD_HEADER_BYTES)
+            && head.len() == RECORD_HEADER_BYTES
+        {
+            let is_record = head.starts_with(RECORD_MAGIC);
+            let number = word_at(head, 8);
+            tries += u32::from(is_record);
+            let record =
+                if is_record { identity.parse(&mut log, at, number).unwrap_or_default() } else { None };
             debug_assert!(named.last().is_none_or(|last| last.0 < identity.blocks), "blocks of the volume");
-            at += match record.flatten() {
+            at += match record {
                 Some((blocks, len)) => {
                     named.union_with(&blocks);
                     tries -= 1;
@@ -262,47 +308,67 @@ impl HeadLog {
         named
     }
 
-    /// Writes at the end of the log, with new zeroes if none are left. The caller advances
-    /// `end_bytes` after a sync.
-    fn append_bytes(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
-        assert!(self.end_bytes >= HEADER_BYTES as u64 || bytes.starts_with(MAGIC), "the header comes first");
-        let end_bytes = self.end_bytes + bytes.len() as u64;
+    /// Writes `len` bytes at the end of the log, with new zeroes if none are left. `write` writes them, and
+    /// may be called twice. The caller advances `end_bytes` after a sync.
+    fn append_with(
+        &mut self,
+        len: u64,
+        write: impl Fn(&File, &mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), VolumeError> {
+        let end_bytes = self.end_bytes + len;
+        let append = |zeroes: u64| {
+            let mut out = FileWriter::new(&self.file, self.end_bytes);
+            write(&self.file, &mut out)?;
+            io::copy(&mut io::repeat(0).take(zeroes), &mut out)?;
+            out.finish()
+        };
         if end_bytes >= self.zeroed_to_bytes {
-            let mut with_zeroes = bytes.to_vec();
-            with_zeroes.resize((bytes.len() + ZEROES_BYTES).next_multiple_of(BLOCK_SIZE_BYTES as usize), 0);
-            if self.file.write_all_at(&with_zeroes, self.end_bytes).is_ok() {
-                self.zeroed_to_bytes = self.end_bytes + with_zeroes.len() as u64;
+            let with_zeroes = (len + ZEROES_BYTES).next_multiple_of(BLOCK_SIZE_BYTES);
+            if append(with_zeroes - len).is_ok() {
+                self.zeroed_to_bytes = self.end_bytes + with_zeroes;
                 assert!(self.zeroed_to_bytes > end_bytes, "zeroes follow the record");
                 return Ok(());
             }
             // The disk may have space for the record alone.
         }
-        self.file.write_all_at(bytes, self.end_bytes).during("append", &self.path)
+        append(0).during("append", &self.path)
     }
 
     /// Appends blocks whose data is synced, and syncs the log.
     pub(crate) fn append(&mut self, blocks: &BlockSet) -> Result<(), VolumeError> {
         debug_assert!(!blocks.is_empty(), "a flush without new blocks appends no record");
-        let record = self.identity.record(self.next_record, blocks);
-        debug_assert!(
-            self.identity.parse(&record, self.next_record).is_some_and(|(named, _)| named == *blocks),
-            "a record reads back"
-        );
-        self.append_bytes(&record)?;
+        let header = self.identity.record_header(self.next_record, blocks).during("append", &self.path)?;
+        let len = (header.len() + blocks.serialized_len()) as u64;
+        self.append_with(len, |_, out| {
+            out.write_all(&header)?;
+            blocks.write_to(out)
+        })?;
         self.file.sync_data().during("sync", &self.path)?;
         self.sync_name()?;
-        self.end_bytes += record.len() as u64;
+        self.end_bytes += len;
         self.next_record += 1;
-        if self.end_bytes / PREALLOCATED_BYTES != (self.end_bytes - record.len() as u64) / PREALLOCATED_BYTES
-        {
+        if self.end_bytes / PREALLOCATED_BYTES != (self.end_bytes - len) / PREALLOCATED_BYTES {
             self.preallocate();
         }
         Ok(())
     }
 
-    /// Returns true if the log is much larger than `all` and should be compacted.
-    pub(crate) fn needs_compaction(&self, all: &BlockSet) -> bool {
-        self.end_bytes > COMPACT_ABOVE_BYTES && self.end_bytes / 4 > all.serialized_len() as u64
+    /// Returns the length of the header and all records, in bytes.
+    #[cfg(test)]
+    pub(crate) fn len_bytes(&self) -> u64 {
+        self.end_bytes
+    }
+
+    /// Returns true if the log has grown enough since it was last compared with the set of all its blocks.
+    pub(crate) fn may_need_compaction(&self) -> bool {
+        self.end_bytes > self.compare_above_bytes
+    }
+
+    /// Compacts the log if it is much larger than the set of all its blocks.
+    pub(crate) fn compact_if_sparse(&mut self, all: &BlockSet) -> Result<(), VolumeError> {
+        let len = all.serialized_len() as u64;
+        self.compare_above_bytes = (len * 4).max(self.end_bytes + COMPACT_ABOVE_BYTES);
+        if self.end_bytes / 4 > len { self.compact(all) } else { Ok(()) }
     }
 
     /// Replaces the log by one with a single record that names all blocks.
@@ -330,118 +396,4 @@ impl HeadLog {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use blockd_extent::{BlockIndex, Extent};
-    use blockd_extent::{Epoch, VolumeId};
-
-    const IDENTITY: Identity = Identity { volume: VolumeId::from_u64(9), epoch: Epoch(2), blocks: 1 << 20 };
-
-    fn set(start: u64, len: u64) -> BlockSet {
-        BlockSet::from_iter([Extent::new(BlockIndex(start), len)])
-    }
-
-    fn block(number: u64) -> Extent {
-        Extent::new(BlockIndex(number), 1)
-    }
-
-    #[test]
-    fn torn_ends_are_cut_and_altered_bytes_detected() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("l");
-        let mut log = HeadLog::create(&path, IDENTITY).unwrap();
-        log.append(&set(5, 10)).unwrap();
-        let first_end = log.end_bytes as usize;
-        log.append(&set(100, 3)).unwrap();
-        let end = log.end_bytes as usize;
-        drop(log);
-        let ahead = std::fs::read(&path).unwrap();
-        assert!(ahead.len() >= ZEROES_BYTES && ahead[end..].iter().all(|byte| *byte == 0));
-        let whole = ahead[..end].to_vec();
-        let mut both = set(5, 10);
-        both.union_with(&set(100, 3));
-
-        for cut in HEADER_BYTES..=whole.len() {
-            std::fs::write(&path, &whole[..cut]).unwrap();
-            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().has_intact_end, "cut at {cut}");
-            let (mut log, found) = HeadLog::open(&path, IDENTITY).unwrap();
-            let expected = if cut == whole.len() {
-                both.clone()
-            } else if cut >= first_end {
-                set(5, 10)
-            } else {
-                BlockSet::new()
-            };
-            assert_eq!(found, expected, "cut at {cut}");
-            assert!(HeadLog::inspect(&path, IDENTITY).unwrap().has_intact_end, "cut at {cut}, and opened");
-            log.append(&set(7000, 1)).unwrap();
-            assert!(HeadLog::open(&path, IDENTITY).unwrap().1.contains(BlockIndex(7000)));
-        }
-        for at in first_end..end {
-            let mut bytes = ahead.clone();
-            bytes[at] ^= 0x10;
-            std::fs::write(&path, &bytes).unwrap();
-            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().has_intact_end, "byte {at}");
-        }
-        // A flipped bit before the last record is damage; in the last one it looks like a torn end.
-        for at in 0..first_end {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 0x10;
-            std::fs::write(&path, &bytes).unwrap();
-            assert!(HeadLog::open(&path, IDENTITY).is_err(), "byte {at}");
-            let left = if at < HEADER_BYTES { both.clone() } else { set(100, 3) };
-            assert_eq!(HeadLog::rescue(&path, IDENTITY), left, "byte {at}");
-        }
-    }
-
-    #[test]
-    fn golden_file_round_trips() {
-        let golden = include_bytes!("../../tests/golden/layer-v1.log");
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("l");
-        let mut log = HeadLog::create(&path, IDENTITY).unwrap();
-        let (first, second) = (set(5, 10), BlockSet::from_iter([100, (1 << 20) - 1].map(block)));
-        log.append(&first).unwrap();
-        log.append(&second).unwrap();
-        let written = std::fs::read(&path).unwrap();
-        let (records, zeroes) = written.split_at(golden.len());
-        assert_eq!(records, golden);
-        assert!(!zeroes.is_empty() && zeroes.iter().all(|byte| *byte == 0), "zeroes follow the records");
-        drop(log);
-        std::fs::write(&path, golden).unwrap();
-        let mut all = first;
-        all.union_with(&second);
-        assert_eq!(HeadLog::open(&path, IDENTITY).unwrap().1, all);
-    }
-
-    #[test]
-    fn compacted_log_describes_the_same_set() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("l");
-        let mut log = HeadLog::create(&path, IDENTITY).unwrap();
-        let mut all = BlockSet::new();
-        for i in 0..100 {
-            let more = set(i * 3, 1);
-            all.union_with(&more);
-            log.append(&more).unwrap();
-        }
-        let before = log.end_bytes;
-        log.compact(&all).unwrap();
-        assert!(log.end_bytes < before / 4);
-        log.append(&set(5000, 1)).unwrap();
-        all.insert(BlockIndex(5000));
-        assert_eq!(HeadLog::open(&path, IDENTITY).unwrap().1, all);
-    }
-
-    #[test]
-    fn log_of_other_head_or_version_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("l");
-        HeadLog::create(&path, IDENTITY).unwrap();
-        assert!(HeadLog::open(&path, Identity { epoch: Epoch(3), ..IDENTITY }).is_err());
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[8] = 2;
-        std::fs::write(&path, &bytes).unwrap();
-        assert!(matches!(HeadLog::open(&path, IDENTITY), Err(VolumeError::NewerFormat { found: 2, .. })));
-    }
-}
+mod tests;

@@ -58,12 +58,14 @@ pub(crate) struct Head {
     pub(crate) untracked: AtomicBool,
 }
 
-/// Blocks that the head holds.
+/// Blocks that the head holds, beside the bits of the map. All other held blocks are *logged*: the log names
+/// them, or a running sync is logging them. No set of them is kept, so that neither the memory nor the work
+/// of a sync grows with it.
 #[derive(Default)]
 struct Tracked {
-    /// Blocks that the log names, or that a running sync is logging.
-    logged: BlockSet,
-    /// Blocks added since the last sync; disjoint from `logged`.
+    /// Number of held blocks.
+    held_blocks: u64,
+    /// Blocks added since the last sync.
     unlogged: BlockSet,
 }
 
@@ -159,7 +161,8 @@ impl Head {
         if let Err(error) = find_zeroes(&data, &map, [&logged, &unlogged], volume_dir.size_bytes) {
             tracing::warn!(volume = %volume_dir.volume, %error, "scan for holes failed on a head: its zeroes are reported as data");
         }
-        let head = Self::with(volume_dir, epoch, data, map, log, Tracked { logged, unlogged });
+        let tracked = Tracked { held_blocks: logged.len_blocks() + unlogged.len_blocks(), unlogged };
+        let head = Self::with(volume_dir, epoch, data, map, log, tracked);
         head.unsynced.store(true, Ordering::Release);
         debug_assert!(head.count_mismatches() == 0, "map and tracked set of a recovered head are equal");
         Ok(head)
@@ -259,7 +262,14 @@ impl Head {
             return Ok(());
         }
         // The lock before the bit: a thread that sees the bit relies on the next sync to cover the block.
-        self.map.set_held(extent, || self.tracked.lock(), |tracked, new| tracked.unlogged.insert_extent(new))
+        self.map.set_held(
+            extent,
+            || self.tracked.lock(),
+            |tracked, new| {
+                tracked.held_blocks += new.len_blocks;
+                tracked.unlogged.insert_extent(new);
+            },
+        )
     }
 
     /// Syncs the map; rewrites it from memory if writeback failed.
@@ -280,14 +290,12 @@ impl Head {
 
     /// Returns the number of blocks dirtied since the last freeze or growth.
     pub(crate) fn dirty_blocks(&self) -> u64 {
-        let tracked = self.tracked.lock();
-        tracked.logged.len_blocks() + tracked.unlogged.len_blocks()
+        self.tracked.lock().held_blocks
     }
 
-    /// Returns the approximate memory of the tracked sets, in bytes.
+    /// Returns the approximate memory of the bitmaps and of the tracked set, in bytes.
     pub(crate) fn tracking_bytes(&self) -> u64 {
-        let tracked = self.tracked.lock();
-        tracked.logged.heap_bytes_estimate() + tracked.unlogged.heap_bytes_estimate()
+        self.map.heap_bytes() + self.tracked.lock().unlogged.heap_bytes_estimate()
     }
 
     /// Makes all acknowledged writes durable: first the data, then the log of its blocks.
@@ -301,12 +309,7 @@ impl Head {
             }));
         }
         // The data of these blocks is in the page cache, so the sync below covers it.
-        let new = {
-            let mut tracked = self.tracked.lock();
-            let new = std::mem::take(&mut tracked.unlogged);
-            tracked.logged.union_with(&new);
-            new
-        };
+        let new = std::mem::take(&mut self.tracked.lock().unlogged);
         debug_assert!(new.last().is_none_or(|last| self.map.is_held(last)), "only held blocks are logged");
         if self.unsynced.swap(false, Ordering::AcqRel) || !new.is_empty() {
             self.data.sync().map_err(|error| self.mark_lost(error))?;
@@ -315,24 +318,28 @@ impl Head {
             return Ok(());
         }
         if let Err(error) = log.append(&new) {
-            let mut tracked = self.tracked.lock();
-            tracked.logged.subtract(&new);
-            tracked.unlogged.union_with(&new);
+            self.tracked.lock().unlogged.union_with(&new);
             self.unsynced.store(true, Ordering::Release);
             return Err(match error.kind() {
                 VolumeErrorKind::NoSpace => SyncFailure::Refused(error),
                 _ => self.mark_lost(error),
             });
         }
-        let all = self.tracked.lock();
-        if log.needs_compaction(&all.logged) {
-            let logged = all.logged.clone();
-            drop(all);
-            if let Err(error) = log.compact(&logged) {
-                tracing::warn!(%error, "compaction failed on the log of the head: it keeps growing");
-            }
+        if log.may_need_compaction()
+            && let Err(error) = log.compact_if_sparse(&self.logged())
+        {
+            tracing::warn!(%error, "compaction failed on the log of the head: it keeps growing");
         }
         Ok(())
+    }
+
+    /// Returns the blocks that the log names. The caller holds the lock of the log, so no sync is running.
+    fn logged(&self) -> BlockSet {
+        // The bits first: the block of a bit that is not logged is in `unlogged` as soon as its writer
+        // releases the lock under which it sets both.
+        let mut logged = self.map.held_set();
+        logged.subtract(&self.tracked.lock().unlogged);
+        logged
     }
 
     /// Marks the head as lost: all later syncs fail, and later processes reject the map.
@@ -344,12 +351,7 @@ impl Head {
 
     /// Returns the current block sets. Not a consistent point in time while writes run.
     pub(crate) fn current_set(&self) -> LayerSet {
-        let held = {
-            let tracked = self.tracked.lock();
-            let mut all = tracked.logged.clone();
-            all.union_with(&tracked.unlogged);
-            all
-        };
+        let held = self.map.held_set();
         let mut zero = BlockSet::new();
         if !held.is_empty() {
             zero = self.map.zero_set();
@@ -358,18 +360,15 @@ impl Head {
         LayerSet { held, zero }
     }
 
-    /// Returns the number of blocks that differ between the map and the tracked set. Writes may be in
+    /// Returns the number of blocks that differ between the map and the tracked ones. Writes may be in
     /// progress.
     pub(crate) fn count_mismatches(&self) -> u64 {
-        // Bits are set under this lock, so both sets are of one point in time.
+        // Bits are set under this lock, so both are of one point in time.
         let tracked = self.tracked.lock();
-        let mut tracked_set = tracked.logged.clone();
-        tracked_set.union_with(&tracked.unlogged);
         let map = self.map.held_set();
-        let (mut only_tracked, mut only_map) = (tracked_set.clone(), map.clone());
+        let mut only_tracked = tracked.unlogged.clone();
         only_tracked.subtract(&map);
-        only_map.subtract(&tracked_set);
-        only_tracked.len_blocks() + only_map.len_blocks()
+        only_tracked.len_blocks() + map.len_blocks().abs_diff(tracked.held_blocks)
     }
 
     /// Returns the block sets of a synced head that takes no more writes.

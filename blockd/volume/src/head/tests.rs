@@ -21,6 +21,7 @@ fn worst_case_memory_matches_documentation() {
     // Every other block; half of them are logged.
     hold(0, 4);
     assert!(head.sync().is_ok());
+    assert!(head.tracking_bytes() <= max, "{}", head.tracking_bytes());
     hold(2, 4);
     assert!(head.tracking_bytes() <= 2 * max, "{}", head.tracking_bytes());
     assert!(head.sync().is_ok());
@@ -29,4 +30,26 @@ fn worst_case_memory_matches_documentation() {
     let LayerSet { held, zero } = head.final_set();
     assert_eq!((held.len_blocks(), zero.len_blocks()), (volume_dir.blocks() / 2, 0));
     assert!(held.heap_bytes_estimate() <= max, "{}", held.heap_bytes_estimate());
+}
+
+#[test]
+fn work_of_a_flush_is_independent_of_the_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume_dir = VolumeDir { path: dir.path(), volume: VolumeId::from_u64(1), size_bytes: 1 << 36 };
+    let head = Head::create(volume_dir, Epoch(1)).unwrap();
+    for block in (0..volume_dir.blocks()).step_by(2) {
+        head.note_held(Extent::new(BlockIndex(block), 1)).unwrap();
+    }
+    assert!(head.sync().is_ok());
+    let large = head.log.lock().len_bytes();
+    assert!(large > 1 << 20, "the log has the set of the head");
+    for block in 0..100 {
+        head.note_held(Extent::new(BlockIndex(block * 2 + 1), 1)).unwrap();
+        assert!(!head.log.lock().may_need_compaction(), "a flush derives no set of the head");
+        assert!(head.sync().is_ok());
+    }
+    assert!(head.log.lock().len_bytes() - large < 100 << 10);
+    assert!(head.tracked.lock().unlogged.is_empty());
+    // A start finds the blocks of all records.
+    assert!(head.logged() == head.current_set().held);
 }

@@ -17,9 +17,13 @@
 use crate::{
     error::{IoContext, VolumeError},
     io::storage::{self, File},
+    io::stream::FileWriter,
 };
 use blockd_extent::Epoch;
-use std::path::{Path, PathBuf};
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 pub(crate) const META: &str = "volume.meta";
 
@@ -62,11 +66,20 @@ pub(crate) fn remove_if_exists(path: &Path) -> Result<(), VolumeError> {
 
 /// Replaces a file atomically: writes and syncs a temporary file, renames it, and syncs the directory.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
+    write_whole_with(path, |out| out.write_all(bytes))
+}
+
+/// [`write_whole`] with content that is not built in memory.
+pub(crate) fn write_whole_with(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), VolumeError> {
     let mut new_name = path.as_os_str().to_owned();
     new_name.push(".new");
     let new_path = PathBuf::from(new_name);
     let file = File::create(&new_path).during("create", &new_path)?;
-    file.write_all_at(bytes, 0).during("write", &new_path)?;
+    let mut out = FileWriter::new(&file, 0);
+    write(&mut out).and_then(|()| out.finish()).during("write", &new_path)?;
     file.sync_all().during("sync", &new_path)?;
     storage::rename(&new_path, path).during("rename", &new_path)?;
     match path.parent() {

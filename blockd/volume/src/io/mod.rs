@@ -7,3 +7,4 @@ pub(crate) mod record;
 pub(crate) mod reserve;
 pub(crate) mod ring_reader;
 pub(crate) mod storage;
+pub(crate) mod stream;

@@ -13,12 +13,17 @@
 use crate::{
     error::{IoContext, VolumeError},
     io::files,
-    io::record::{check_version, seal, unseal, word_at},
-    io::storage,
+    io::record::{check_version, unseal, word_at},
+    io::storage::File,
+    io::stream::{FileReader, HashingWriter, sum_of},
     meta::LayerEntry,
 };
 use blockd_extent::{BlockSet, Epoch, VolumeId};
-use std::path::Path;
+use std::{
+    io::{self, Read, Write},
+    path::Path,
+};
+use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: &[u8; 8] = b"BLKDSET1";
 const VERSION: u32 = 1;
@@ -52,24 +57,32 @@ impl SetIdentity {
 }
 
 impl LayerSet {
-    pub(crate) fn encode(&self, id: SetIdentity) -> Vec<u8> {
+    /// Writes the file's content to `out`.
+    pub(crate) fn write_to(&self, id: SetIdentity, out: &mut dyn Write) -> io::Result<()> {
         assert!(self.held.last().is_none_or(|last| last.0 < id.blocks), "a layer holds blocks of the volume");
         debug_assert!(self.is_consistent(), "zeroes are held");
-        let (held, zero) = (self.held.to_bytes(), self.zero.to_bytes());
-        let mut out = Vec::with_capacity(HEADER_BYTES + held.len() + zero.len() + 8);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&id.generation.to_le_bytes());
-        out.extend_from_slice(&id.volume.as_u64().to_le_bytes());
-        out.extend_from_slice(&id.file.0.to_le_bytes());
-        out.extend_from_slice(&id.blocks.to_le_bytes());
-        out.extend_from_slice(&(held.len() as u64).to_le_bytes());
-        out.extend_from_slice(&(zero.len() as u64).to_le_bytes());
-        assert!(out.len() == HEADER_BYTES, "the header has its length");
-        out.extend_from_slice(&held);
-        out.extend_from_slice(&zero);
-        let out = seal(out);
-        debug_assert!(Self::decode(&out, id).as_ref() == Ok(self), "a set reads back");
+        let mut header = Vec::with_capacity(HEADER_BYTES);
+        header.extend_from_slice(MAGIC);
+        header.extend_from_slice(&VERSION.to_le_bytes());
+        header.extend_from_slice(&id.generation.to_le_bytes());
+        header.extend_from_slice(&id.volume.as_u64().to_le_bytes());
+        header.extend_from_slice(&id.file.0.to_le_bytes());
+        header.extend_from_slice(&id.blocks.to_le_bytes());
+        header.extend_from_slice(&(self.held.serialized_len() as u64).to_le_bytes());
+        header.extend_from_slice(&(self.zero.serialized_len() as u64).to_le_bytes());
+        assert!(header.len() == HEADER_BYTES, "the header has its length");
+        let mut hashing = HashingWriter::new(out, Xxh3::new());
+        hashing.write_all(&header)?;
+        self.held.write_to(&mut hashing)?;
+        self.zero.write_to(&mut hashing)?;
+        let sum = hashing.sum();
+        out.write_all(&sum.to_le_bytes())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn encode(&self, id: SetIdentity) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write_to(id, &mut out).unwrap();
         out
     }
 
@@ -79,22 +92,27 @@ impl LayerSet {
             return Err("file is truncated".into());
         }
         let body = unseal(bytes).ok_or("checksum mismatch")?;
-        let word = |at| word_at(body, at);
+        Self::decode_body(&mut &*body, body.len() as u64, id)
+    }
+
+    /// Decodes everything before the valid checksum.
+    fn decode_body(body: &mut dyn Read, len_bytes: u64, id: SetIdentity) -> Result<Self, String> {
+        let mut header = [0; HEADER_BYTES];
+        body.read_exact(&mut header).map_err(|_| "file is truncated")?;
+        let word = |at| word_at(&header, at);
         let identity = [id.volume.as_u64(), id.file.0, id.blocks];
-        if &body[..8] != MAGIC
-            || [word(16), word(24), word(32)] != identity
-            || body[12..16] != id.generation.to_le_bytes()
+        if &header[..8] != MAGIC
+            || [word(16), word(24), word(BLOCKS_AT)] != identity
+            || header[12..16] != id.generation.to_le_bytes()
         {
             return Err("header does not match the layer".into());
         }
-        let held_len = usize::try_from(word(40)).map_err(|_| "section lengths are invalid")?;
-        let zero_len = usize::try_from(word(48)).map_err(|_| "section lengths are invalid")?;
-        let sets = &body[HEADER_BYTES..];
-        if held_len.checked_add(zero_len) != Some(sets.len()) {
+        let (held_bytes, zero_bytes) = (word(40), word(48));
+        if held_bytes.checked_add(zero_bytes) != Some(len_bytes - HEADER_BYTES as u64) {
             return Err("section lengths are invalid".into());
         }
-        let read = |raw: &[u8]| BlockSet::from_bytes(raw).map_err(|error| error.to_string());
-        let set = Self { held: read(&sets[..held_len])?, zero: read(&sets[held_len..])? };
+        let mut read = |len| BlockSet::read_from(body, len).map_err(|error| error.to_string());
+        let set = Self { held: read(held_bytes)?, zero: read(zero_bytes)? };
         let inside = set.held.last().is_none_or(|last| last.0 < id.blocks);
         if !inside || !set.is_consistent() {
             return Err("block sets are inconsistent".into());
@@ -103,7 +121,7 @@ impl LayerSet {
     }
 
     pub(crate) fn store(&self, dir: &Path, id: SetIdentity) -> Result<(), VolumeError> {
-        files::write_whole(&files::set_path(dir, id.file, id.generation), &self.encode(id))
+        files::write_whole_with(&files::set_path(dir, id.file, id.generation), |out| self.write_to(id, out))
     }
 
     pub(crate) fn load(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
@@ -112,21 +130,40 @@ impl LayerSet {
 
     /// Loads a set that may have been written when the volume had fewer blocks than `id` has.
     pub(crate) fn load_of_any_size(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
-        Self::load_with(dir, id, |bytes| SetIdentity {
-            blocks: word_at(bytes, BLOCKS_AT).min(id.blocks),
+        Self::load_with(dir, id, |header| SetIdentity {
+            blocks: word_at(header, BLOCKS_AT).min(id.blocks),
             ..id
         })
     }
 
+    /// Reads the file twice, first for its checksum, so that its bytes are never in memory as a whole.
     fn load_with(
         dir: &Path,
         id: SetIdentity,
         identity: impl FnOnce(&[u8]) -> SetIdentity,
     ) -> Result<Self, VolumeError> {
-        let path = files::set_path(dir, id.file, id.generation);
-        let bytes = storage::read(&path).during("read", &path)?;
-        check_version(&path, &bytes, MAGIC, VERSION)?;
-        Self::decode(&bytes, identity(&bytes)).map_err(|what| VolumeError::Damaged { path, what })
+        let path = &files::set_path(dir, id.file, id.generation);
+        let file = File::open_to_read(path).during("read", path)?;
+        let len_bytes = file.metadata().during("read", path)?.len();
+        let mut header = vec![0; len_bytes.min(HEADER_BYTES as u64) as usize];
+        file.read_exact_at(&mut header, 0).during("read", path)?;
+        check_version(path, &header, MAGIC, VERSION)?;
+        let damaged = |what: String| VolumeError::Damaged { path: path.clone(), what };
+        let Some(body_bytes) = len_bytes.checked_sub(8).filter(|len| *len >= HEADER_BYTES as u64) else {
+            return Err(damaged("file is truncated".into()));
+        };
+        let mut expected = [0; 8];
+        file.read_exact_at(&mut expected, body_bytes).during("read", path)?;
+        let sum = sum_of(&mut FileReader::new(&file, 0, body_bytes), Xxh3::new()).during("read", path)?;
+        if sum.to_le_bytes() != expected {
+            return Err(damaged("checksum mismatch".into()));
+        }
+        let mut body = FileReader::new(&file, 0, body_bytes);
+        let decoded = Self::decode_body(&mut body, body_bytes, identity(&header));
+        match body.take_failure() {
+            Some(error) => Err(error).during("read", path),
+            None => decoded.map_err(damaged),
+        }
     }
 
     /// Merges the sets of an upper layer into this one; the upper layer takes precedence.
@@ -137,11 +174,9 @@ impl LayerSet {
         debug_assert!(self.is_consistent(), "zeroes are held");
     }
 
-    /// Returns true if each zero block is held; for assertions.
+    /// Returns true if each zero block is held.
     pub(crate) fn is_consistent(&self) -> bool {
-        let mut outside = self.zero.clone();
-        outside.subtract(&self.held);
-        outside.is_empty()
+        self.zero.is_subset(&self.held)
     }
 
     /// Returns the bytes of the blocks with data.

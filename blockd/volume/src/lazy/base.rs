@@ -261,8 +261,9 @@ impl LazyBase {
         }
         log.logged.union_with(&new);
         debug_assert!(log.logged.last().is_none_or(|last| last.0 < self.blocks), "only blocks of the base");
-        if log.log.needs_compaction(&log.logged)
-            && let Err(error) = log.log.compact(&log.logged)
+        let Log { log, logged } = log;
+        if log.may_need_compaction()
+            && let Err(error) = log.compact_if_sparse(logged)
         {
             tracing::warn!(volume = %self.volume, %error, "compaction failed on the hydration log: it keeps growing");
         }

@@ -77,16 +77,21 @@ impl Bitmap {
         (0u64..).zip(&self.chunks).filter(|(_, chunk)| chunk.get().is_some()).map(|(number, _)| number)
     }
 
+    /// Returns the memory of the bitmap, in bytes.
+    pub(super) fn heap_bytes(&self) -> u64 {
+        size_of_val(&*self.chunks) as u64 + self.allocated_chunks().count() as u64 * CHUNK_BYTES
+    }
+
     /// Returns the blocks with set bits.
     pub(super) fn to_set(&self) -> BlockSet {
         let mut set = BlockSet::new();
-        for chunk in self.allocated_chunks() {
-            let first_word = chunk * WORDS_PER_CHUNK as u64;
-            for index in first_word..first_word + WORDS_PER_CHUNK as u64 {
-                runs_of_word(self.word(index), |low, len| {
-                    set.insert_extent(Extent::new(BlockIndex(index * 64 + low), len));
-                });
+        let mut bytes = [0; CHUNK_BYTES as usize];
+        for number in self.allocated_chunks() {
+            let Some(chunk) = self.chunks[number as usize].get() else { continue };
+            for (word, bytes) in chunk.iter().zip(bytes.chunks_exact_mut(8)) {
+                bytes.copy_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
             }
+            set.insert_bits(BlockIndex(number * BLOCKS_PER_CHUNK), &bytes);
         }
         set
     }

@@ -341,6 +341,11 @@ impl LiveMap {
         end
     }
 
+    /// Returns the memory of the bitmaps, in bytes.
+    pub(crate) fn heap_bytes(&self) -> u64 {
+        self.held.heap_bytes() + self.zero.heap_bytes()
+    }
+
     /// Returns the held blocks.
     pub(crate) fn held_set(&self) -> BlockSet {
         self.held.to_set()
