@@ -83,7 +83,7 @@ impl Volume {
             Layer::Frozen(layer) => {
                 match LayerSet::load(&self.dir, SetIdentity::of(self.id, &layer.entry())) {
                     Err(error) => findings.push(error.to_string()),
-                    Ok(set) if set != layer.set => {
+                    Ok(set) if !layer.has_sets(&set) => {
                         let path = files::set_path(&self.dir, layer.file, layer.generation);
                         findings.push(format!(
                             "{} differs from the block set of the open volume",

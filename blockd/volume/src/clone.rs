@@ -43,7 +43,7 @@ impl Volume {
         let view = self.view(snapshot)?;
         RestoreTarget::discard(dir)?;
         let building = sibling(dir, "restoring");
-        let made = build(&view, &building, id).and_then(|()| {
+        let made = build(&view, &self.dir, &building, id).and_then(|()| {
             storage::rename(&building, dir).during("rename", &building)?;
             sync_parent(dir)?;
             let clone = Self::open(dir, &OpenOptions::default())?;
@@ -61,8 +61,8 @@ impl Volume {
     }
 }
 
-/// Creates all files of a clone, complete and synced.
-fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), VolumeError> {
+/// Creates all files of a clone of a volume in `dir`, complete and synced.
+fn build(view: &SnapshotView, dir: &Path, building: &Path, id: VolumeId) -> Result<(), VolumeError> {
     storage::create_dir(building).during("create", building)?;
     let size_bytes = view.size_bytes();
     let head = view.epoch().next();
@@ -79,7 +79,8 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
                 LazyBase::create_log(volume_dir, layer.file, &base.logged())?;
             }
             None => {
-                layer.set.store(building, SetIdentity::of(id, &entry))?;
+                let set = layer.set_with_zeroes(dir, view.volume);
+                set.store(building, SetIdentity::of(id, &entry))?;
                 if let Some(sums) = layer.data.sums() {
                     sums.link_to(building)?;
                 }

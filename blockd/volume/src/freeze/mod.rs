@@ -175,9 +175,10 @@ impl Volume {
             size_bytes: head.size_bytes,
             data: head.data.clone(),
             set,
+            has_all_zeroes: true,
         };
         debug_assert!(frozen.set.held.len_blocks() == head.dirty_blocks(), "a frozen head is not written");
-        let frozen = Layer::Frozen(Arc::new(frozen));
+        let frozen = Layer::Frozen(Arc::new(frozen.with_bounded_memory()));
         self.replace_layers(|layer| match layer.epoch() == head.epoch {
             true => Some(frozen.clone()),
             false => Some(layer.clone()),

@@ -218,6 +218,7 @@ mod tests {
             size_bytes: BLOCKS * 4096,
             data: Arc::new(DataFiles::create(&dir.join(epoch.to_string()), BLOCKS * 4096).unwrap().into()),
             set: LayerSet { held, zero },
+            has_all_zeroes: true,
         }))
     }
 

@@ -18,7 +18,7 @@ use crate::{
     io::stream::{FileReader, HashingWriter, sum_of},
     meta::LayerEntry,
 };
-use blockd_extent::{BlockSet, Epoch, VolumeId};
+use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
 use std::{
     io::{self, Read, Write},
     path::Path,
@@ -29,6 +29,13 @@ const MAGIC: &[u8; 8] = b"BLKDSET1";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 56;
 const BLOCKS_AT: usize = 32;
+
+/// Memory of both sets above which zeroes are left out, per TiB.
+const MAX_BYTES_PER_TIB: u64 = 35 << 20;
+/// Size of the groups whose zeroes are left out: that of a container of a set.
+const GROUP_BLOCKS: u64 = 1 << 16;
+/// Maximum number of extents of zeroes in a group, if the sets are too large: 640 bytes, or 2.5 MiB per TiB.
+const MAX_ZERO_EXTENTS: usize = 160;
 
 /// Block sets of a layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -174,6 +181,25 @@ impl LayerSet {
         debug_assert!(self.is_consistent(), "zeroes are held");
     }
 
+    /// Leaves out the zeroes of groups in which they are fragmented, if both sets exceed 35 MiB per TiB of
+    /// these blocks; returns true if all are left. Three states of each block need up to log2(3) bits,
+    /// which is 50.7 MiB per TiB; reads of an unknown zero find it in the data file.
+    pub(crate) fn bound_memory(&mut self, blocks: u64) -> bool {
+        let max_bytes = (MAX_BYTES_PER_TIB * blocks) >> 28;
+        if self.held.heap_bytes_estimate() + self.zero.heap_bytes_estimate() <= max_bytes {
+            return true;
+        }
+        let mut is_complete = true;
+        for start in (0..blocks).step_by(GROUP_BLOCKS as usize) {
+            let group = Extent::new(BlockIndex(start), GROUP_BLOCKS);
+            if self.zero.extents_in(group).nth(MAX_ZERO_EXTENTS).is_some() {
+                self.zero.remove_extent(group);
+                is_complete = false;
+            }
+        }
+        is_complete
+    }
+
     /// Returns true if each zero block is held.
     pub(crate) fn is_consistent(&self) -> bool {
         self.zero.is_subset(&self.held)
@@ -195,7 +221,6 @@ impl LayerSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_extent::{BlockIndex, Extent};
 
     const ID: SetIdentity = SetIdentity {
         volume: VolumeId::from_u64(0x0102_0304),
@@ -240,6 +265,31 @@ mod tests {
         let golden = include_bytes!("../../tests/golden/layer-v1.set");
         assert_eq!(LayerSet::decode(golden, ID), Ok(example()));
         assert_eq!(example().encode(ID), golden);
+    }
+
+    #[test]
+    fn memory_of_fragmented_zeroes_is_bounded() {
+        const BLOCKS: u64 = 1 << 22;
+        let every = |step: usize| {
+            BlockSet::from_iter((0..BLOCKS).step_by(step).map(|at| Extent::new(BlockIndex(at), 1)))
+        };
+        let max_bytes = ((36 << 20) * BLOCKS) >> 28;
+        // Half of the written blocks are zeroes; one group has a few more.
+        let mut set = LayerSet { held: every(2), zero: every(4) };
+        let last = Extent::new(BlockIndex(BLOCKS - GROUP_BLOCKS), GROUP_BLOCKS);
+        set.zero.remove_extent(last);
+        set.zero.insert_extent(Extent::new(BlockIndex(BLOCKS - 2), 1));
+        let exact = set.clone();
+        assert!(set.held.heap_bytes_estimate() + set.zero.heap_bytes_estimate() > max_bytes);
+        assert!(!set.bound_memory(BLOCKS));
+        assert!(set.held.heap_bytes_estimate() + set.zero.heap_bytes_estimate() <= max_bytes);
+        assert_eq!(set.held, exact.held);
+        assert_eq!(set.zero, exact.zero.slice(last));
+        // As many zeroes fit beside a set of few extents.
+        let mut set =
+            LayerSet { held: BlockSet::from_iter([Extent::new(BlockIndex(0), BLOCKS)]), zero: every(2) };
+        assert!(set.bound_memory(BLOCKS));
+        assert_eq!(set.zero, every(2));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
     layer::damage::DamageList,
     layer::data::LayerData,
     layer::location_cache::{Location, LocationCache},
-    layer::set::LayerSet,
+    layer::set::{LayerSet, SetIdentity},
     layer::sums::BlockSums,
     lazy::base::LazyBase,
     meta::LayerEntry,
@@ -28,7 +28,10 @@ pub(crate) struct FrozenLayer {
     /// Size of the volume at the end of its epoch.
     pub(crate) size_bytes: u64,
     pub(crate) data: Arc<LayerData>,
+    /// Block sets; zeroes may be left out.
     pub(crate) set: LayerSet,
+    /// True if no zeroes are left out of `set`.
+    pub(crate) has_all_zeroes: bool,
 }
 
 impl FrozenLayer {
@@ -58,7 +61,38 @@ impl FrozenLayer {
     pub(crate) fn new(entry: &LayerEntry, data: LayerData, set: LayerSet) -> Self {
         debug_assert!(set.held.last().is_none_or(|last| last.0 < entry.blocks()), "blocks beyond the layer");
         let LayerEntry { epoch, file, generation, size_bytes, .. } = *entry;
-        Self { epoch, file, generation, size_bytes, data: Arc::new(data), set }
+        let data = Arc::new(data);
+        Self { epoch, file, generation, size_bytes, data, set, has_all_zeroes: true }.with_bounded_memory()
+    }
+
+    /// Returns true if these may be the block sets of the layer's file.
+    pub(crate) fn has_sets(&self, stored: &LayerSet) -> bool {
+        if self.has_all_zeroes {
+            return *stored == self.set;
+        }
+        stored.held == self.set.held && self.set.zero.is_subset(&stored.zero)
+    }
+
+    /// Leaves out zeroes that take too much memory. The set file has them.
+    pub(crate) fn with_bounded_memory(mut self) -> Self {
+        self.has_all_zeroes &= self.set.bound_memory(self.entry().blocks());
+        self
+    }
+
+    /// Returns the block sets with the zeroes that were left out, for a copy that would write them as data;
+    /// `dir` is the directory of the volume.
+    pub(crate) fn set_with_zeroes(&self, dir: &Path, volume: VolumeId) -> Cow<'_, LayerSet> {
+        if self.has_all_zeroes {
+            return Cow::Borrowed(&self.set);
+        }
+        match LayerSet::load(dir, SetIdentity::of(volume, &self.entry())) {
+            Ok(set) => Cow::Owned(set),
+            // A merge replaced the layer of an open view.
+            Err(error) => {
+                tracing::debug!(%volume, %error, "loading the zeroes of a layer failed: they are copied as data");
+                Cow::Borrowed(&self.set)
+            }
+        }
     }
 }
 

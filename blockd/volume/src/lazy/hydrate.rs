@@ -176,6 +176,7 @@ impl Volume {
             size_bytes: old.size_bytes,
             data: Arc::new(data.into()),
             set,
+            has_all_zeroes: true,
         }));
         self.replace_layers(|layer| match layer.epoch() == old.epoch {
             true => Some(whole.clone()),

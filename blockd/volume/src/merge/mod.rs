@@ -113,7 +113,8 @@ impl Volume {
             *note = Some(MergeNote { pair, next: end });
             return Ok(false);
         }
-        let set = merged_set(&upper.set, &lower.set, is_bottom);
+        let exact = |layer: &FrozenLayer| layer.set_with_zeroes(&self.dir, self.id).into_owned();
+        let set = merged_set(&exact(&upper), exact(&lower), is_bottom);
         let merged = FrozenLayer {
             epoch: upper.epoch,
             file: target.file,
@@ -121,6 +122,7 @@ impl Volume {
             size_bytes: upper.size_bytes,
             data,
             set,
+            has_all_zeroes: true,
         };
         let committed =
             self.take_damage(from, target, blocks).and_then(|()| self.commit_merge(&upper, &lower, merged));
@@ -240,7 +242,7 @@ impl Volume {
         }
         let removed_layer = if merged.file == upper.file { lower } else { upper };
         self.commit(&mut admin, meta)?;
-        let merged = Layer::Frozen(Arc::new(merged));
+        let merged = Layer::Frozen(Arc::new(merged.with_bounded_memory()));
         self.replace_layers(|layer| match layer.epoch() {
             epoch if epoch == upper.epoch => Some(merged.clone()),
             epoch if epoch == lower.epoch => None,
@@ -322,7 +324,7 @@ impl MergeCopy<'_> {
         let progress = &self.volume.merge_progress;
         let mut copier = Copier::new(should_continue, progress);
         copier.done_below = start;
-        let mut zero = self.from.set.zero.clone();
+        let mut zero = self.from.set_with_zeroes(&self.volume.dir, self.volume.id).into_owned().zero;
         zero.intersect_with(self.blocks);
         for extent in zero.extents() {
             if !copier.may_continue() {
@@ -372,10 +374,10 @@ impl MergeCopy<'_> {
 
 /// Merges the block sets of two layers. At the bottom of the stack, zeroes need not be held: they
 /// hide no layer.
-fn merged_set(upper: &LayerSet, lower: &LayerSet, is_bottom: bool) -> LayerSet {
-    let mut set = lower.clone();
-    set.cover_with(upper);
+fn merged_set(upper: &LayerSet, lower: LayerSet, is_bottom: bool) -> LayerSet {
     let blocks = upper.held.len_blocks().max(lower.held.len_blocks());
+    let mut set = lower;
+    set.cover_with(upper);
     assert!(set.held.len_blocks() >= blocks, "a merge loses no block");
     if is_bottom {
         set.held.subtract(&set.zero);
