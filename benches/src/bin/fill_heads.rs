@@ -36,14 +36,13 @@ fn main() {
     let mut first: Option<PathBuf> = None;
     for entry in std::fs::read_dir(Path::new(&data_dir).join("volumes")).unwrap() {
         let dir = entry.unwrap().path();
-        fill(&dir, blocks, spread_bytes);
         let data = head_data(&dir);
-        match &first {
-            None => first = Some(data),
-            Some(first) => {
-                std::fs::remove_file(&data).unwrap();
-                std::fs::hard_link(first, &data).unwrap();
-            }
+        // Before the volume is filled: removing a fragmented file takes long on a filesystem that discards.
+        if let Some(first) = &first {
+            std::fs::remove_file(&data).unwrap();
+            std::fs::hard_link(first, &data).unwrap();
         }
+        fill(&dir, blocks, spread_bytes);
+        first.get_or_insert(data);
     }
 }
