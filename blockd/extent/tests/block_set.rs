@@ -71,6 +71,31 @@ proptest! {
     }
 
     #[test]
+    fn bits_of_a_bitmap_become_blocks(
+        at in 0u64..200,
+        base in prop_oneof![Just(0), Just(65_536 - 400), Just(EDGE - 800), Just(MAX_VOLUME_BLOCKS - 800)],
+        bits in prop::collection::vec(prop_oneof![Just(0), Just(u8::MAX), any::<u8>()], 0..100),
+        before in extent_near_boundary(),
+    ) {
+        let start = base + at / 8 * 8;
+        let mut set = BlockSet::from_iter([before]);
+        set.insert_bits(BlockIndex(start), &bits);
+        let shard_end = (start / EDGE + 1) * EDGE;
+        let mut expected = BlockSet::from_iter([before]);
+        for block in start..(start + bits.len() as u64 * 8).min(shard_end) {
+            if bits[(block - start) as usize / 8] >> (block % 8) & 1 == 1 {
+                expected.insert(BlockIndex(block));
+            }
+        }
+        prop_assert_eq!(&set, &expected);
+        prop_assert!(set.is_subset(&expected));
+        let added = (0..MAX_VOLUME_BLOCKS).step_by(EDGE as usize / 2).find(|&block| !set.contains(BlockIndex(block)));
+        set.insert(BlockIndex(added.unwrap_or(0)));
+        prop_assert_eq!(set.is_subset(&expected), added.is_none());
+        prop_assert!(expected.is_subset(&set));
+    }
+
+    #[test]
     fn arbitrary_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(set) = BlockSet::from_bytes(&bytes) {
             prop_assert!(set.last().is_none_or(|last| last.0 < MAX_VOLUME_BLOCKS));
