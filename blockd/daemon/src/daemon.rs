@@ -23,7 +23,7 @@ use blockd_engine::{
     engine::{Engine, OpenEngine},
     health,
     readers::SnapshotReaders,
-    volumes::{merger::Merger, registry::EntryState},
+    volumes::{merger::Merger, startup_check::StartupCheck},
 };
 use blockd_nbd::Server;
 use blockd_nbd_kernel::System;
@@ -60,6 +60,7 @@ pub struct Daemon {
     pub(crate) control: Control,
     http_stop: CancellationToken,
     merger: Merger,
+    startup_check: StartupCheck,
     supervisor: Supervisor,
     watchdog: Option<JoinHandle<()>>,
     _lock: DirLock,
@@ -129,6 +130,7 @@ impl Daemon {
         let merger = start_merger(&engine, config.merge_limit_bytes_per_s)?;
         resume_work(&mut supervisor, &engine).await;
         notify(sd_notify::NotifyState::Ready);
+        let startup_check = start_check(&engine)?;
         let watchdog = watchdog::start();
         tracing::info!(
             data_dir = %engine.host.data_dir.display(),
@@ -149,6 +151,7 @@ impl Daemon {
             control,
             http_stop,
             merger,
+            startup_check,
             supervisor,
             watchdog,
             _lock: lock,
@@ -193,6 +196,7 @@ impl Daemon {
             mut control,
             http_stop,
             merger,
+            startup_check,
             supervisor,
             watchdog,
             _lock: lock,
@@ -218,6 +222,7 @@ impl Daemon {
         }
         let closing = Arc::clone(&engine);
         let closed = tokio::task::spawn_blocking(move || {
+            drop(startup_check);
             closing.attachments.stop_reconnecting();
             browser.stop_browsing();
             close(servers, merger, &closing)
@@ -253,9 +258,7 @@ fn close(servers: Vec<Server>, merger: Merger, engine: &Engine) -> Vec<String> {
     }
     drop(merger);
     for entry in engine.registry.all() {
-        if let EntryState::Up(volume) = entry.view().state
-            && let Err(error) = volume.close()
-        {
+        if let Err(error) = entry.shut_down() {
             problems.push(format!("volume {}: {error}", entry.name));
         }
     }
@@ -313,6 +316,12 @@ async fn start_metrics(
 fn start_merger(engine: &Engine, limit_bytes_per_s: u64) -> Result<Merger, DaemonError> {
     let (registry, wake) = (Arc::clone(&engine.registry), Arc::clone(&engine.merger));
     Merger::start(registry, wake, engine.reserve.clone(), limit_bytes_per_s).map_err(DaemonError::Thread)
+}
+
+/// Starts the check of the volumes that are not open.
+fn start_check(engine: &Engine) -> Result<StartupCheck, DaemonError> {
+    let (registry, merger) = (Arc::clone(&engine.registry), Arc::clone(&engine.merger));
+    StartupCheck::start(registry, merger, Arc::clone(&engine.scheduler)).map_err(DaemonError::Thread)
 }
 
 /// Resumes tasks and hydrations of the previous run, and starts the background loops.

@@ -304,7 +304,7 @@ impl Engine {
         let restores = service!(Restores { admission, attachments, db, in_place_work, lazy, registry,
             repositories, runner, tasks });
         let volumes = service!(Volumes { admission, attachments, readers, db, events, health, host,
-            in_place_work, lazy, merger, registry, restores, runner, schedules, snapshots, tasks });
+            in_place_work, lazy, merger, registry, restores, runner, schedules, snapshots, tasks } reported_losses);
         let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner, snapshots, tasks });
         let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, leases, proofs, registry, repositories });
         let drills = service!(Drills { admission, attachments, cloud_snapshots, db, host, registry, repositories, runner, snapshots });

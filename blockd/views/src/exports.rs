@@ -15,7 +15,7 @@ use crate::{
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_engine::volumes::{
     discarded::UnreportedLoss,
-    registry::{ClientGuard, EntryState, Registry, SnapshotPoint, VolumeEntry},
+    registry::{ClientGuard, Registry, SnapshotPoint, VolumeEntry},
 };
 use blockd_nbd::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
 use blockd_volume::{Volume, VolumeErrorKind};
@@ -66,7 +66,7 @@ impl Exports {
 
     /// Returns true if a volume is served and the client may access it.
     fn is_visible(&self, entry: &VolumeEntry, client: &Client) -> bool {
-        matches!(entry.view().state, EntryState::Up(_)) && self.access.allows(entry.name.as_str(), client)
+        entry.view().is_served() && self.access.allows(entry.name.as_str(), client)
     }
 }
 

@@ -9,6 +9,7 @@ mod block_status;
 mod check;
 mod check_offline;
 mod clone;
+mod closed;
 mod diff;
 mod error;
 mod freeze;
@@ -32,6 +33,7 @@ mod write;
 
 pub use block_status::{Allocation, AllocationExtent, DirtyExtent};
 pub use check::Checked;
+pub use closed::{ClosedSnapshot, ClosedVolume};
 pub use diff::{Difference, DifferenceExtent};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::group::{GroupError, GroupFrozen, freeze_group, freeze_group_with};

@@ -271,8 +271,8 @@ fn map_with_a_writeback_error_at_a_start_is_rejected() {
 fn map_with_unreadable_bits_fails_the_start_only() {
     let mut sim = with_unflushed_block("map_with_unreadable_bits_fails_the_start_only");
     sim.volume = None;
-    // After two reads of the header.
-    let fault = Fault { path_contains: ".map".into(), ..Fault::at(2, FaultError::Io) };
+    // After three reads of the header.
+    let fault = Fault { path_contains: ".map".into(), ..Fault::at(3, FaultError::Io) };
     sim.disk.inject(Fault { kinds: vec![OpKind::Read], ..fault });
     let error = sim.open(Recovery::Auto, false).unwrap_err();
     assert!(error.kind() == VolumeErrorKind::Io && error.to_string().contains(".map"), "{error}");

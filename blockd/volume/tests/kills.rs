@@ -4,7 +4,7 @@
 use crate::sim::{BLOCKS, ID, SCRIPT, Sim, Step, seed_of_test};
 use crate::support::{content, open, open_after_power_loss, snapshot_content};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId};
-use blockd_volume::{Recovery, RestoreTarget, VolumeError};
+use blockd_volume::{ClosedVolume, OpenOptions, Recovery, RestoreTarget, VolumeError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Opens the volume in the next process of the same boot.
@@ -59,6 +59,40 @@ fn process_crash_at_any_call_leaves_consistent_state() {
         assert!(result.is_ok(), "crash before call {call} of {calls}, seed {seed}");
     }
     eprintln!("{name}: {calls} calls");
+}
+
+/// Checks the closed volume twice, as starts do: opens it and closes it again.
+fn check_twice(sim: &Sim) -> Option<()> {
+    for _ in 0..2 {
+        let options = OpenOptions { serves_remote: true, ..OpenOptions::default() };
+        let volume = ClosedVolume::read(&sim.dir(), &options).ok()?.open().ok()?;
+        volume.close().ok()?;
+    }
+    Some(())
+}
+
+#[test]
+fn crash_during_check_of_closed_volume_loses_nothing() {
+    let seed = seed_of_test("crash_during_check_of_closed_volume_loses_nothing");
+    let calls = crash_at_each_call(seed, |call, seed| {
+        let mut sim = Sim::new(seed);
+        sim.create(BLOCKS).unwrap();
+        sim.apply(Step::Write { start: 0, len: 40, fua: true }).unwrap();
+        sim.apply(Step::Freeze(1)).unwrap();
+        sim.apply(Step::Write { start: 3, len: 21, fua: true }).unwrap();
+        sim.apply(Step::Write { start: 20, len: 30, fua: false }).unwrap();
+        crash(&mut sim);
+        let before = sim.disk.operations().len() as u64;
+        sim.disk.cut_power_before(before + call);
+        let is_done = check_twice(&sim).is_some();
+        let calls = sim.disk.operations().len() as u64 - before;
+        reopen(&mut sim).unwrap();
+        sim.resolve();
+        sim.check();
+        flush_and_cut_power(&mut sim);
+        is_done.then_some(calls)
+    });
+    assert!(calls > 20, "a check has few calls: {calls}");
 }
 
 /// Number of runs per call.

@@ -4,7 +4,9 @@ mod checks;
 
 use crate::support::paths_in;
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, Extent, SnapshotId, VolumeId};
-use blockd_volume::{Content, OpenOptions, Recovery, Volume, VolumeErrorKind};
+use blockd_volume::{
+    ClosedSnapshot, ClosedVolume, Content, OpenOptions, Recovery, SnapshotInfo, Volume, VolumeErrorKind,
+};
 use checks::*;
 use proptest::prelude::*;
 use std::{fs::File, path::PathBuf, sync::Arc};
@@ -345,7 +347,22 @@ impl ModelRun {
     }
 
     fn reopen(&mut self, recovery: Recovery) {
-        self.volume = Volume::open(&self.dir, &OpenOptions { recovery, ..OpenOptions::default() }).unwrap();
+        let options = OpenOptions { recovery, ..OpenOptions::default() };
+        let closed = ClosedVolume::read(&self.dir, &options).unwrap();
+        let of_meta = |found: &ClosedSnapshot| (found.id, found.epoch, found.size_bytes);
+        let of_volume = |found: SnapshotInfo| (found.id, found.epoch, found.size_bytes);
+        // A check opens and closes a volume before its first use.
+        let checked = closed.open().unwrap();
+        let stats = checked.stats();
+        checked.close().unwrap();
+        drop(checked);
+        self.volume = closed.open().unwrap();
+        let mut snapshots: Vec<_> = closed.snapshots().iter().map(of_meta).collect();
+        snapshots.sort_unstable_by_key(|found| found.1);
+        assert_eq!(snapshots, self.volume.snapshots().into_iter().map(of_volume).collect::<Vec<_>>());
+        assert_eq!(closed.size_bytes(), self.volume.size_bytes());
+        assert!(closed.may_merge() || stats.merge.layers == 0, "a closed volume knows its merges");
+        assert_eq!(stats.head_dirty_bytes, self.volume.stats().head_dirty_bytes);
         self.last_version += 1;
         let file = File::open(self.head_file()).unwrap();
         for (number, block) in self.blocks.iter_mut().enumerate() {

@@ -192,8 +192,12 @@ async fn background_scrub_does_not_hinder_a_deletion() {
     host.stop().await;
     let config = Config { scrub_bytes_per_day: 100 << 20, ..config(host.dir.path()) };
     host.daemon = Some(Daemon::start(config, false).await.unwrap());
-    host.engine().scrubs.continue_in_background().await.unwrap();
-    let task = host.engine().tasks.running().remove(0);
+    // It waits for the check of the closed volume.
+    let begun = async || {
+        host.engine().scrubs.continue_in_background().await.unwrap();
+        host.engine().tasks.running().pop().ok_or("no scrub")
+    };
+    let task = eventually(begun).await;
     assert!(task.spec.is_background_scrub(), "{task:?}");
     host.delete_volume("data").await;
     assert_eq!(host.wait(task.id).await.state.to_string(), "Scrub-Stopped");

@@ -24,7 +24,7 @@ use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::VolumeId;
 use blockd_nbd::DeviceErrorKind;
 use blockd_store::RequestKind;
-use blockd_volume::VolumeStats;
+use blockd_volume::{Volume, VolumeStats};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -116,7 +116,7 @@ struct VolumeSample {
 impl VolumeSample {
     fn of(entry: Arc<VolumeEntry>) -> Self {
         let view = entry.view();
-        let stats = view.volume().map(|volume| volume.stats());
+        let stats = entry.known(Volume::stats, |content| content.stats);
         Self { up: view.is_up(), connections: view.connections, stats, entry }
     }
 

@@ -72,8 +72,8 @@ impl Monitor {
 }
 
 fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
+    let stats = entry.content().map(|content| content.stats);
     let view = entry.view();
-    let stats = view.volume().map(|volume| volume.stats());
     let number = |value: fn(&blockd_volume::VolumeStats) -> u64| stats.as_ref().map_or(0, value);
     let requests = |operation| {
         let counted = entry.traffic.counted(operation);
@@ -103,13 +103,16 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Runs the periodic checks.
 pub async fn run(monitor: Arc<Monitor>) {
-    monitor.volumes.report_discarded_writes().await;
     if let Err(error) = monitor.repositories.check_credentials().await {
         tracing::warn!(%error, "checking the secrets of all credentials failed");
     }
     loop {
+        monitor.volumes.report_discarded_writes().await;
         monitor.free_space.check_free_space().await;
         monitor.free_space.store_pending_event().await;
-        tokio::time::sleep(CHECK_INTERVAL).await;
+        tokio::select! {
+            () = tokio::time::sleep(CHECK_INTERVAL) => {}
+            () = monitor.registry.found.notified() => {}
+        }
     }
 }

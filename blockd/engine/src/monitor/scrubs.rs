@@ -14,8 +14,8 @@ impl Monitor {
             "blockd_scrub_damaged_bytes",
             "Bytes of the volume that are damaged on the disk and not repaired: reads of them fail.",
             self.registry.all().iter().filter_map(|entry| {
-                let volume = entry.volume().ok()?;
-                Some((vec![("volume", entry.name.to_string())], damaged_bytes(&volume)))
+                let bytes = entry.known(damaged_bytes, |content| content.damaged_bytes)?;
+                Some((vec![("volume", entry.name.to_string())], bytes))
             }),
         );
         text.gauge(

@@ -23,6 +23,7 @@ use blockd_api::{
 use blockd_catalog::{Db, ScrubRow, ScrubTask, TaskRow, TaskSpec};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_volume::Volume;
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
@@ -95,7 +96,9 @@ impl Scrubs {
         let before = Timestamp::now() - SCRUB_AGAIN_AFTER;
         let completed = |entry: &Arc<VolumeEntry>| rows.get(&entry.id).and_then(|row| row.completed);
         let has_data = |entry: &Arc<VolumeEntry>| {
-            entry.volume().is_ok_and(|volume| volume.failure().is_none() && volume.scrub_bytes() > 0)
+            // A volume that is not checked yet has its turn later: this runs periodically.
+            let bytes = entry.known(Volume::scrub_bytes, |content| content.scrub_bytes);
+            entry.view().failure().is_none() && bytes.is_some_and(|bytes| bytes > 0)
         };
         let due = self.registry.all().into_iter();
         let next = due

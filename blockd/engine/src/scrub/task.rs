@@ -16,7 +16,7 @@ use crate::{
         priority::{on_thread, set_background_reader},
         workers::TaskWorkers,
     },
-    volumes::registry::{Registry, VolumeEntry},
+    volumes::registry::{EntryState, Registry, VolumeEntry},
 };
 use blockd_api::{
     ErrorCode,
@@ -98,7 +98,7 @@ pub(crate) async fn run(
         ],
     };
     // No volume is held before its turn: a deleted one must free its space.
-    let bytes_of = |entry: &Arc<VolumeEntry>| entry.volume().map_or(0, |volume| volume.scrub_bytes());
+    let bytes_of = |entry: &Arc<VolumeEntry>| entry.content().map_or(0, |content| content.scrub_bytes);
     let total: u64 = entries.iter().map(bytes_of).sum();
     let budget = asked.budget_bytes.unwrap_or(u64::MAX);
     live.update(|row| row.state = TaskStage::Active);
@@ -369,7 +369,11 @@ impl ScrubWork {
     /// Updates the reported problem of a volume.
     pub(crate) fn report_damage(&self, entry: &VolumeEntry) {
         let of = entry.id.to_string();
-        let bytes = entry.volume().map_or(0, |volume| damaged_bytes(&volume));
+        let bytes = match entry.view().state {
+            // Reported after its check.
+            EntryState::Closed(closed) if closed.content().is_none() => return,
+            _ => entry.known(damaged_bytes, |content| content.damaged_bytes).unwrap_or(0),
+        };
         if bytes == 0 {
             self.health.clear(health::VOLUME_DAMAGE, &of);
             return;

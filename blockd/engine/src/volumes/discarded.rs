@@ -66,8 +66,8 @@ pub(crate) fn found(loss: &DiscardedWrites) -> Timestamp {
 }
 
 /// Returns the loss of a volume for the API.
-pub fn shown(entry: &VolumeEntry) -> Option<api::DiscardedWrites> {
-    let loss = entry.volume().ok()?.discarded_writes()?;
+pub fn shown(volume: &Volume) -> Option<api::DiscardedWrites> {
+    let loss = volume.discarded_writes()?;
     let clients = match loss.clients {
         SurvivingClients::All => api::SurvivingClients::All,
         SurvivingClients::Remote => api::SurvivingClients::Remote,

@@ -14,12 +14,15 @@ use blockd_volume::{Volume, VolumeError};
 use jiff::Timestamp;
 
 impl Volumes {
-    /// Reports all unacknowledged losses: in the log, as events, and in `status`.
+    /// Reports each unacknowledged loss of an open volume once: in the log, as an event, and in `status`.
     pub async fn report_discarded_writes(&self) {
         let mut events = Vec::new();
         for entry in self.registry.all() {
             let EntryState::Up(volume) = entry.view().state else { continue };
             let Some(loss) = volume.discarded_writes() else { continue };
+            if !self.reported_losses.lock().insert(entry.id) {
+                continue;
+            }
             let message = format!("volume {}: {}", entry.name, describe(&loss));
             tracing::error!(volume = %entry.id, name = %entry.name, "{message}");
             self.health.note(health::DISCARDED_WRITES, &entry.id.to_string(), message.clone(), hint(&entry));

@@ -9,6 +9,7 @@ pub mod merger;
 pub mod reconcile;
 pub mod registry;
 mod rename;
+pub mod startup_check;
 
 use crate::{
     error::{ServiceError, blocking},
@@ -20,7 +21,6 @@ use crate::{
     readers::SnapshotReaders,
     restore::{Restores, in_place::InPlaceWork, lazy::LazyVolumes},
     schedules::requests::Schedules,
-    scrub::task::damaged_bytes,
     snapshots::Snapshots,
     tasks::{Tasks, runner::Runner},
     volumes::{
@@ -44,8 +44,9 @@ use blockd_catalog::{
 use blockd_extent::VolumeId;
 use blockd_volume::{MergeStats, Volume, VolumeError};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 use uuid::Uuid;
@@ -63,6 +64,8 @@ pub struct Volumes {
     pub(crate) lazy: Arc<LazyVolumes>,
     pub(crate) merger: Arc<Wake>,
     pub(crate) registry: Arc<Registry>,
+    /// Volumes whose discarded writes this process has reported.
+    pub(crate) reported_losses: Mutex<HashSet<VolumeId>>,
     pub(crate) restores: Arc<Restores>,
     pub(crate) runner: Arc<Runner>,
     pub(crate) schedules: Arc<Schedules>,
@@ -252,9 +255,11 @@ impl Volumes {
     }
 
     fn to_api(&self, entry: &VolumeEntry, facts: &VolumeFacts) -> api::Volume {
+        // Before the view, which has the cause if the volume cannot be opened.
+        let content = entry.content();
         let (view, tags) = (entry.view(), entry.tags());
         let hydration = view.volume().and_then(|volume| self.lazy.hydration(volume, &facts.lazy));
-        let stats = view.volume().map(|volume| volume.stats());
+        let stats = content.map(|content| content.stats);
         let (state, mut state_reason) = state_of(&view);
         if state == api::VolumeState::Restoring {
             state_reason = facts.stopped_restore_of(entry.id);
@@ -274,9 +279,9 @@ impl Volumes {
             created_at: entry.created,
             state,
             state_reason,
-            discarded_writes: crate::volumes::discarded::shown(entry),
+            discarded_writes: view.volume().and_then(|volume| crate::volumes::discarded::shown(volume)),
             uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.host.data_dir.nbd_socket()),
-            damaged_bytes: view.volume().map_or(0, |volume| damaged_bytes(volume)),
+            damaged_bytes: content.map_or(0, |content| content.damaged_bytes),
             connections: view.connections,
             attachment: self.attachments.describe(entry.id),
             dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),
@@ -458,7 +463,7 @@ fn state_of(view: &EntryView) -> (api::VolumeState, Option<String>) {
         EntryState::Restoring => return (api::VolumeState::Restoring, None),
         EntryState::Creating => Some("it is being created"),
         EntryState::Deleting => Some("it is being deleted"),
-        EntryState::Up(_) | EntryState::Failed(_) => view.failure(),
+        EntryState::Up(_) | EntryState::Closed(_) | EntryState::Failed(_) => view.failure(),
     };
     let state = if reason.is_some() { api::VolumeState::Failed } else { api::VolumeState::Up };
     (state, reason.map(str::to_owned))

@@ -1,5 +1,7 @@
-//! Reconciliation of rows and files at the start: interrupted operations are completed or undone, and all
-//! volumes are opened.
+//! Reconciliation of rows and files at the start: interrupted operations are completed or undone.
+//!
+//! A volume whose row and metadata agree stays closed until its first use
+//! ([`Closed`](crate::volumes::registry::Closed)); all others are opened.
 
 use crate::{
     data_dir::DataDir,
@@ -8,9 +10,10 @@ use crate::{
 };
 use blockd_api::tasks::TaskKind;
 use blockd_catalog::{Db, DbError, SnapshotRow, SnapshotState, TaskRow, VolumeRow, VolumeState};
-use blockd_volume::{OpenOptions, Volume, VolumeError, VolumeErrorKind};
+use blockd_extent::VolumeId;
+use blockd_volume::{ClosedVolume, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::Path,
     sync::{
         Arc,
@@ -45,13 +48,15 @@ pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<R
             }
         }
     }
-    for (row, opened) in open_all(data_dir, &to_open, options) {
-        let state = match opened {
-            Ok(volume) => {
+    let snapshots = Snapshots::by_volume(&snapshots);
+    for (row, found) in find_all(data_dir, &to_open, options, &snapshots) {
+        let state = match found {
+            Ok(Found::Closed(closed)) => EntryState::Closed(Arc::new(closed.into())),
+            Ok(Found::Open(volume)) => {
                 if volume.size_bytes() != row.size_bytes {
                     db.transaction(|tx| VolumeRow::grow(tx, row.id, volume.size_bytes()))?;
                 }
-                reconcile_snapshots(db, &row, &volume, &snapshots)?;
+                reconcile_snapshots(db, &row, &volume, snapshots.of(row.id))?;
                 EntryState::Up(volume)
             }
             Err(error) => {
@@ -60,7 +65,7 @@ pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<R
             }
         };
         let entry = VolumeEntry::new(&row, state);
-        for snapshot in snapshots.iter().filter(|snapshot| snapshot.volume == row.id) {
+        for snapshot in snapshots.of(row.id) {
             entry.show_snapshot(snapshot);
         }
         registry.insert(entry);
@@ -86,41 +91,57 @@ fn remove_volume(db: &Db, data_dir: &DataDir, row: &VolumeRow, registry: &Regist
     }
 }
 
-type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
+/// Snapshots by volume.
+struct Snapshots<'a>(HashMap<VolumeId, Vec<&'a SnapshotRow>>);
+
+impl<'a> Snapshots<'a> {
+    fn by_volume(rows: &'a [SnapshotRow]) -> Self {
+        let mut by_volume: HashMap<_, Vec<_>> = HashMap::new();
+        for row in rows {
+            by_volume.entry(row.volume).or_default().push(row);
+        }
+        Self(by_volume)
+    }
+
+    fn of(&self, volume: VolumeId) -> &[&'a SnapshotRow] {
+        self.0.get(&volume).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Volume that this start found.
+enum Found {
+    Closed(ClosedVolume),
+    Open(Arc<Volume>),
+}
+
+type FoundVolume = (VolumeRow, Result<Found, VolumeError>);
 
 /// Number of volumes opened concurrently: each waits mostly for its disk, and their syncs combine.
 const MAX_CONCURRENT_OPENS: usize = 32;
 
-/// Opens volumes on several threads: each reads its own files.
-fn open_all(data_dir: &DataDir, rows: &[VolumeRow], options: &OpenOptions) -> Vec<Opened> {
+/// Reads the metadata of volumes, and opens those with something to reconcile, on several threads.
+fn find_all(
+    data_dir: &DataDir,
+    rows: &[VolumeRow],
+    options: &OpenOptions,
+    snapshots: &Snapshots<'_>,
+) -> Vec<FoundVolume> {
     let threads = MAX_CONCURRENT_OPENS.min(rows.len());
     let next = AtomicUsize::new(0);
-    let open_some = || {
-        let mut opened = Vec::new();
+    let find_some = || {
+        let mut found = Vec::new();
         while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
             let dir = data_dir.volume_dir(row.id);
-            let volume = Volume::open(&dir, options).and_then(|volume| {
-                // It may be larger: it grew before its row was written.
-                if volume.id() == row.id && volume.size_bytes() >= row.size_bytes {
-                    return Ok(volume);
-                }
-                let what = format!(
-                    "the directory holds volume {} of {} bytes instead of the expected one",
-                    volume.id(),
-                    volume.size_bytes()
-                );
-                Err(VolumeError::Damaged { path: dir.clone(), what })
-            });
-            opened.push((row.clone(), volume));
+            found.push((row.clone(), find(&dir, row, options, snapshots.of(row.id))));
         }
-        opened
+        found
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(open_some)).collect();
-        let mut all = open_some();
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(find_some)).collect();
+        let mut all = find_some();
         for thread in others {
             match thread.join() {
-                Ok(opened) => all.extend(opened),
+                Ok(found) => all.extend(found),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
@@ -128,15 +149,45 @@ fn open_all(data_dir: &DataDir, rows: &[VolumeRow], options: &OpenOptions) -> Ve
     })
 }
 
+/// Reads the metadata of a volume, and opens it if it differs from its rows.
+fn find(
+    dir: &Path,
+    row: &VolumeRow,
+    options: &OpenOptions,
+    snapshots: &[&SnapshotRow],
+) -> Result<Found, VolumeError> {
+    let closed = ClosedVolume::read(dir, options)?;
+    // It may be larger: it grew before its row was written.
+    if closed.id() != row.id || closed.size_bytes() < row.size_bytes {
+        let what = format!(
+            "the directory holds volume {} of {} bytes instead of the expected one",
+            closed.id(),
+            closed.size_bytes()
+        );
+        return Err(VolumeError::Damaged { path: dir.to_owned(), what });
+    }
+    let is_known = |id| snapshots.iter().any(|row| row.id == id && row.state == SnapshotState::Ready);
+    let agrees = closed.size_bytes() == row.size_bytes
+        && closed.snapshots().len() == snapshots.len()
+        && closed.snapshots().iter().all(|found| is_known(found.id));
+    // The option for a power loss is of this start only.
+    let is_deferrable = agrees && options.recovery == Recovery::Auto;
+    // An open makes the metadata durable, before rows are changed after it.
+    if is_deferrable && !closed.may_have_loss() {
+        Ok(Found::Closed(closed))
+    } else {
+        closed.open().map(Found::Open)
+    }
+}
+
 /// Undoes snapshots in creation, and deletes those in deletion and unknown ones.
 fn reconcile_snapshots(
     db: &Db,
     row: &VolumeRow,
     volume: &Volume,
-    snapshots: &[SnapshotRow],
+    rows: &[&SnapshotRow],
 ) -> Result<(), DbError> {
-    let rows: Vec<_> = snapshots.iter().filter(|snapshot| snapshot.volume == row.id).collect();
-    for snapshot in &rows {
+    for snapshot in rows {
         if snapshot.state == SnapshotState::Ready {
             if !volume.snapshots().iter().any(|info| info.id == snapshot.id) {
                 tracing::error!(volume = %row.id, snapshot = %snapshot.id, name = %snapshot.name, "the snapshot is missing from its volume");
@@ -207,7 +258,7 @@ fn report_unknown_files(data_dir: &DataDir, registry: &Registry) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_extent::{Epoch, SnapshotId, VolumeId};
+    use blockd_extent::{Epoch, SnapshotId};
     use jiff::Timestamp;
 
     const SIZE_BYTES: u64 = 1 << 20;
@@ -285,7 +336,7 @@ mod tests {
         host.row(6, "lost", VolumeState::Up);
 
         let registry = host.start();
-        assert!(matches!(registry.by_name("up").unwrap().view().state, EntryState::Up(_)));
+        assert!(matches!(registry.by_name("up").unwrap().view().state, EntryState::Closed(_)));
         let EntryState::Failed(reason) = registry.by_name("lost").unwrap().view().state else {
             panic!("it is served")
         };
@@ -328,6 +379,35 @@ mod tests {
         assert_eq!(left, [11]);
         let rows: Vec<_> = host.rows().1.iter().map(|row| row.id.as_u64()).collect();
         assert_eq!(rows, [11]);
+        drop(volume);
+        drop(registry);
+        // The next start finds nothing to change, and shows the snapshot of the closed volume.
+        let entry = host.start().by_name("data").unwrap();
+        assert!(matches!(entry.view().state, EntryState::Closed(_)));
+        assert_eq!(entry.snapshots().iter().map(|point| point.epoch).collect::<Vec<_>>(), [Epoch(1)]);
+    }
+
+    #[test]
+    fn grown_volume_and_recorded_loss_are_opened_by_the_start() {
+        let host = Host::new();
+        let (grown, lost) = (host.row(1, "grown", VolumeState::Up), host.row(2, "lost", VolumeState::Up));
+        host.files(grown).grow(2 * SIZE_BYTES).unwrap();
+        drop(host.files(lost));
+        let dir = host.data_dir().volume_dir(lost);
+        let map = names(&dir).into_iter().find(|name| name.ends_with(".map")).unwrap();
+        std::fs::remove_file(dir.join(map)).unwrap();
+        drop(Volume::open(&dir, &OpenOptions::default()).unwrap());
+
+        let registry = host.start();
+        for entry in registry.all() {
+            assert!(entry.view().volume().is_some(), "{}", entry.name);
+        }
+        // The option for a power loss is of one start only.
+        let lost_power = OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() };
+        drop(registry);
+        let registry = reconcile(&host.db, &host.data_dir(), &lost_power).unwrap();
+        assert!(registry.by_name("grown").unwrap().view().volume().is_some());
+        assert_eq!(host.rows().0.iter().map(|row| row.size_bytes).sum::<u64>(), 3 * SIZE_BYTES);
     }
 
     #[test]

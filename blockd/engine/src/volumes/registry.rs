@@ -3,11 +3,13 @@
 //! An entry's state and its number of connections change under one lock, so that a volume is never removed
 //! under a client that has just connected.
 
+mod closed;
 mod entries;
 mod guards;
 mod state;
 mod tags;
 
+pub use closed::{CheckOutcome, Closed, Content};
 pub use guards::{ClientGuard, RollbackMark};
 pub use state::{EntryState, EntryView};
 pub use tags::Tags;
@@ -18,6 +20,7 @@ use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::Volume;
+use closed::Opening;
 use entries::Entries;
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
@@ -28,6 +31,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 struct Inner {
@@ -69,6 +73,7 @@ pub struct VolumeShared {
     pub stop_merges: AtomicBool,
     /// Latencies of client requests.
     pub traffic: Traffic,
+    opening: Opening,
     inner: Mutex<Inner>,
 }
 
@@ -106,6 +111,7 @@ impl VolumeEntry {
             layer_changes: Mutex::new(()),
             stop_merges: AtomicBool::new(false),
             traffic: Traffic::default(),
+            opening: Opening::default(),
             inner: Mutex::new(Inner { state, connections: 0, rolling_back: None }),
         };
         Arc::new(Self { name: row.name.clone(), shared: Arc::new(shared) })
@@ -115,6 +121,7 @@ impl VolumeEntry {
     pub fn size_bytes(&self) -> u64 {
         match &self.inner.lock().state {
             EntryState::Up(volume) => volume.size_bytes(),
+            EntryState::Closed(closed) => closed.volume.size_bytes(),
             _ => self.row_size_bytes,
         }
     }
@@ -144,17 +151,27 @@ impl VolumeEntry {
         if row.internal || row.state != SnapshotState::Ready {
             return;
         }
-        let EntryState::Up(volume) = self.view().state else { return };
-        let Some(info) = volume.snapshots().into_iter().find(|info| info.id == row.id) else { return };
+        let found = match self.view().state {
+            EntryState::Up(volume) => {
+                let found = volume.snapshots().into_iter().find(|info| info.id == row.id);
+                found.map(|info| (info.epoch, info.size_bytes))
+            }
+            EntryState::Closed(closed) => {
+                let found = closed.volume.snapshots().iter().find(|found| found.id == row.id);
+                found.map(|found| (found.epoch, found.size_bytes))
+            }
+            _ => None,
+        };
+        let Some((epoch, size_bytes)) = found else { return };
         let mut shared = self.snapshots.lock();
         let points = Arc::make_mut(&mut shared);
         points.retain(|point| point.id != row.id);
         points.push(SnapshotPoint {
             id: row.id,
             name: row.name.clone(),
-            epoch: info.epoch,
+            epoch,
             created: row.created,
-            size_bytes: info.size_bytes,
+            size_bytes,
         });
         points.sort_unstable_by_key(|point| point.epoch);
     }
@@ -180,11 +197,12 @@ impl VolumeEntry {
         EntryView { state: inner.state.clone(), connections: inner.connections }
     }
 
-    /// Returns the open volume.
+    /// Returns the open volume; opens it on first use, which blocks.
     ///
     /// # Errors
     /// The volume is not open, with the cause.
     pub fn volume(&self) -> Result<Arc<Volume>, ApiError> {
+        self.open_if_closed();
         self.volume_of(&self.inner.lock().state)
     }
 
@@ -192,6 +210,7 @@ impl VolumeEntry {
         let name = &self.name;
         let (code, message) = match state {
             EntryState::Up(volume) => return Ok(Arc::clone(volume)),
+            EntryState::Closed(_) => (ErrorCode::VolumeNotReady, format!("volume {name} is being opened")),
             EntryState::Creating => (ErrorCode::VolumeNotReady, format!("volume {name} is being created")),
             EntryState::Restoring => (ErrorCode::VolumeNotReady, format!("volume {name} is being restored")),
             EntryState::Failed(reason) => {
@@ -222,6 +241,7 @@ impl VolumeEntry {
         self: &Arc<Self>,
         max_connections: u64,
     ) -> Result<(Arc<Volume>, ClientGuard), ApiError> {
+        self.open_if_closed();
         let mut inner = self.inner.lock();
         let volume = self.volume_of(&inner.state)?;
         self.check_not_rolling_back(&inner)?;
@@ -256,11 +276,12 @@ impl VolumeEntry {
     /// # Errors
     /// Clients are connected, or it is in creation, restore or deletion.
     pub fn begin_delete(&self) -> Result<EntryState, ApiError> {
+        self.open_if_closed();
         let mut inner = self.inner.lock();
         let name = &self.name;
         self.check_unused(&inner)?;
         match &inner.state {
-            EntryState::Up(_) | EntryState::Failed(_) => {}
+            EntryState::Up(_) | EntryState::Closed(_) | EntryState::Failed(_) => {}
             EntryState::Creating => {
                 let message = format!("volume {name} is being created: wait for its creation to end");
                 return Err(ApiError::new(ErrorCode::VolumeInUse, message));
@@ -283,6 +304,7 @@ impl VolumeEntry {
     /// # Errors
     /// Clients are connected, or it is not open.
     pub fn check_free(&self) -> Result<(), ApiError> {
+        self.open_if_closed();
         let inner = self.inner.lock();
         self.volume_of(&inner.state)?;
         self.check_unused(&inner)
@@ -316,6 +338,7 @@ impl VolumeEntry {
     /// # Errors
     /// Clients are connected, it is not open, or it is being rolled back already.
     pub fn begin_rollback(self: &Arc<Self>) -> Result<(Arc<Volume>, RollbackMark), ApiError> {
+        self.open_if_closed();
         let mut inner = self.inner.lock();
         let volume = self.volume_of(&inner.state)?;
         self.check_unused(&inner)?;
@@ -339,6 +362,8 @@ pub type Resized = Box<dyn Fn(&VolumeEntry, u64) + Send + Sync>;
 pub struct Registry {
     entries: RwLock<Entries>,
     resized: RwLock<Vec<Resized>>,
+    /// Notified after the open of a closed volume found damage or discarded writes.
+    pub found: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -350,6 +375,7 @@ impl std::fmt::Debug for Registry {
 impl Registry {
     /// Adds a volume, replacing one of the same name.
     pub fn insert(&self, entry: Arc<VolumeEntry>) {
+        let _ = entry.opening.found.set(Arc::clone(&self.found));
         self.entries.write().insert(entry);
     }
 

@@ -2,7 +2,10 @@
 
 use super::*;
 use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
-use blockd_engine::{metrics::Operation, volumes::registry::VolumeEntry};
+use blockd_engine::{
+    metrics::Operation,
+    volumes::registry::{EntryState, VolumeEntry},
+};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_nbd::{
     DeviceErrorKind, Progress, ZeroFlags,

@@ -6,7 +6,7 @@ pub mod source;
 
 use crate::support::{memory_disk, names_in, open};
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
-use blockd_volume::{LazySource, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind};
+use blockd_volume::{ClosedVolume, LazySource, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind};
 use disk::{Attached, Disk, DiskBug, OpKind, Operation, Rng};
 use model::{Model, SECTOR_BYTES, content_of};
 use source::VersionSource;
@@ -213,7 +213,8 @@ impl Sim {
     pub fn open(&mut self, recovery: Recovery, lost_power: bool) -> Result<(), VolumeError> {
         self.lost_power |= lost_power;
         let before = self.disk.failed().len();
-        let result = Volume::open(&self.dir(), &OpenOptions { recovery, serves_remote: true });
+        let options = OpenOptions { recovery, serves_remote: true };
+        let result = ClosedVolume::read(&self.dir(), &options).and_then(|closed| closed.open());
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let fails_on_map = error.contains(".map") && !error.contains(".map.new");
         // The first sync of this process may report a failed writeback of the previous one. A start rejects a

@@ -121,7 +121,7 @@ fn stopped_by_deletion(live: &LiveTask, id: VolumeId) -> ServiceError {
 /// Refuses to hydrate a volume that is deleted or fails.
 fn refuse_if_gone(live: &LiveTask, entry: &VolumeEntry) -> Result<(), ServiceError> {
     match entry.view().state {
-        EntryState::Up(_) => Ok(()),
+        EntryState::Up(_) | EntryState::Closed(_) => Ok(()),
         EntryState::Deleting => Err(stopped_by_deletion(live, entry.id)),
         _ => {
             entry.volume()?;

@@ -20,7 +20,7 @@ use crate::{
     repositories::Repositories,
     schedules::selection::selects_labels,
     tasks::findings::is_in_doubt,
-    volumes::registry::{EntryState, Registry},
+    volumes::registry::Registry,
 };
 use blockd_api::{
     ErrorCode, Labels, VolumeName,
@@ -61,7 +61,7 @@ impl LazyVolumes {
     pub async fn resume_lazy_volumes(self: &Arc<Self>) -> Result<(), ServiceError> {
         for row in self.db.run(LazyRow::all).await? {
             let Some(entry) = self.registry.by_id(row.volume) else { continue };
-            let EntryState::Up(volume) = entry.view().state else { continue };
+            let Ok(volume) = entry.volume() else { continue };
             if volume.is_lazy() {
                 self.attach_source(&volume, row);
             } else {

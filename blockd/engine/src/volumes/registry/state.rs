@@ -1,5 +1,6 @@
 //! State of a volume, and its view for a reply.
 
+use super::closed::Closed;
 use blockd_volume::Volume;
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use std::sync::Arc;
 pub enum EntryState {
     /// Open.
     Up(Arc<Volume>),
+    /// Usable, but not open yet: opened on first use.
+    Closed(Arc<Closed>),
     /// In creation.
     Creating,
     /// Being filled by a restore.
@@ -40,12 +43,19 @@ impl EntryView {
         match &self.state {
             EntryState::Up(volume) => volume.failure(),
             EntryState::Failed(reason) => Some(reason),
-            EntryState::Creating | EntryState::Restoring | EntryState::Deleting => None,
+            EntryState::Closed(_) | EntryState::Creating | EntryState::Restoring | EntryState::Deleting => {
+                None
+            }
         }
     }
 
-    /// Returns true if the volume is open and accepts requests.
+    /// Returns true if the volume is open, or opened on first use, and has not failed.
     pub fn is_up(&self) -> bool {
-        self.volume().is_some() && self.failure().is_none()
+        self.is_served() && self.failure().is_none()
+    }
+
+    /// Returns true if the volume is open, although it may have failed, or opened on first use.
+    pub fn is_served(&self) -> bool {
+        matches!(self.state, EntryState::Up(_) | EntryState::Closed(_))
     }
 }

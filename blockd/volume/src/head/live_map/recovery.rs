@@ -130,6 +130,16 @@ impl LiveMap {
         Ok(Ok(Found { map, clean }))
     }
 
+    /// Returns true if an open may record a loss for another reason than another boot, read-only.
+    pub(crate) fn may_show_loss(path: &Path, identity: Identity) -> bool {
+        let rejection = || {
+            let file = File::open_to_read(path).during("open", path)?;
+            let header = read_header(&file).during("read", path)?;
+            Ok::<_, VolumeError>(header.rejection(identity, &file)?.filter(|_| !header.is_clean()))
+        };
+        !matches!(rejection(), Ok(None | Some(Rejection::OtherBoot)))
+    }
+
     /// Reads the bitmap into memory.
     fn load(&self) -> Result<(), VolumeError> {
         let end = HEADER_BYTES + bitmap_bytes(self.blocks);
