@@ -12,6 +12,7 @@ pub mod retention_checks;
 mod run_events;
 pub mod runner;
 pub mod selection;
+pub mod settle;
 #[cfg(test)]
 mod simulation;
 pub mod transactions;

@@ -2,7 +2,7 @@
 //! store, and a daemon that is killed between any two steps.
 
 use crate::{
-    schedules::{judgement, selection::Candidate, transactions},
+    schedules::{judgement, selection::Candidate, settle, transactions},
     volumes::registry::Tags,
 };
 use blockd_api::{
@@ -138,7 +138,7 @@ impl World {
     fn pass(&mut self) {
         let (now, volumes) = (self.now(), self.volumes.clone());
         let freezing = self.freezing.clone();
-        self.tx(|tx| transactions::settle(tx, &freezing, now));
+        self.tx(|tx| settle::settle(tx, &freezing, now));
         if self.dies() {
             return;
         }

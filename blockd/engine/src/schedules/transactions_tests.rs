@@ -1,6 +1,6 @@
 //! Tests of scheduler steps that the simulation does not reach.
 
-use crate::schedules::judgement;
+use crate::schedules::{judgement, settle};
 use crate::{schedules::selection::Candidate, schedules::transactions, volumes::registry::Tags};
 use blockd_api::{
     ErrorCode,
@@ -331,7 +331,7 @@ fn drills_do_not_stack_and_take_no_slot_of_backups() {
     bench.fire(5);
     drill.state = TaskStage::Failed;
     bench.tx(|tx| drill.put(tx));
-    let settle = || bench.tx(|tx| transactions::settle(tx, &HashSet::new(), at(5)).map(drop));
+    let settle = || bench.tx(|tx| settle::settle(tx, &HashSet::new(), at(5)).map(drop));
     settle();
     let states =
         || bench.tx(|tx| RunRow::history(tx, None, None, 9)).iter().map(|run| run.state).collect::<Vec<_>>();

@@ -1,6 +1,6 @@
 //! State that the scheduler shares with the requests of users.
 
-use crate::schedules::transactions;
+use crate::schedules::settle;
 use blockd_catalog::DbError;
 use blockd_extent::SnapshotId;
 use jiff::Timestamp;
@@ -31,6 +31,6 @@ impl Scheduler {
         // Read inside the transaction: a snapshot is registered before its run refers to it, so an older
         // copy could take a run that has just started for one of a dead daemon.
         let freezing = self.freezing.lock().clone();
-        transactions::settle(tx, &freezing, now).map(drop)
+        settle::settle(tx, &freezing, now).map(drop)
     }
 }
