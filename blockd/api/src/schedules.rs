@@ -1,8 +1,10 @@
 //! Schedules of backups and drills, schedule policies and runs.
 
 mod policies;
+mod run_state;
 
 pub use policies::*;
+pub use run_state::RunState;
 
 use crate::{
     Compression, CredentialName, CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, RuleName,
@@ -355,48 +357,6 @@ pub struct UnreadableSchedule {
     pub schedule_id: String,
     /// Description of the violation.
     pub cause: String,
-}
-
-/// State of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum RunState {
-    /// Waiting.
-    Queued,
-    /// The backup or drill is running.
-    Active,
-    /// The backup or drill is complete.
-    Done,
-    /// The backup or drill failed.
-    Failed,
-    /// Skipped, with a reason.
-    Skipped,
-    /// Its backup was deleted by retention.
-    Expired,
-}
-
-impl RunState {
-    /// All values.
-    pub const ALL: [Self; 6] =
-        [Self::Queued, Self::Active, Self::Done, Self::Failed, Self::Skipped, Self::Expired];
-
-    /// Returns the name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Active => "active",
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Skipped => "skipped",
-            Self::Expired => "expired",
-        }
-    }
-}
-
-impl fmt::Display for RunState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// Run of a schedule for one volume and credential.
