@@ -397,9 +397,15 @@ pub struct Run {
     pub task_id: Option<Uuid>,
     /// Cloud snapshot.
     pub cloud_snapshot_id: Option<CloudSnapshotId>,
+    /// Time at which its failed backup resumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Timestamp>,
+    /// Number of times that its failed backup resumed.
+    #[serde(default, skip_serializing_if = "crate::tasks::is_zero")]
+    pub retries: u64,
     /// End time.
     pub completed_at: Option<Timestamp>,
-    /// Reason of a failed, skipped or waiting run; for a completed one, failures of its hooks.
+    /// Reason of a failed, skipped, retrying or waiting run; for a completed one, failures of its hooks.
     pub reason: Option<String>,
 }
 

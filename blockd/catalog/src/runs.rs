@@ -68,13 +68,17 @@ pub struct RunRow {
     pub retain: Option<Retention>,
     /// Local snapshot, once its id is known.
     pub snapshot: Option<SnapshotId>,
+    /// Number of resumptions of its failed backup.
+    pub retries: u32,
+    /// Time of the next one, while it waits.
+    pub retry_at: Option<Timestamp>,
 }
 
 /// Condition for a run with an existing local snapshot.
 const THERE: &str = "snapshot IN (SELECT id FROM snapshots WHERE state = 'ready' AND internal = 0)";
 /// Condition for a run that made a backup or a local snapshot.
 const MADE_BACKUP: &str = "(cloudsnap IS NOT NULL OR snapshot IS NOT NULL)";
-const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain, snapshot";
+const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain, snapshot, retries, retry_at";
 
 fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<RunState> {
     let text: String = row.get(column)?;
@@ -110,6 +114,8 @@ impl RunRow {
             // As above; without retention, all are kept.
             retain: json_if_there(row, 17).unwrap_or(None),
             snapshot: parsed_if_there(row, 18)?,
+            retries: u32::try_from(number(row, 19)?).unwrap_or(u32::MAX),
+            retry_at: parsed_if_there(row, 20)?,
         })
     }
 
@@ -159,7 +165,7 @@ impl RunRow {
     /// The database fails.
     pub fn update(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "UPDATE schedule_runs SET state = ?2, task = ?3, cloudsnap = ?4, completed = ?5, reason = ?6, snapshot = ?7
+            "UPDATE schedule_runs SET state = ?2, task = ?3, cloudsnap = ?4, completed = ?5, reason = ?6, snapshot = ?7, retries = ?8, retry_at = ?9
              WHERE id = ?1",
             params![
                 stored(self.id),
@@ -169,6 +175,8 @@ impl RunRow {
                 self.completed.map(|at| at.to_string()),
                 self.reason,
                 self.snapshot.map(|id| id.to_string()),
+                self.retries,
+                self.retry_at.map(|at| at.to_string()),
             ],
         )?;
         Ok(())
@@ -212,7 +220,7 @@ impl RunRow {
         // Includes a run whose end is not recorded yet, or that was resumed after a failure.
         tx.execute(
             "UPDATE schedule_runs SET state = 'expired', completed = coalesce(completed, ?4), reason = ?3
-             WHERE cloudsnap = ?1 AND credential = ?2 AND state IN ('done', 'active', 'failed')",
+             WHERE cloudsnap = ?1 AND credential = ?2 AND state IN ('done', 'active', 'retrying', 'failed')",
             params![cloudsnap.to_string(), credential.to_string(), reason, Timestamp::now().to_string()],
         )?;
         Ok(())
@@ -278,17 +286,26 @@ impl RunRow {
         Self::select(tx, "WHERE state = ?1 ORDER BY priority DESC, id", [state.as_str()])
     }
 
-    /// Returns runs whose task may have ended: active ones, and failed ones with a resumed task.
+    /// Returns runs whose task may have ended: active and retrying ones, and failed ones with a resumed task.
     ///
     /// # Errors
     /// The database fails.
     pub fn to_settle(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
         let sql = format!(
-            "WHERE state = 'active'
+            "WHERE state IN ('active', 'retrying')
              OR (state = 'failed' AND credential <> '{LOCAL}' AND task IN (SELECT id FROM tasks WHERE state = 'done'))
              OR (state = 'failed' AND credential = '{LOCAL}' AND {THERE}) ORDER BY id"
         );
         Self::select(tx, &sql, [])
+    }
+
+    /// Returns the run of a task; `None` for a task without one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn of_task(tx: &Transaction<'_>, task: Uuid) -> Result<Option<Self>, DbError> {
+        let sql = format!("WHERE task = ?1 AND credential <> '{LOCAL}' LIMIT 1");
+        Ok(Self::select(tx, &sql, [task.to_string()])?.into_iter().next())
     }
 
     /// Returns the unfinished run of a schedule for a volume and a location.
@@ -303,7 +320,7 @@ impl RunRow {
     ) -> Result<Option<Self>, DbError> {
         let found = Self::select(
             tx,
-            "WHERE schedule = ?1 AND volume = ?2 AND credential = ?3 AND state IN ('queued', 'active') LIMIT 1",
+            "WHERE schedule = ?1 AND volume = ?2 AND credential = ?3 AND state IN ('queued', 'active', 'retrying') LIMIT 1",
             params![schedule.to_string(), volume.to_string(), credential.to_string()],
         )?;
         Ok(found.into_iter().next())
@@ -448,6 +465,8 @@ impl RunRow {
             state: self.state,
             task_id: self.task,
             cloud_snapshot_id: self.cloudsnap,
+            retry_at: self.retry_at,
+            retries: self.retries.into(),
             completed_at: self.completed,
             reason: self.reason.clone(),
         }

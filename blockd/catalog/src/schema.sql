@@ -213,7 +213,7 @@ CREATE TABLE schedule_runs (
     volume      TEXT,                       -- NULL: no volume was found
     volume_name TEXT,
     credential  TEXT,                       -- the nil UUID: a local snapshot
-    state       TEXT NOT NULL CHECK (state IN ('queued', 'active', 'done', 'failed', 'skipped', 'expired')),
+    state       TEXT NOT NULL CHECK (state IN ('queued', 'active', 'retrying', 'done', 'failed', 'skipped', 'expired')),
     task        TEXT,
     cloudsnap   TEXT,
     completed   TEXT,
@@ -222,6 +222,8 @@ CREATE TABLE schedule_runs (
     retain      TEXT,                       -- JSON: retention of its rule, valid after the rule was deleted
     freed       INTEGER NOT NULL DEFAULT 0 CHECK (freed IN (0, 1)), -- the clock was set back: its time may recur
     snapshot    TEXT,                       -- local snapshot that the run keeps
+    retries     INTEGER NOT NULL DEFAULT 0, -- resumptions of its failed backup
+    retry_at    TEXT,                       -- of the next one
     schedule_name TEXT                      -- name of its schedule, once that was deleted
 ) STRICT;
 CREATE UNIQUE INDEX schedule_runs_once ON schedule_runs (schedule, rule, nominal, volume, credential)

@@ -235,6 +235,8 @@ pub struct TaskDetail {
     pub resumed: u32,
     /// The task ended without success and can be resumed.
     pub resumable: bool,
+    /// It failed for a cause that may pass without an administrator's action.
+    pub retryable: bool,
     /// The commit was started, so its cloud snapshot may exist.
     pub may_be_committed: bool,
     /// Run of the daemon that created it.

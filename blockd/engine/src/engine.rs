@@ -315,7 +315,7 @@ impl Engine {
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
             host, lazy, leases, proofs, registry, repairs, repositories, runner, scrubs, tasks } plan);
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, drills, events, health,
-            host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
+            host, quiescer, registry, repositories, runner, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,
             references, registry, repositories, runner, schedules, secrets, snapshots, tasks });
         let webhook_delivery = service!(WebhookDelivery { db, events, host, log_reader, references, webhooks });

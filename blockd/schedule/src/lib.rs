@@ -4,6 +4,7 @@
 //!
 //! - [`Recurrence`]: a schedule such as `daily @21:00 Europe/Berlin`, and its next time;
 //! - [`tick`]: the decision whether a run is due, after any suspension or change of the clock;
+//! - [`resume_at`]: the time at which a failed backup resumes;
 //! - [`decide`]: the retention verdict on each snapshot, with reasons;
 //! - [`next_chain`]: the backups that the background verification reads next, and [`VerifyBudget::period`]:
 //!   the time for all.
@@ -15,6 +16,7 @@ mod fields;
 mod on_calendar;
 mod planner;
 mod recurrence;
+mod resumption;
 mod retention;
 mod verification;
 mod weeks;
@@ -24,6 +26,7 @@ mod zone;
 pub use error::ScheduleError;
 pub use planner::{CLOCK_BACK_TOLERANCE_S, Jitter, MAX_MISSED_COUNTED, Tick, tick};
 pub use recurrence::Recurrence;
+pub use resumption::{FIRST_RESUME_PAUSE_S, MAX_RESUME_PAUSE_S, resume_at};
 pub use retention::{
     Condition, DeleteReason, Health, KeepReason, Retention, RetentionError, Snapshot, Verdict, decide,
 };

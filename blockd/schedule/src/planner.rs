@@ -25,14 +25,17 @@ pub struct Jitter {
 impl Jitter {
     /// Returns the delay of a schedule: constant for an id, in seconds, at most the maximum.
     pub fn delay_s(self, schedule_id: u128) -> u32 {
-        // One round of splitmix64 over both halves spreads ids that differ in few bits.
-        let mut state = (schedule_id as u64) ^ ((schedule_id >> 64) as u64).rotate_left(32);
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        state ^= state >> 31;
-        (state % (u64::from(self.max_s) + 1)) as u32
+        (mixed(schedule_id) % (u64::from(self.max_s) + 1)) as u32
     }
+}
+
+/// Returns a number that spreads ids which differ in few bits: one round of splitmix64 over both halves.
+pub(crate) const fn mixed(id: u128) -> u64 {
+    let mut state = (id as u64) ^ ((id >> 64) as u64).rotate_left(32);
+    state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    state ^ (state >> 31)
 }
 
 /// Decision of [`tick`].

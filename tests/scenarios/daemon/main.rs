@@ -74,6 +74,7 @@ mod rename;
 mod repairs;
 mod requests;
 mod resume;
+mod resumed_runs;
 mod retention;
 mod retention_overrides;
 mod roles;

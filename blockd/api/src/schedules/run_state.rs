@@ -12,6 +12,8 @@ pub enum RunState {
     Queued,
     /// The backup or drill is running.
     Active,
+    /// The backup failed for a cause that may pass, and resumes.
+    Retrying,
     /// The backup or drill is complete.
     Done,
     /// The backup or drill failed.
@@ -24,14 +26,15 @@ pub enum RunState {
 
 impl RunState {
     /// All values.
-    pub const ALL: [Self; 6] =
-        [Self::Queued, Self::Active, Self::Done, Self::Failed, Self::Skipped, Self::Expired];
+    pub const ALL: [Self; 7] =
+        [Self::Queued, Self::Active, Self::Retrying, Self::Done, Self::Failed, Self::Skipped, Self::Expired];
 
     /// Returns the name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Active => "active",
+            Self::Retrying => "retrying",
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Skipped => "skipped",

@@ -71,7 +71,7 @@ impl Rows {
             overdue += usize::from(transactions::overdue_since(tx, &schedule, now)?.is_some());
             schedules.push(schedule);
         }
-        for state in [RunState::Queued, RunState::Active] {
+        for state in [RunState::Queued, RunState::Active, RunState::Retrying] {
             runs.push((state, RunRow::in_state(tx, state)?.len()));
         }
         let mut tasks = BTreeMap::new();

@@ -8,6 +8,7 @@ mod plan;
 pub mod plausibility;
 pub mod policies;
 pub mod requests;
+pub mod resumption;
 pub mod retention_checks;
 mod run_events;
 pub mod runner;

@@ -13,13 +13,14 @@ use crate::{
     schedules::{
         judgement::{self, Judgement},
         requests::Schedules,
+        resumption,
         retention_checks::{RetentionCheck, RetentionChecks},
         run_events::is_passing,
         transactions::{self, Batch, Ready},
         wake::Scheduler,
     },
     snapshots::Snapshots,
-    tasks::Tasks,
+    tasks::{Tasks, runner::Runner},
     volumes::registry::Registry,
 };
 use blockd_api::{CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef, cloudsnaps::BackupOptions};
@@ -71,6 +72,7 @@ pub struct ScheduleRunner {
     pub(crate) quiescer: Arc<Quiescer>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) schedules: Arc<Schedules>,
     pub(crate) snapshots: Arc<Snapshots>,
@@ -243,17 +245,20 @@ impl ScheduleRunner {
     pub async fn scheduler_pass(self: &Arc<Self>, now: Timestamp) -> Result<Option<Timestamp>, ServiceError> {
         let (volumes, scheduler) = (self.schedules.candidates(), Arc::clone(&self.scheduler));
         let concurrency = self.host.settings.task_concurrency;
-        let (next, Ready { batches, mut free_slots }) = self
+        let (next, due, Ready { batches, mut free_slots }) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
                 scheduler.settle(tx, now)?;
                 let next = transactions::fire(tx, &volumes, now)?;
-                Ok((next, transactions::ready(tx, concurrency)?))
+                let (due, next_retry) = resumption::due(tx, now)?;
+                let next = [next, next_retry].into_iter().flatten().min();
+                Ok((next, due, transactions::ready(tx, concurrency)?))
             })
             .await?;
         self.events.wake();
         // A run with an ended task may be surplus, as only `settle` knows.
         self.scheduler.judge.notify_one();
+        self.resume_runs(due, &mut free_slots).await?;
         let mut failing = None;
         for batch in batches {
             // Without a free slot, which uploads to an unreachable store may hold for days, local snapshots

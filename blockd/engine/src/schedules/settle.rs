@@ -1,5 +1,6 @@
 //! Ends of runs: the results of their tasks and local snapshots.
 
+use crate::schedules::resumption;
 use blockd_api::{
     quiesce::QuiesceReport,
     schedules::RunState,
@@ -33,13 +34,22 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
                 run.reason = failures_of(task.detail.quiesce.as_ref());
                 any_done = true;
             }
+            Some(task) if resumption::will_resume(&task) => match run.state {
+                RunState::Retrying => continue,
+                _ => resumption::wait(&mut run, &task, now),
+            },
+            // A later backup has started, or the task is too old.
+            Some(task) if task.state == TaskStage::Failed && run.state == RunState::Retrying => {
+                resumption::give_up(tx, &run, "its backup cannot be resumed any more", now)?;
+                continue;
+            }
             Some(task) if task.state == TaskStage::Failed => {
                 let is_skipped = task.is_drill_of_deleted();
                 run.state = if is_skipped { RunState::Skipped } else { RunState::Failed };
                 // The run expires with the cloud snapshot that cannot be restored.
                 run.cloudsnap = (task.kind() == TaskKind::Drill).then_some(task.cloudsnap);
                 run.completed = task.detail.completed.or(Some(now));
-                run.reason = task.detail.error.map(|error| error.message);
+                run.reason = resumption::cause_of(&task);
             }
             Some(task) if task.state == TaskStage::Stopped => {
                 run.state = RunState::Failed;
@@ -49,12 +59,17 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
                     _ => "its backup was stopped: resume it with `cloudsnap resume`".into(),
                 });
             }
+            // A user resumed it.
+            Some(_) if run.state == RunState::Retrying => resumption::begin(&mut run),
             Some(_) => continue,
             None => {
                 run.state = RunState::Failed;
                 run.completed = Some(now);
                 run.reason = Some("its task is no longer in the history: see task_history".into());
             }
+        }
+        if run.state != RunState::Retrying {
+            run.retry_at = None;
         }
         run.update(tx)?;
     }

@@ -2,7 +2,7 @@
 //! store, and a daemon that is killed between any two steps.
 
 use crate::{
-    schedules::{judgement, selection::Candidate, settle, transactions},
+    schedules::{judgement, resumption, selection::Candidate, settle, transactions},
     volumes::registry::Tags,
 };
 use blockd_api::{
@@ -36,6 +36,8 @@ struct World {
     /// Stored backups by volume.
     store: BTreeMap<VolumeId, BTreeSet<String>>,
     deaths: u32,
+    /// Resumptions of failed backups.
+    resumed: u32,
     /// Local snapshots that the daemon is taking; lost on a crash.
     freezing: HashSet<SnapshotId>,
     /// Manual snapshots.
@@ -66,6 +68,7 @@ impl World {
             credential: Uuid::from_u64_pair(seed, 1),
             store: BTreeMap::new(),
             deaths: 0,
+            resumed: 0,
             freezing: HashSet::new(),
             by_hand: BTreeSet::new(),
         }
@@ -143,7 +146,7 @@ impl World {
             return;
         }
         self.tx(|tx| transactions::fire(tx, &volumes, now));
-        if self.dies() {
+        if self.dies() || !self.resume(now) {
             return;
         }
         let ready = self.tx(|tx| transactions::ready(tx, 2));
@@ -170,7 +173,8 @@ impl World {
             let local = batch.runs.iter().find(|run| run.is_local()).cloned();
             let run = batch.runs.into_iter().find(|run| !run.is_local()).unwrap();
             let volume = run.volume.unwrap();
-            let spec = TaskSpec::Backup(BackupTask::default());
+            let spec = BackupTask { schedule: Some(run.schedule), ..BackupTask::default() };
+            let spec = TaskSpec::Backup(spec);
             let cloudsnap =
                 CloudSnapshotId { cluster: self.credential, volume, snapshot, incremental: false };
             let task = TaskRow {
@@ -180,6 +184,13 @@ impl World {
                 ..TaskRow::new(spec, self.credential, cloudsnap, TaskOwner::Daemon)
             };
             self.tx(|tx| {
+                // As `abandon_older` does.
+                for mut kept in TaskRow::all(tx)?.into_iter().filter(|kept| kept.detail.resumable) {
+                    if kept.volume == task.volume {
+                        kept.detail.resumable = false;
+                        kept.put(tx)?;
+                    }
+                }
                 transactions::record_start(tx, &run, &task)?;
                 if let Some(local) = &local {
                     transactions::record_local_start(tx, local, snapshot, Some(task.id))?;
@@ -191,6 +202,22 @@ impl World {
             }
         }
         self.retain(now);
+    }
+
+    /// Resumes the failed backups that are due; returns false if the daemon died.
+    fn resume(&mut self, now: Timestamp) -> bool {
+        let (due, _) = self.tx(|tx| resumption::due(tx, now));
+        for mut run in due {
+            let task = self.tx(|tx| TaskRow::find(tx, run.task.unwrap())).unwrap();
+            resumption::begin(&mut run);
+            self.tx(|tx| run.update(tx));
+            if self.dies() {
+                return false;
+            }
+            self.resumed += 1;
+            self.tx(|tx| TaskRow { state: TaskStage::Pending, ..task.clone() }.put(tx));
+        }
+        true
     }
 
     /// Applies the retention of the schedules.
@@ -245,7 +272,10 @@ impl World {
                 // Each scheduled time has a run or a replacement.
                 let covered: usize = of.iter().map(|run| 1 + run.missed as usize).sum();
                 assert_eq!(covered, named.len(), "seed {seed}, {}", rule.when);
-                assert!(of.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)));
+                assert!(of.iter().all(|run| !matches!(
+                    run.state,
+                    RunState::Queued | RunState::Active | RunState::Retrying
+                )));
             }
         }
     }
@@ -311,10 +341,13 @@ impl World {
                 0 | 1 => continue,
                 2 => task.state = TaskStage::Failed,
                 // The snapshot exists, and its backup fails.
-                3 => {
+                3 | 4 => {
                     self.freeze(task.volume.unwrap(), task.snapshot.unwrap());
                     task.detail.frozen = true;
                     task.state = TaskStage::Failed;
+                    task.detail.completed = Some(self.now());
+                    let resumes = self.roll(3) > 0;
+                    (task.detail.resumable, task.detail.retryable) = (resumes, resumes);
                 }
                 _ => {
                     self.freeze(task.volume.unwrap(), task.snapshot.unwrap());
@@ -382,10 +415,11 @@ fn simulated_years_run_each_schedule_exactly_once() {
         }
         // Running backups complete.
         for _ in 0..200 {
+            world.now_s += 60;
             world.pass();
             world.work();
         }
-        assert!(world.deaths > 200, "{}", world.deaths);
+        assert!(world.deaths > 200 && world.resumed > 100, "{}, {}", world.deaths, world.resumed);
         world.assert_each_run_once(&schedule, begin, seed);
         world.assert_kept(&schedule);
         assert!(world.by_hand.len() > 10, "{}", world.by_hand.len());
@@ -440,6 +474,8 @@ fn urgent_runs_go_first_within_the_limits() {
         pool: String::new(),
         retain: None,
         snapshot: None,
+        retries: 0,
+        retry_at: None,
     };
     let ready = |concurrency| {
         let ready = world.tx(|tx| transactions::ready(tx, concurrency));

@@ -5,6 +5,7 @@
 
 use crate::schedules::{
     plausibility::shortest_s,
+    resumption,
     run_events::add_run_event,
     selection::{Candidate, is_selected},
 };
@@ -64,6 +65,8 @@ fn template(schedule: &ScheduleRow, cause: &Cause<'_>, now: Timestamp) -> RunRow
         pool: cause.pool.clone().unwrap_or_default(),
         retain: cause.retain.clone(),
         snapshot: None,
+        retries: 0,
+        retry_at: None,
     }
 }
 
@@ -77,7 +80,7 @@ fn fail_waiting(tx: &Transaction<'_>, run: &RunRow, now: Timestamp) -> Result<()
 }
 
 /// Adds the runs of a schedule, one for each volume and location. A volume with a running or queued run is
-/// skipped; a run that was refused until now fails, which is reported.
+/// skipped; a run that was refused or failed until now fails, which is reported.
 fn add_runs(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -107,6 +110,11 @@ fn add_runs(
             runs.push(match earlier {
                 Some(earlier) if earlier.state == RunState::Queued && earlier.reason.is_some() => {
                     fail_waiting(tx, &earlier, now)?;
+                    run
+                }
+                Some(earlier) if earlier.state == RunState::Retrying => {
+                    let why = "its backup could not be resumed before the next run was due";
+                    resumption::give_up(tx, &earlier, why, now)?;
                     run
                 }
                 Some(earlier) => {

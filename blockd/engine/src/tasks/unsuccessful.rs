@@ -15,10 +15,11 @@ use crate::{
         full::{self},
         in_place::{self},
     },
+    schedules::resumption,
     tasks::{LiveTask, clean_files, runner::Runner},
 };
 use blockd_api::{ErrorCode, tasks::TaskStage};
-use blockd_catalog::{DbError, NewEvent, RestoreTask, TaskRow, TaskSpec};
+use blockd_catalog::{DbError, RestoreTask, TaskRow, TaskSpec};
 use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
 use jiff::Timestamp;
 use std::{
@@ -181,6 +182,7 @@ pub(crate) async fn end_unsuccessful(
         }
     };
     row.detail.resumable = kept;
+    row.detail.retryable = error.is_retryable();
     // The rows may need the space of the incomplete volume.
     if !kept
         && matches!(row.spec, TaskSpec::Restore(RestoreTask::NewVolume { .. }))
@@ -203,7 +205,7 @@ pub(crate) async fn end_unsuccessful(
                         mark_abandoned(tx, &stored, listed)?;
                     }
                     stored.put(tx)?;
-                    NewEvent::insert_end_of(&stored, Timestamp::now(), tx)?;
+                    resumption::insert_end_event(tx, &stored, Timestamp::now())?;
                     TaskRow::prune(tx, keep)
                 });
                 Ok(kept.await?)

@@ -273,7 +273,7 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
     for run in &known.runs {
         let of = (run.schedule_id, run.volume_id, run.credential_id);
         // A skipped run says nothing about earlier ones.
-        let tells = matches!(run.state, RunState::Done | RunState::Failed | RunState::Expired);
+        let tells = !matches!(run.state, RunState::Queued | RunState::Active | RunState::Skipped);
         if !tells || seen.contains(&of) {
             continue;
         }
@@ -283,7 +283,12 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
             let schedule = schedules.find(|schedule| schedule.schedule_id == run.schedule_id)?;
             Some((schedule, work, command))
         });
-        if let (RunState::Failed, Some((schedule, work, command))) = (run.state, schedule) {
+        let outcome = match (run.state, run.retry_at) {
+            (RunState::Retrying, Some(at)) => format!("failed, and resumes at {}", format_time(at)),
+            (RunState::Failed, _) => "failed".to_owned(),
+            _ => continue,
+        };
+        if let Some((schedule, work, command)) = schedule {
             let volume = run
                 .volume_name
                 .as_ref()
@@ -291,7 +296,7 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
             let reason = run.reason.as_deref().unwrap_or("unknown cause");
             found.push(HealthProblem::new(
                 "run",
-                format!("the newest scheduled {work} of {volume} failed: {reason}"),
+                format!("the newest scheduled {work} of {volume} {outcome}: {reason}"),
                 format!(
                     "blockctl cloudsnap history --uuid {0}; again with blockctl {command} run-now {0}",
                     called(schedule)
@@ -309,7 +314,10 @@ fn is_kept(task: &Task) -> bool {
 
 /// Returns tasks that can be resumed.
 fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
-    let kept = known.tasks.iter().filter(|task| is_kept(task));
+    // The daemon resumes them itself.
+    let retrying: Vec<_> = known.runs.iter().filter(|run| run.retry_at.is_some()).collect();
+    let is_retrying = |task: &Task| retrying.iter().any(|run| run.task_id == Some(task.task_id));
+    let kept = known.tasks.iter().filter(|task| is_kept(task) && !is_retrying(task));
     kept.map(|task| {
         let of = task.volume_name.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
         let how = if task.state.stage == TaskStage::Stopped { "was stopped" } else { "failed" };

@@ -230,7 +230,7 @@ async fn run_now(context: &Context<'_>, of: Of, args: &RunNowArgs) -> Exit {
     if args.wait.wait {
         for run in &mut list.items {
             *run = ended(context, run.clone()).await?;
-            if matches!(run.state, RunState::Failed | RunState::Skipped) {
+            if matches!(run.state, RunState::Failed | RunState::Skipped | RunState::Retrying) {
                 exit = EXIT_FAILED;
             }
         }

@@ -237,7 +237,10 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
         .wide("TASK", |run| or_dash(run.task_id))
         .both("LOCATION", location)
         .narrow("ID", made)
-        .both("REASON", |run| or_dash(run.reason.as_ref()))
+        .both("REASON", |run| match run.retry_at {
+            Some(at) => format!("resumes at {}: {}", width.time(at), or_dash(run.reason.as_ref())),
+            None => or_dash(run.reason.as_ref()),
+        })
         .fit_with_text("SCHEDULE|VOLUME|LOCATION")
 }
 

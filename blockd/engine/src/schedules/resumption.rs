@@ -1,0 +1,132 @@
+//! Failed backups of runs that resume: the runs wait, and their tasks resume with the same point in time.
+
+use crate::{
+    error::ServiceError,
+    schedules::{run_events::add_run_event, runner::ScheduleRunner},
+};
+use blockd_api::{
+    events::{EventKind, Severity},
+    schedules::RunState,
+    tasks::TaskStage,
+};
+use blockd_catalog::{DbError, NewEvent, RunRow, ScheduleRow, TaskRow};
+use blockd_schedule::{MAX_RESUME_PAUSE_S, resume_at};
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::Transaction;
+use std::sync::Arc;
+
+/// Returns true for the failed backup of a schedule that the scheduler resumes.
+pub fn will_resume(task: &TaskRow) -> bool {
+    let is_scheduled = task.spec.backup().is_some_and(|backup| backup.schedule.is_some());
+    task.state == TaskStage::Failed && is_scheduled && task.detail.resumable && task.detail.retryable
+}
+
+/// Returns the time at which the failed task of a run resumes.
+fn time_of(run: &RunRow, task: &TaskRow, now: Timestamp) -> Timestamp {
+    resume_at(task.detail.completed.unwrap_or(now), run.retries, task.id.as_u128())
+}
+
+/// Returns the cause of a task's failure.
+pub(super) fn cause_of(task: &TaskRow) -> Option<String> {
+    task.detail.error.as_ref().map(|error| error.message.clone())
+}
+
+/// Stores the event of a task that ended without success. Of the attempts of a run, only the first one has an
+/// event; the last one has that of the run.
+///
+/// # Errors
+/// The database fails.
+pub fn insert_end_event(tx: &Transaction<'_>, task: &TaskRow, now: Timestamp) -> Result<(), DbError> {
+    let run = if will_resume(task) { RunRow::of_task(tx, task.id)? } else { None };
+    match run {
+        None => NewEvent::insert_end_of(task, now, tx),
+        Some(run) if run.retries > 0 => Ok(()),
+        Some(run) => {
+            let cause = cause_of(task).unwrap_or_default();
+            let at = time_of(&run, task, now).strftime("%Y-%m-%d %H:%M:%S UTC");
+            let message = format!("backup failed, and resumes at {at}: {cause}");
+            let (severity, kind) = (Severity::Warning, EventKind::BackupRetrying);
+            NewEvent { severity, kind, message, ..NewEvent::of_task(task, now) }.insert(tx)
+        }
+    }
+}
+
+/// Changes a run whose failed backup resumes.
+pub(super) fn wait(run: &mut RunRow, task: &TaskRow, now: Timestamp) {
+    run.retry_at = Some(time_of(run, task, now));
+    run.state = RunState::Retrying;
+    run.reason = cause_of(task);
+}
+
+/// Changes a retrying run whose backup has resumed.
+pub(super) fn begin(run: &mut RunRow) {
+    run.state = RunState::Active;
+    run.retries = run.retries.saturating_add(1);
+    (run.retry_at, run.reason) = (None, None);
+}
+
+/// Ends a retrying run whose backup did not resume in time.
+///
+/// # Errors
+/// The database fails.
+pub fn give_up(tx: &Transaction<'_>, run: &RunRow, why: &str, now: Timestamp) -> Result<(), DbError> {
+    let reason = format!("{why}: {}", run.reason.as_deref().unwrap_or_default());
+    tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
+    add_run_event(tx, run, RunState::Failed, &reason, now)?;
+    let (state, reason) = (RunState::Failed, Some(reason));
+    RunRow { state, completed: Some(now), reason, retry_at: None, ..run.clone() }.update(tx)
+}
+
+/// Returns the runs whose backups resume at `now`, and the time of the next one.
+///
+/// # Errors
+/// The database fails.
+pub fn due(tx: &Transaction<'_>, now: Timestamp) -> Result<(Vec<RunRow>, Option<Timestamp>), DbError> {
+    // The clock may have been set back.
+    let latest = now.checked_add(SignedDuration::from_secs(MAX_RESUME_PAUSE_S.into())).unwrap_or(now);
+    let schedules = ScheduleRow::all(tx)?;
+    let (mut due, mut next) = (Vec::new(), None::<Timestamp>);
+    for run in RunRow::in_state(tx, RunState::Retrying)? {
+        match schedules.iter().find(|schedule| schedule.uuid == run.schedule) {
+            // As for queued runs: manual ones start also while paused.
+            Some(schedule) if schedule.paused && run.rule.is_some() => continue,
+            None if !ScheduleRow::exists(tx, run.schedule)? => {
+                give_up(tx, &run, "its backup does not resume, as the schedule was deleted", now)?;
+                continue;
+            }
+            _ => {}
+        }
+        match run.retry_at.filter(|at| *at > now) {
+            Some(at) => next = Some(next.map_or(at, |next| next.min(at)).min(latest)),
+            None => due.push(run),
+        }
+    }
+    Ok((due, next))
+}
+
+impl ScheduleRunner {
+    /// Resumes failed backups while there are free slots.
+    pub(super) async fn resume_runs(
+        self: &Arc<Self>,
+        due: Vec<RunRow>,
+        free_slots: &mut usize,
+    ) -> Result<(), ServiceError> {
+        for mut run in due.into_iter().take(*free_slots) {
+            let Some(task) = run.task else { continue };
+            begin(&mut run);
+            let (schedule, retries) = (run.schedule, run.retries);
+            // Before the task: its next failure must find this attempt.
+            self.db.run(move |tx| run.update(tx)).await?;
+            match self.runner.resume_task(task).await {
+                Ok(_) => {
+                    *free_slots -= 1;
+                    tracing::info!(%schedule, %task, retries, "failed backup resumed");
+                }
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                // The next pass lets the run wait again, or ends it.
+                Err(error) => tracing::warn!(%schedule, %task, %error, "resuming a failed backup failed"),
+            }
+        }
+        Ok(())
+    }
+}
