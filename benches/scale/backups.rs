@@ -12,7 +12,7 @@ use crate::{
     size::Size,
 };
 use blockd_benches::histogram::Histogram;
-use blockd_schedule::{Jitter, Tick, tick};
+use blockd_schedule::{Jitter, Tick, resume_at, tick};
 use blockd_store::RequestKind;
 use jiff::Timestamp;
 use std::{collections::VecDeque, error::Error};
@@ -41,12 +41,14 @@ pub struct Outcome {
     pub runs: Runs,
 }
 
-/// Runs of backups. A run without an end counts as neither.
+/// Runs of backups. A run without an end counts as neither; a failed one was not resumed before the next.
 #[derive(Default)]
 pub struct Runs {
     pub started: u64,
     pub done: u64,
     pub failed: u64,
+    /// Resumptions of failed backups.
+    pub resumed: u64,
     /// Not started, as the previous one had not ended.
     pub skipped: u64,
     /// Completed after the grace period of `blockctl status --check` (`docs/monitoring.md`).
@@ -67,7 +69,26 @@ struct Host {
     delay_s: u32,
     /// Volumes with the scheduled times of their runs.
     queue: VecDeque<(u32, i64)>,
+    failed: Vec<Failed>,
     running: u32,
+    /// Time of the timer of the next scheduled run.
+    armed_ms: i64,
+}
+
+/// Failed backup that resumes.
+struct Failed {
+    resume_ms: i64,
+    backup: Backup,
+}
+
+/// Backup of a volume.
+#[derive(Clone, Copy)]
+struct Backup {
+    volume: u32,
+    nominal_s: i64,
+    packs: u64,
+    is_full: bool,
+    resumed: u32,
 }
 
 struct VolumeState {
@@ -78,7 +99,7 @@ struct VolumeState {
 
 /// Run of a backup, or the deletions after it.
 enum Tag {
-    Backup { volume: u32, nominal_s: i64, packs: u64 },
+    Backup(Backup),
     Retention,
 }
 
@@ -155,7 +176,8 @@ impl<'a> Simulation<'a> {
             let max_s = i64::from(scenario.jitter_s).min(policies[policy].interval_s / 2);
             let id = u128::from(random.next()) << 64 | u128::from(random.next());
             let delay_s = Jitter { max_s: max_s as u32 }.delay_s(id);
-            hosts.push(Host { policy, cursor: begin, delay_s, queue: VecDeque::new(), running: 0 });
+            let (queue, failed) = (VecDeque::new(), Vec::new());
+            hosts.push(Host { policy, cursor: begin, delay_s, queue, failed, running: 0, armed_ms: -1 });
             for _ in 0..VOLUMES {
                 let phases = &settled[policy];
                 let history = phases[random.below(phases.len() as u64) as usize].clone();
@@ -195,12 +217,24 @@ impl<'a> Simulation<'a> {
         let state = &mut self.hosts[host as usize];
         let policy = &self.policies[state.policy];
         match tick(&policy.when, state.cursor, state.delay_s, now) {
-            Tick::Wait { due } => self.engine.timer((due.as_second() - START_S) * 1000, host),
+            Tick::Wait { due } => {
+                let due_ms = (due.as_second() - START_S) * 1000;
+                if std::mem::replace(&mut state.armed_ms, due_ms) != due_ms {
+                    self.engine.timer(due_ms, host);
+                }
+            }
             Tick::Run { nominal, processed_until, .. } => {
                 state.cursor = processed_until;
                 for volume in host * VOLUMES..(host + 1) * VOLUMES {
                     let unfinished = &mut self.volumes[volume as usize].is_unfinished;
                     self.runs.started += 1;
+                    // The new run replaces one whose backup waits.
+                    if let Some(waits) = state.failed.iter().position(|failed| failed.backup.volume == volume)
+                    {
+                        state.failed.swap_remove(waits);
+                        self.runs.failed += 1;
+                        *unfinished = false;
+                    }
                     if std::mem::replace(unfinished, true) {
                         self.runs.skipped += 1;
                     } else {
@@ -214,9 +248,17 @@ impl<'a> Simulation<'a> {
         self.begin(host);
     }
 
-    /// Starts queued runs in free slots.
+    /// Resumes failed backups and starts queued runs in free slots.
     fn begin(&mut self, host: u32) {
         while self.hosts[host as usize].running < TASKS {
+            let (now_ms, failed) = (self.engine.now_ms, &mut self.hosts[host as usize].failed);
+            if let Some(due) = failed.iter().position(|failed| failed.resume_ms <= now_ms) {
+                let Failed { backup, .. } = failed.swap_remove(due);
+                self.hosts[host as usize].running += 1;
+                self.runs.resumed += 1;
+                self.send(host, Backup { resumed: backup.resumed + 1, ..backup });
+                continue;
+            }
             let Some((volume, nominal_s)) = self.hosts[host as usize].queue.pop_front() else { return };
             let state = &mut self.hosts[host as usize];
             state.running += 1;
@@ -224,26 +266,35 @@ impl<'a> Simulation<'a> {
             self.runs.queued_ms.add((self.engine.now_ms - due_ms).max(0).unsigned_abs());
             let is_full = self.volumes[volume as usize].history.is_next_full();
             let packs = self.policies[state.policy].packs(is_full);
-            let script = if is_full { &self.scripts.full } else { &self.scripts.incremental };
-            let works = backup_works(script, packs, &Size::default());
-            self.engine.start(host, Tag::Backup { volume, nominal_s, packs }, works, false);
+            self.send(host, Backup { volume, nominal_s, packs, is_full, resumed: 0 });
         }
     }
 
-    fn backup_ended(&mut self, host: u32, volume: u32, nominal_s: i64, packs: Option<u64>) {
+    /// Sends a backup: a resumed one completely, although the product sends only the remaining packs.
+    fn send(&mut self, host: u32, backup: Backup) {
+        let script = if backup.is_full { &self.scripts.full } else { &self.scripts.incremental };
+        let works = backup_works(script, backup.packs, &Size::default());
+        self.engine.start(host, Tag::Backup(backup), works, false);
+    }
+
+    fn backup_ended(&mut self, host: u32, backup: Backup, is_done: bool) {
+        let Backup { volume, nominal_s, packs, resumed, .. } = backup;
         let now = time(self.engine.now_ms);
         let state = &mut self.hosts[host as usize];
         state.running -= 1;
         let policy = &self.policies[state.policy];
         let of = &mut self.volumes[volume as usize];
-        of.is_unfinished = false;
         let grace_s = (policy.interval_s / 2).clamp(300, 6 * 3600) + i64::from(state.delay_s);
-        match packs {
-            None => {
-                self.runs.failed += 1;
+        match is_done {
+            false => {
                 of.has_failed = true;
+                let at = resume_at(now, resumed, u128::from(volume) << 64 | nominal_s as u128);
+                let resume_ms = (at.as_second() - START_S) * 1000;
+                state.failed.push(Failed { resume_ms, backup });
+                self.engine.timer(resume_ms, host);
             }
-            Some(packs) => {
+            true => {
+                of.is_unfinished = false;
                 self.runs.done += 1;
                 self.runs.late += u64::from(now.as_second() > nominal_s + grace_s);
                 if std::mem::take(&mut of.has_failed) {
@@ -271,9 +322,7 @@ impl<'a> Simulation<'a> {
             match event {
                 Event::Timer(host) => self.pass(host),
                 Event::Ended(job, is_done) => match job.tag {
-                    Tag::Backup { volume, nominal_s, packs } => {
-                        self.backup_ended(job.host, volume, nominal_s, is_done.then_some(packs));
-                    }
+                    Tag::Backup(backup) => self.backup_ended(job.host, backup, is_done),
                     // A failed deletion is repeated after the next backup.
                     Tag::Retention => {}
                 },

@@ -110,7 +110,7 @@ pub fn backup_heading() {
         "host: the busiest prefix of a host; queued: from the scheduled start with jitter to the first request"
     );
     println!(
-        "{:7} {:10} {:>8} {:>7} {:>7} {:>7} {:>7} {:>9} {:>9} {:>5} {:>9} {:>9} {:>8} {:>8} {:>7}",
+        "{:7} {:10} {:>8} {:>7} {:>7} {:>7} {:>7} {:>9} {:>9} {:>5} {:>9} {:>9} {:>8} {:>8} {:>8} {:>7}",
         "jitter",
         "partitions",
         "w/s peak",
@@ -123,6 +123,7 @@ pub fn backup_heading() {
         "host",
         "queue p50",
         "queue max",
+        "resumed",
         "failed",
         "late",
         "$/day"
@@ -137,7 +138,7 @@ pub fn backups(scenario: &Scenario, outcome: &backups::Outcome) {
     let needed = writes.peak().div_ceil(write_limit).max(reads.peak().div_ceil(read_limit));
     let seconds = SIMULATED_S as usize;
     println!(
-        "{:7} {:10} {:8} {:7} {:8} {:7} {:7} {:9} {:10} {:5} {:>9} {:>9} {:>8} {:>8} {:7.0}",
+        "{:7} {:10} {:8} {:7} {:8} {:7} {:7} {:9} {:10} {:5} {:>9} {:>9} {:>8} {:>8} {:>8} {:7.0}",
         minutes(scenario.jitter_s),
         scenario.bucket.partitions.map_or("any".into(), |count| count.to_string()),
         writes.peak(),
@@ -150,6 +151,7 @@ pub fn backups(scenario: &Scenario, outcome: &backups::Outcome) {
         bucket.host_peak,
         duration(runs.queued_ms.at_per_million(500_000)),
         duration(runs.queued_ms.at_per_million(1_000_000)),
+        percent(runs.resumed, runs.started),
         percent(runs.failed, runs.started),
         percent(runs.late, runs.started),
         bucket.served.dollars() * 86_400.0 / SIMULATED_S as f64,
@@ -162,10 +164,11 @@ pub fn outage_heading() {
         "\noutage of the bucket around midnight; unprotected: last run failed, at the end of the simulation"
     );
     println!(
-        "{:6} {:7} {:>8} {:>8} {:>8} {:>11} {:>9} {:>12} {:>12}",
+        "{:6} {:7} {:>8} {:>8} {:>8} {:>8} {:>11} {:>9} {:>12} {:>12}",
         "outage",
         "jitter",
         "w/s peak",
+        "resumed",
         "failed",
         "late",
         "unprotected",
@@ -181,10 +184,11 @@ pub fn outage(scenario: &Scenario, outcome: &backups::Outcome) {
     let hours = (scenario.bucket.outage_s.end - scenario.bucket.outage_s.start) / 3600;
     debug_assert!(scenario.bucket.outage_s.contains(&MIDNIGHT_S), "the outage is around midnight");
     println!(
-        "{:6} {:7} {:8} {:>8} {:>8} {:>11} {:9} {:>12} {:>12}",
+        "{:6} {:7} {:8} {:8} {:>8} {:>8} {:>11} {:9} {:>12} {:>12}",
         format!("{hours} h"),
         minutes(scenario.jitter_s),
         outcome.bucket.attempts[0].peak(),
+        runs.resumed,
         percent(runs.failed, runs.started),
         percent(runs.late, runs.started),
         percent(runs.unprotected, u64::from(scenario.bucket.hosts * VOLUMES)),
