@@ -5,8 +5,7 @@ use crate::{
     costs::{Area, PACK_BYTES, Scripts, Step},
     engine::{Engine, Event, Work},
     fleet::{
-        DELETES, HOST_BYTES_PER_S, Policy, REQUEST_MS, Random, STORED_PERCENT, TASKS, UPLOADS, VOLUMES,
-        policies,
+        DELETES, HOST_BYTES_PER_S, Policy, REQUEST_MS, STORED_PERCENT, TASKS, UPLOADS, VOLUMES, policies,
     },
     history::{History, settled},
     size::Size,
@@ -14,6 +13,7 @@ use crate::{
 use blockd_benches::histogram::Histogram;
 use blockd_schedule::{Jitter, Tick, resume_at, tick};
 use blockd_store::RequestKind;
+use blockd_testkit::Rng;
 use jiff::Timestamp;
 use std::{collections::VecDeque, error::Error};
 
@@ -159,7 +159,7 @@ fn deletion_works(script: &[Step], objects: u64, size: &Size) -> Vec<Work> {
 impl<'a> Simulation<'a> {
     fn new(scripts: &'a Scripts, scenario: &Scenario) -> Result<Self, Box<dyn Error>> {
         let policies = policies()?;
-        let mut random = Random(scenario.seed);
+        let mut random = Rng::fixed(scenario.seed);
         let begin = time(0);
         let settled: Result<Vec<_>, _> = policies.iter().map(|policy| settled(policy, begin)).collect();
         let settled = settled?;
@@ -174,7 +174,7 @@ impl<'a> Simulation<'a> {
             });
             let policy = chosen.unwrap_or(0);
             let max_s = i64::from(scenario.jitter_s).min(policies[policy].interval_s / 2);
-            let id = u128::from(random.next()) << 64 | u128::from(random.next());
+            let id = u128::from(random.next_u64()) << 64 | u128::from(random.next_u64());
             let delay_s = Jitter { max_s: max_s as u32 }.delay_s(id);
             let (queue, failed) = (VecDeque::new(), Vec::new());
             hosts.push(Host { policy, cursor: begin, delay_s, queue, failed, running: 0, armed_ms: -1 });
@@ -191,7 +191,7 @@ impl<'a> Simulation<'a> {
         }
         size.snapshots /= u64::from(scenario.bucket.hosts);
         size.objects /= u64::from(scenario.bucket.hosts);
-        let mut engine = Engine::new(Bucket::new(scenario.bucket.clone()), random.next());
+        let mut engine = Engine::new(Bucket::new(scenario.bucket.clone()), random.next_u64());
         for host in 0..scenario.bucket.hosts {
             engine.timer(0, host);
         }

@@ -5,10 +5,10 @@ use crate::{
     bucket::{Bucket, Settings},
     costs::Scripts,
     engine::{Engine, Event},
-    fleet::Random,
     size::Size,
 };
 use blockd_schedule::Jitter;
+use blockd_testkit::Rng;
 
 /// Interval of exchanges (`EXCHANGE_INTERVAL` in `blockd/engine/src/maintenance/mod.rs`).
 const EXCHANGE_S: i64 = 3600;
@@ -37,13 +37,13 @@ pub fn simulate(
     (spread_s, jitter): (u64, Jitter),
     seed: u64,
 ) -> Outcome {
-    let mut random = Random(seed);
+    let mut random = Rng::fixed(seed);
     let hosts = settings.hosts;
-    let mut engine = Engine::new(Bucket::new(settings.clone()), random.next());
+    let mut engine = Engine::new(Bucket::new(settings.clone()), random.next_u64());
     // Timers of collections have the numbers of hosts, those of exchanges the following ones.
     for host in 0..hosts {
         let start_ms = random.below(spread_s * 1000 + 1) as i64;
-        let id = u128::from(random.next()) << 64 | u128::from(random.next());
+        let id = u128::from(random.next_u64()) << 64 | u128::from(random.next_u64());
         let delay_s = i64::from(jitter.delay_s(id));
         let exchange_s = if jitter.max_s == 0 { EXCHANGE_S } else { delay_s };
         for (timer, after_s) in [(host, EXCHANGE_S + delay_s), (hosts + host, exchange_s)] {

@@ -3,9 +3,9 @@
 use crate::{
     bucket::{Answer, Bucket},
     costs::Step,
-    fleet::Random,
 };
 use blockd_store::RetryPolicy;
+use blockd_testkit::Rng;
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 /// Pauses of a hydration after a failed round, in milliseconds (`PAUSE` and `LONGEST_PAUSE` in
@@ -50,7 +50,7 @@ pub enum Event<T> {
 pub struct Engine<T> {
     pub now_ms: i64,
     pub bucket: Bucket,
-    random: Random,
+    random: Rng,
     policy: RetryPolicy,
     lanes: BinaryHeap<Lane>,
     timers: BinaryHeap<Reverse<(i64, u32)>>,
@@ -64,7 +64,7 @@ impl<T> Engine<T> {
         Self {
             now_ms: 0,
             bucket,
-            random: Random(seed),
+            random: Rng::fixed(seed),
             policy: RetryPolicy::default(),
             lanes: BinaryHeap::new(),
             timers: BinaryHeap::new(),

@@ -29,25 +29,6 @@ pub const STORED_PERCENT: u64 = 40;
 /// Duration of a request without a large body, in milliseconds (assumption).
 pub const REQUEST_MS: i64 = 30;
 
-/// Pseudorandom numbers.
-pub struct Random(pub u64);
-
-impl Random {
-    /// Returns the next number: splitmix64.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut state = self.0;
-        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        state ^ (state >> 31)
-    }
-
-    /// Returns a number below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-}
-
 /// Schedule of a host.
 pub struct Policy {
     pub name: &'static str,

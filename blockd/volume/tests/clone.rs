@@ -72,7 +72,7 @@ impl ClonedVolume {
 #[test]
 fn parents_and_clones_diverge_independently() {
     for seed in 0..40 {
-        let mut rng = Rng::new(seed);
+        let mut rng = Rng::fixed(seed);
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::create(&dir.path().join("0"), VolumeId::from_u64(100), BLOCKS * BLOCK).unwrap();
         let model = content(&volume);
@@ -209,7 +209,7 @@ fn failed_clone_leaves_nothing_and_can_be_retried() {
         merge_all(&parent);
         drop(parent);
         let next = root.path().join("disk-1");
-        disk.power_cut(&mut Rng::new(7), &next).unwrap();
+        disk.power_cut(&mut Rng::fixed(7), &next).unwrap();
         assert!(content(&open_after_power_loss(&next.join("c"))) == expected, "{fault:?}");
         let names = names_in(&next);
         assert!(names.iter().all(|name| ["p", "c", "c.restoring"].contains(&&**name)), "{names:?}");

@@ -158,7 +158,7 @@ fn stale_mark_of_a_clean_stop_hides_no_loss() {
         volume.write(0, &[3; 4096], false).unwrap();
         let survived = tempfile::tempdir().unwrap();
         let survived = survived.path().join("disk");
-        disk.power_cut(&mut Rng::new(seed), &survived).unwrap();
+        disk.power_cut(&mut Rng::fixed(seed), &survived).unwrap();
         let dir = survived.join("v");
         set_other_boot(&dir);
         let loss = found(&open(&dir, true));

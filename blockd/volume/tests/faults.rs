@@ -147,7 +147,7 @@ fn fail_each_call(name: &str, error: FaultError, persistent: bool) {
     // For one of six seeds the filesystem shares extents, and notes do not split them.
     assert!(seed % 6 != 5 || calls.iter().any(|call| call.kind == OpKind::Share), "no extent was shared");
     let calls = calls.iter().filter(|call| error == FaultError::Io || call.kind.takes_space()).count() as u64;
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::fixed(seed);
     let mut failed = Vec::new();
     let thorough = std::env::var_os("BLOCKD_SOAK_DRAWS").is_some();
     for number in 0..calls {

@@ -204,7 +204,7 @@ fn failing_source_fails_only_its_readers() {
 #[test]
 fn damage_fails_only_reads_of_damaged_blocks() {
     for seed in 0..24 {
-        let mut rng = Rng::new(1000 + seed);
+        let mut rng = Rng::fixed(1000 + seed);
         let source = Memory::with(seed, seed % 2 == 0);
         let bad = Extent::new(BlockIndex(rng.below(1900)), 1 + rng.below(32));
         source.state.lock().bad.insert_extent(bad);
@@ -417,7 +417,7 @@ fn readers_writers_and_hydrators_fetch_each_block_once() {
         for thread in 0..3 {
             let (volume, model) = (&lazy.volume, &model);
             scope.spawn(move || {
-                let mut rng = Rng::new(thread);
+                let mut rng = Rng::fixed(thread);
                 let mut buf = vec![0; 40 * BLOCK];
                 for _ in 0..150 {
                     let (at, len) = (rng.below(BLOCKS - 40), 1 + rng.below(40));

@@ -53,7 +53,7 @@ impl RollbackFixture {
 
     /// Cuts the power and opens the volume on the surviving data.
     fn open_after_cut(&self, seed: u64) -> Arc<Volume> {
-        self.disk.power_cut(&mut Rng::new(seed), &self.root.path().join("disk-1")).unwrap();
+        self.disk.power_cut(&mut Rng::fixed(seed), &self.root.path().join("disk-1")).unwrap();
         open_after_power_loss(&self.dir(1))
     }
 

@@ -215,7 +215,7 @@ fn file_with_other_checksums_in_a_clone_is_not_repaired() {
 #[test]
 fn repairable_blocks_agree_with_the_history() {
     for seed in 0..40 {
-        let mut rng = Rng::new(seed);
+        let mut rng = Rng::fixed(seed);
         let (_root, dir) = volume_dir();
         let volume = Volume::create(&dir, ID, 16 * 4096).unwrap();
         // Byte of each block at the end of each epoch.
@@ -300,7 +300,7 @@ fn cut_power_during_repair(call: u64) -> bool {
     let was_cut = disk.is_off();
     drop(volume);
     let next = root.path().join("disk-1");
-    disk.power_cut(&mut Rng::new(call), &next).unwrap();
+    disk.power_cut(&mut Rng::fixed(call), &next).unwrap();
     drop(disk);
     let _disk = Disk::attach(&next, call).unwrap();
     let volume = open_after_power_loss(&next.join("v"));

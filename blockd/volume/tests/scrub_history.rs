@@ -62,7 +62,7 @@ impl Run {
         let (root, dir) = volume_dir();
         let volume = Volume::create(&dir, ID, BLOCKS * 4096).unwrap();
         let (now, history) = ([0; BLOCKS as usize], History::new());
-        Self { seed, rng: Rng::new(seed), root, volume, clones: vec![], now, history }
+        Self { seed, rng: Rng::fixed(seed), root, volume, clones: vec![], now, history }
     }
 
     fn delete_snapshot(&mut self) {

@@ -6,6 +6,7 @@ mod corpus;
 pub mod ext4;
 mod image;
 mod nbd;
+mod rng;
 pub mod store;
 mod volume;
 
@@ -13,4 +14,5 @@ pub use block_set::block_set;
 pub use corpus::replay;
 pub use image::Image;
 pub use nbd::nbd;
+pub use rng::Rng;
 pub use volume::volume_files;

@@ -20,7 +20,6 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod replay;
-pub mod rng;
 #[path = "../../../tools/blockctl/tests/support/schemas.rs"]
 mod schemas;
 pub mod seaweed;
@@ -29,11 +28,11 @@ pub mod store;
 pub mod vm;
 
 pub use bed::Bed;
+pub use blockd_testkit::Rng;
 pub use ctl::{Ctl, Task, items};
 pub use daemon::{Daemon, Setup};
 pub use model::{Model, assert_same};
 pub use nbd::Nbd;
-pub use rng::Rng;
 pub use store::Store;
 
 use std::{

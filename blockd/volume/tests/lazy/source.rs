@@ -38,7 +38,7 @@ impl Memory {
     }
 
     pub fn with(seed: u64, on_threads: bool) -> Arc<Self> {
-        let mut rng = Rng::new(seed);
+        let mut rng = Rng::fixed(seed);
         let mut data = vec![0; SIZE_BYTES as usize];
         for (number, block) in data.chunks_exact_mut(BLOCK).enumerate() {
             // A third is zeroes: each fifth block, and blocks 2000 to 2499.

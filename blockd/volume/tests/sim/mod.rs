@@ -140,7 +140,7 @@ impl Sim {
         let (root, disk) = memory_disk(seed);
         let shares_extents = seed % 2 == 1;
         disk.set_shares_extents(shares_extents);
-        let (model, rng) = (Model::default(), Rng::new(seed));
+        let (model, rng) = (Model::default(), Rng::fixed(seed));
         Self {
             root,
             generation: 0,

@@ -13,41 +13,16 @@
 
 mod crash;
 mod node;
+// Not a dependency: the test kit depends on this crate and many others.
+#[path = "../../../../../tests/testkit/src/rng.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod rng;
 mod simulated;
 
 use blockd_volume::Op;
+pub use rng::Rng;
 pub use simulated::{Attached, Disk, Operation};
 use std::{io, path::Path};
-
-/// Seeded splitmix64 generator.
-#[derive(Clone, Debug)]
-pub struct Rng(u64);
-
-impl Rng {
-    /// Creates a generator.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Returns the next 64 bits.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Returns a number below `end`, which must not be zero.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next_u64() % end
-    }
-
-    /// Returns true with probability 1 in `times`.
-    pub fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-}
 
 /// Kind of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -84,7 +84,7 @@ impl Disk {
             bugs: vec![],
             late: vec![],
             nodes,
-            rng: Rng::new(seed),
+            rng: Rng::fixed(seed),
         };
         let disk = Arc::new(Self { root: root.to_owned(), state: Mutex::new(state) });
         attach_storage(root, disk.clone());

@@ -7,7 +7,11 @@ use std::hash::{BuildHasher, RandomState};
 pub struct Rng(u64);
 
 impl Rng {
-    /// The generator of a test. Prints the seed; `BLOCKD_TEST_SEED` sets it.
+    /// Creates the generator of a test. Prints the seed; `BLOCKD_TEST_SEED` sets it.
+    ///
+    /// # Panics
+    /// `BLOCKD_TEST_SEED` is not a number.
+    #[allow(clippy::expect_used, reason = "a failed test panics")]
     pub fn of_test(name: &str) -> Self {
         let seed = match std::env::var("BLOCKD_TEST_SEED") {
             Ok(text) => text.parse().expect("BLOCKD_TEST_SEED must be a decimal number"),
@@ -17,8 +21,8 @@ impl Rng {
         Self(seed)
     }
 
-    /// A generator with a fixed seed.
-    pub fn fixed(seed: u64) -> Self {
+    /// Creates a generator with a fixed seed.
+    pub const fn fixed(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -31,7 +35,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Returns a number below `end`.
+    /// Returns a number below `end`, which must not be zero.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next_u64() % end
     }
