@@ -28,8 +28,9 @@ pub const SIMULATED_S: i64 = 36 * 3600;
 #[derive(Clone)]
 pub struct Scenario {
     pub bucket: Settings,
-    /// Maximum jitter in seconds, at most half of the interval as the command line accepts it.
-    pub jitter_s: u32,
+    /// Maximum jitter in seconds, at most half of the interval as the command line accepts it; `None` for the
+    /// default.
+    pub jitter_s: Option<u32>,
     pub seed: u64,
 }
 
@@ -173,9 +174,13 @@ impl<'a> Simulation<'a> {
                 share < sum
             });
             let policy = chosen.unwrap_or(0);
-            let max_s = i64::from(scenario.jitter_s).min(policies[policy].interval_s / 2);
+            let Policy { when, interval_s, .. } = &policies[policy];
+            let jitter = match scenario.jitter_s {
+                Some(max_s) => Jitter { max_s: i64::from(max_s).min(interval_s / 2) as u32 },
+                None => Jitter::default_of(when),
+            };
             let id = u128::from(random.next_u64()) << 64 | u128::from(random.next_u64());
-            let delay_s = Jitter { max_s: max_s as u32 }.delay_s(id);
+            let delay_s = jitter.delay_s(id);
             let (queue, failed) = (VecDeque::new(), Vec::new());
             hosts.push(Host { policy, cursor: begin, delay_s, queue, failed, running: 0, armed_ms: -1 });
             for _ in 0..VOLUMES {

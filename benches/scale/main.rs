@@ -69,7 +69,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     report::backup_heading();
     let mut size = None;
     for partitions in [None, Some(1)] {
-        for jitter_s in [0, 600, 1800, 3600, 6 * 3600] {
+        for jitter_s in [Some(0), None, Some(600), Some(3600), Some(6 * 3600)] {
             let scenario = backups::Scenario { bucket: settings(partitions), jitter_s, seed: options.seed };
             let outcome = backups::simulate(&scripts, &scenario)?;
             report::backups(&scenario, &outcome);
@@ -79,7 +79,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let size = size.unwrap_or_default();
     report::outage_heading();
     for hours in [1, 6] {
-        for jitter_s in [0, 6 * 3600] {
+        for jitter_s in [Some(0), None, Some(6 * 3600)] {
             let begin_s = backups::MIDNIGHT_S - 1800 * hours;
             let bucket = Settings { outage_s: begin_s..begin_s + 3600 * hours, ..settings(None) };
             let scenario = backups::Scenario { bucket, jitter_s, seed: options.seed };

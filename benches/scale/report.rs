@@ -139,7 +139,7 @@ pub fn backups(scenario: &Scenario, outcome: &backups::Outcome) {
     let seconds = SIMULATED_S as usize;
     println!(
         "{:7} {:10} {:8} {:7} {:8} {:7} {:7} {:9} {:10} {:5} {:>9} {:>9} {:>8} {:>8} {:>8} {:7.0}",
-        minutes(scenario.jitter_s),
+        scenario.jitter_s.map_or_else(|| "default".into(), minutes),
         scenario.bucket.partitions.map_or("any".into(), |count| count.to_string()),
         writes.peak(),
         writes.p99(seconds),
@@ -186,7 +186,7 @@ pub fn outage(scenario: &Scenario, outcome: &backups::Outcome) {
     println!(
         "{:6} {:7} {:8} {:8} {:>8} {:>8} {:>11} {:9} {:>12} {:>12}",
         format!("{hours} h"),
-        minutes(scenario.jitter_s),
+        scenario.jitter_s.map_or_else(|| "default".into(), minutes),
         outcome.bucket.attempts[0].peak(),
         runs.resumed,
         percent(runs.failed, runs.started),

@@ -20,7 +20,7 @@ fn settings(partitions: Option<u32>) -> Settings {
     Settings { hosts: HOSTS, partitions, outage_s: 0..0 }
 }
 
-fn simulated(bucket: Settings, jitter_s: u32) -> backups::Outcome {
+fn simulated(bucket: Settings, jitter_s: Option<u32>) -> backups::Outcome {
     backups::simulate(&SCRIPTS, &Scenario { bucket, jitter_s, seed: 7 }).unwrap()
 }
 
@@ -86,20 +86,20 @@ fn settled_volumes_keep_their_number_of_snapshots() {
 
 #[test]
 fn jitter_flattens_the_peak_of_schedules() {
-    let [at_once, spread] = [0, 3600].map(|jitter_s| simulated(settings(None), jitter_s));
+    let [at_once, spread] = [Some(0), Some(3600)].map(|jitter_s| simulated(settings(None), jitter_s));
     let peak = |outcome: &backups::Outcome| outcome.bucket.attempts[0].peak();
     assert!(peak(&at_once) > 10 * peak(&spread), "{}, {}", peak(&at_once), peak(&spread));
     assert_eq!((at_once.runs.failed, spread.runs.failed), (0, 0));
-    let again = simulated(settings(None), 3600);
+    let again = simulated(settings(None), Some(3600));
     assert_eq!(again.bucket.served, spread.bucket.served, "the same seed");
-    let throttled = simulated(settings(Some(1)), 0);
+    let throttled = simulated(settings(Some(1)), Some(0));
     assert!(throttled.runs.resumed > throttled.runs.started / 10, "{} resumed", throttled.runs.resumed);
 }
 
 #[test]
 fn failed_runs_resume_soon_after_an_outage() {
     let begin_s = backups::MIDNIGHT_S - 1800;
-    let outcome = simulated(Settings { outage_s: begin_s..begin_s + 3600, ..settings(None) }, 0);
+    let outcome = simulated(Settings { outage_s: begin_s..begin_s + 3600, ..settings(None) }, Some(0));
     let runs = &outcome.runs;
     assert!(runs.resumed > u64::from(HOSTS), "{} resumed", runs.resumed);
     assert!(runs.recovered > 0 && runs.unprotected == 0, "{} unprotected", runs.unprotected);

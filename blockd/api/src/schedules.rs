@@ -167,9 +167,10 @@ pub struct CreateSchedule {
     /// Compression of the backups; by default that of each location.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
-    /// Maximum start delay of a run.
-    #[serde(default)]
-    pub jitter_seconds: Jitter,
+    /// Maximum start delay of a run; by default a tenth of the interval of each rule, at most 30 minutes, and
+    /// none for cron and calendar expressions and for schedules of local snapshots only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_seconds: Option<Jitter>,
     /// Priority of runs.
     #[serde(default)]
     pub priority: Priority,
@@ -211,8 +212,9 @@ pub struct UpdateSchedule {
     /// New compression of the backups; `null` for that of each location.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::given")]
     pub compression: Option<Option<Compression>>,
-    /// New maximum start delay.
-    pub jitter_seconds: Option<Jitter>,
+    /// New maximum start delay; `null` for the default.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::given")]
+    pub jitter_seconds: Option<Option<Jitter>>,
     /// New priority.
     pub priority: Option<Priority>,
     /// New rule; `null` for the volumes' rules.
@@ -266,8 +268,9 @@ pub struct Schedule {
     /// Compression of the backups; `None` for that of each location.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
-    /// Maximum start delay of a run.
-    pub jitter_seconds: Jitter,
+    /// Maximum start delay of a run; `None` for the default of each rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_seconds: Option<Jitter>,
     /// Priority of runs.
     pub priority: Priority,
     /// Rule used instead of those of the volumes.

@@ -29,8 +29,9 @@ pub struct ScheduleSpec {
     /// Each full backup stores all data again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reupload: bool,
-    /// Maximum start delay.
-    pub jitter: Jitter,
+    /// Maximum start delay; `None` for the default of each rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<Jitter>,
     /// Priority.
     pub priority: Priority,
     /// Retention of local snapshots; without it, none are taken.
@@ -81,6 +82,17 @@ const COLUMNS: &str = "uuid, created, paused, policy, spec";
 pub type Named<T> = (String, Result<T, DbError>);
 
 impl ScheduleRow {
+    /// Returns the start delay of the runs of a rule, in seconds.
+    pub fn delay_s(&self, when: &Recurrence) -> u32 {
+        let jitter = match self.spec.jitter {
+            Some(jitter) => jitter,
+            // Local snapshots load no store.
+            None if self.spec.local.is_some() && self.spec.credentials.is_empty() => Jitter::default(),
+            None => Jitter::default_of(when),
+        };
+        jitter.delay_s(self.uuid.as_u128())
+    }
+
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             uuid: parsed(row, 0)?,

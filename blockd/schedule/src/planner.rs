@@ -3,7 +3,7 @@
 //! The only stored state is one instant, up to which all runs are handled. A caller that stores this instant
 //! together with the run neither loses nor repeats a run, and any number of missed runs becomes one.
 
-use crate::Recurrence;
+use crate::{Recurrence, When};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,21 @@ pub struct Jitter {
     pub max_s: u32,
 }
 
+/// Maximum of the default jitter, in seconds.
+const MAX_DEFAULT_JITTER_S: u32 = 1_800;
+
 impl Jitter {
+    /// Returns the jitter of schedules without their own: a tenth of the interval, at most 30 minutes. None
+    /// for cron and calendar expressions, whose users expect exactly these times.
+    pub fn default_of(recurrence: &Recurrence) -> Self {
+        let max_s = match &recurrence.when {
+            When::Periodic { minutes } => minutes.saturating_mul(60) / 10,
+            When::Daily { .. } | When::Weekly { .. } | When::Monthly { .. } => MAX_DEFAULT_JITTER_S,
+            When::Cron(_) | When::OnCalendar(_) => 0,
+        };
+        Self { max_s: max_s.min(MAX_DEFAULT_JITTER_S) }
+    }
+
     /// Returns the delay of a schedule: constant for an id, in seconds, at most the maximum.
     pub fn delay_s(self, schedule_id: u128) -> u32 {
         (mixed(schedule_id) % (u64::from(self.max_s) + 1)) as u32
@@ -152,6 +166,22 @@ mod tests {
         assert_eq!(delays[7], jitter.delay_s(7));
         assert_eq!(Jitter::default().delay_s(u128::MAX), 0);
         assert!(Jitter { max_s: u32::MAX }.delay_s(1) > 0);
+    }
+
+    #[test]
+    fn default_jitter_is_a_tenth_of_the_interval() {
+        for (text, max_s) in [
+            ("periodic 1", 6),
+            ("periodic 60", 360),
+            ("periodic 1440", 1800),
+            ("daily @03:00 Europe/Berlin", 1800),
+            ("weekly Sunday@03:00", 1800),
+            ("monthly 31@03:00", 1800),
+            ("cron 30 2 * * *", 0),
+            ("calendar *-*-* 02:30", 0),
+        ] {
+            assert_eq!(Jitter::default_of(&schedule(text)), Jitter { max_s }, "{text}");
+        }
     }
 
     fn schedules() -> impl Strategy<Value = Recurrence> {

@@ -118,7 +118,8 @@ async fn schedule_without_volumes_is_refused_or_reported() {
     never.rules =
         vec![Rule { when: Recurrence::utc(When::on_calendar("2020-01-01").unwrap()), retain: None }];
     host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &never).await;
-    let late = CreateSchedule { jitter_seconds: Jitter { max_s: 31 }, ..of_label("app=mysql", "periodic 1") };
+    let late =
+        CreateSchedule { jitter_seconds: Some(Jitter { max_s: 31 }), ..of_label("app=mysql", "periodic 1") };
     host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &late).await;
 
     let selector = Selector { all: true, ..Selector::default() };

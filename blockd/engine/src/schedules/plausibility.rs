@@ -81,8 +81,13 @@ pub(super) fn shortest_s(recurrence: &Recurrence, now: Timestamp) -> Option<i64>
 }
 
 /// Refuses a jitter above half of the shortest interval.
-pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp) -> Result<(), ServiceError> {
-    for rule in rules.iter().filter(|_| jitter.max_s > 0) {
+pub(super) fn refuse_long_jitter(
+    rules: &[Rule],
+    jitter: Option<Jitter>,
+    now: Timestamp,
+) -> Result<(), ServiceError> {
+    let Some(jitter) = jitter.filter(|jitter| jitter.max_s > 0) else { return Ok(()) };
+    for rule in rules {
         let Some(apart_s) = shortest_s(&rule.when, now) else { continue };
         let most_s = apart_s / 2;
         if i64::from(jitter.max_s) > most_s {
@@ -153,7 +158,7 @@ mod tests {
     #[test]
     fn jitter_is_at_most_half_of_the_interval() {
         let refused = |text, max_s| {
-            let refused = refuse_long_jitter(&rules(text), Jitter { max_s }, now());
+            let refused = refuse_long_jitter(&rules(text), Some(Jitter { max_s }), now());
             refused.err().map(|error| error.to_api().message)
         };
         assert_eq!(refused("daily @21:00", 43_200), None);

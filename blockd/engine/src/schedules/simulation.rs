@@ -120,7 +120,7 @@ impl World {
                 retain: Retention::max(keep).unwrap(),
                 full: false,
                 reupload: false,
-                jitter: Jitter { max_s: 600 },
+                jitter: Some(Jitter { max_s: 600 }),
                 priority: Priority::Normal,
                 rule: None,
                 labels: Default::default(),
@@ -253,9 +253,9 @@ impl World {
     fn assert_each_run_once(&self, schedule: &ScheduleRow, begin: Timestamp, seed: u64) {
         let runs = self.tx(|tx| RunRow::history(tx, None, None, u32::MAX >> 1));
         let now = self.now();
-        let delay_s = i64::from(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()));
-        let came = Timestamp::from_second(now.as_second() - delay_s).unwrap();
         for rule in &schedule.spec.rules {
+            let delay_s = i64::from(schedule.delay_s(&rule.when));
+            let came = Timestamp::from_second(now.as_second() - delay_s).unwrap();
             let named = named(&rule.when, begin, came);
             let both =
                 self.volumes.iter().flat_map(|volume| schedule.spec.locations().map(move |at| (volume, at)));

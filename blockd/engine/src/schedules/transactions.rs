@@ -153,8 +153,8 @@ pub fn fire(
     let mut next: Option<Timestamp> = None;
     let mut wake_at = |due: Timestamp| next = Some(next.map_or(due, |next| next.min(due)));
     for schedule in ScheduleRow::all(tx)?.iter().filter(|schedule| !schedule.paused) {
-        let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
         for rule in schedule.rules(tx)? {
+            let delay_s = schedule.delay_s(&rule.when);
             let Some(processed_until) = schedule.cursor(tx, &rule.when)? else {
                 // A new rule starts now.
                 schedule.set_cursor(tx, &rule.when, now)?;
@@ -230,9 +230,9 @@ pub fn next_run(
     if schedule.paused {
         return Ok(None);
     }
-    let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
     let mut next: Option<Timestamp> = None;
     for rule in schedule.rules(tx)? {
+        let delay_s = schedule.delay_s(&rule.when);
         let processed_until = schedule.cursor(tx, &rule.when)?.unwrap_or(now);
         let due = match tick(&rule.when, processed_until, delay_s, now) {
             Tick::Wait { due } => due,
@@ -253,11 +253,11 @@ pub fn overdue_since(
     if schedule.paused {
         return Ok(None);
     }
-    let delay = SignedDuration::from_secs(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()).into());
     let mut since: Option<Timestamp> = None;
     for rule in schedule.rules(tx)? {
         let Some(processed_until) = schedule.cursor(tx, &rule.when)? else { continue };
         let Some(next) = rule.when.next_after(processed_until) else { continue };
+        let delay = SignedDuration::from_secs(schedule.delay_s(&rule.when).into());
         let due = next.checked_add(delay).unwrap_or(Timestamp::MAX);
         if due.checked_add(OVERDUE_AFTER).is_ok_and(|late| late < now) {
             since = Some(since.map_or(due, |since| since.min(due)));

@@ -66,7 +66,7 @@ impl EngineFixture {
             retain: Retention::max(keep).unwrap(),
             full: false,
             reupload: false,
-            jitter: Jitter { max_s: 0 },
+            jitter: Some(Jitter { max_s: 0 }),
             priority: Priority::Normal,
             rule: None,
             labels: Default::default(),

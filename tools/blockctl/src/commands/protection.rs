@@ -19,6 +19,7 @@ use blockd_api::{
     snapshots::{ListSnapshots, Snapshot, SnapshotState},
     volumes::Volume,
 };
+use blockd_schedule::Jitter;
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -244,7 +245,10 @@ fn due_since(schedule: &Schedule, policies: &[Policy], volume: &Volume, now: Tim
     });
     let (least, most) = GRACE;
     let grace = interval.min().map_or(most, |interval| (interval / 2).clamp(least, most));
-    let jitter = SignedDuration::from_secs(i64::from(schedule.jitter_seconds.max_s));
+    let default =
+        || rules.iter().map(|rule| Jitter::default_of(&rule.when)).max_by_key(|jitter| jitter.max_s);
+    let jitter = schedule.jitter_seconds.or_else(default).unwrap_or_default();
+    let jitter = SignedDuration::from_secs(i64::from(jitter.max_s));
     let until = now.checked_sub(grace).ok()?.checked_sub(jitter).ok()?;
     let since = schedule.created_at.max(volume.created_at);
     if until <= since {

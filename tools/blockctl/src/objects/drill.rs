@@ -24,8 +24,9 @@ pub struct DrillSpec {
     #[serde(skip_serializing_if = "Rules::is_empty")]
     schedule: Rules,
     suspend: bool,
-    /// Maximum start delay, in seconds.
-    jitter_seconds: u32,
+    /// Maximum start delay, in seconds; by default a tenth of the interval, at most 30 minutes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jitter_seconds: Option<u32>,
     priority: Priority,
     /// Backup locations whose backups are drilled.
     #[serde(
@@ -68,7 +69,7 @@ impl DrillSpec {
             schedule_policy_name: schedule.policy_name.clone(),
             schedule: Rules::of(&schedule.rules),
             suspend: schedule.paused,
-            jitter_seconds: schedule.jitter_seconds.max_s,
+            jitter_seconds: schedule.jitter_seconds.map(|jitter| jitter.max_s),
             priority: schedule.priority,
             backup_location: schedule.credential_ids.iter().map(location).collect::<Option<_>>()?,
             volume: selector.volume_name.clone(),
@@ -108,7 +109,7 @@ impl DrillSpec {
             credentials: selection.credentials().collect(),
             rules: self.schedule.0.clone(),
             policy_name: self.schedule_policy_name.clone(),
-            jitter_seconds: Jitter { max_s: self.jitter_seconds },
+            jitter_seconds: self.jitter_seconds.map(|max_s| Jitter { max_s }),
             priority: self.priority,
             labels: self.labels.clone(),
             drill: Some(DrillOptions {

@@ -59,9 +59,9 @@ pub struct ScheduleSpec {
     #[serde(default, deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     retain_at: Vec<LocationRetain>,
     local_snapshots: Option<LocalSnapshots>,
-    /// Maximum start delay, in seconds.
-    #[serde(default)]
-    jitter_seconds: u32,
+    /// Maximum start delay, in seconds; by default a tenth of the interval, at most 30 minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    jitter_seconds: Option<u32>,
     #[serde(default)]
     priority: Priority,
     /// Fate of the backups after the schedule; by default that of the template.
@@ -111,7 +111,7 @@ impl ScheduleSpec {
                 .local
                 .clone()
                 .map(|retain| LocalSnapshots { retain: Some(Retain(retain)) }),
-            jitter_seconds: schedule.jitter_seconds.max_s,
+            jitter_seconds: schedule.jitter_seconds.map(|jitter| jitter.max_s),
             priority: schedule.priority,
             reclaim_policy: ReclaimPolicy::labelled(&schedule.labels, SCHEDULE_RECLAIM_POLICY),
             template: TemplateObject { spec },
@@ -193,7 +193,7 @@ impl ScheduleSpec {
             full: backup.full,
             reupload: backup.reupload,
             compression: backup.compression,
-            jitter_seconds: Jitter { max_s: self.jitter_seconds },
+            jitter_seconds: self.jitter_seconds.map(|max_s| Jitter { max_s }),
             priority: self.priority,
             rule_name: backup.rule(),
             labels: backup.labels.clone(),

@@ -334,8 +334,9 @@ fn schedule_update_has_only_differing_fields() {
     let without = CreateSchedule { retain_at: Vec::new(), ..located.clone() };
     assert_eq!(update(located, &without).retain_at.map(|at| at.len()), Some(2));
     assert_eq!(update(&without, located).retain_at, Some(Vec::new()));
-    let other = CreateSchedule { jitter_seconds: Jitter { max_s: 1 }, ..gold.clone() };
-    let expected = UpdateSchedule { jitter_seconds: Some(Jitter { max_s: 9 }), ..UpdateSchedule::default() };
+    let other = CreateSchedule { jitter_seconds: Some(Jitter { max_s: 1 }), ..gold.clone() };
+    let expected =
+        UpdateSchedule { jitter_seconds: Some(Some(Jitter { max_s: 9 })), ..UpdateSchedule::default() };
     assert_eq!(update(gold, &other), expected);
     assert!(schedule::fixed(&other, gold).is_empty());
     assert_eq!(

@@ -194,9 +194,10 @@ pub struct CreateArgs {
     /// Compression: auto, none, lz4 or zstd:1 to zstd:19 [default: that of each location]
     #[arg(long, value_name = "COMPRESSION")]
     pub compression: Option<Compression>,
-    /// Maximum start delay in seconds, constant for a schedule, at most half of the interval
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    pub jitter: u32,
+    /// Maximum start delay in seconds, constant for a schedule, at most half of the interval; 0 for none
+    /// [default: a tenth of the interval, at most 1800]
+    #[arg(long, value_name = "SECONDS")]
+    pub jitter: Option<u32>,
     /// Priority of runs
     #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
     pub priority: PriorityArg,

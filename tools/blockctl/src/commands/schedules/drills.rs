@@ -86,9 +86,10 @@ pub struct CreateDrillsArgs {
     /// Run this probe of the daemon's configuration in each drill
     #[arg(long, value_name = "NAME")]
     probe: Option<ProbeName>,
-    /// Maximum start delay in seconds, constant for a schedule, at most half of the interval
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    jitter: u32,
+    /// Maximum start delay in seconds, constant for a schedule, at most half of the interval; 0 for none
+    /// [default: a tenth of the interval, at most 1800]
+    #[arg(long, value_name = "SECONDS")]
+    jitter: Option<u32>,
     /// Priority of runs
     #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
     priority: PriorityArg,
@@ -143,7 +144,7 @@ pub async fn run(context: &Context<'_>, command: DrillSchedulesCommand) -> Exit 
 
 async fn create(context: &Context<'_>, args: CreateDrillsArgs) -> Exit {
     let request = CreateSchedule {
-        jitter_seconds: Jitter { max_s: args.jitter },
+        jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
         priority: args.priority.into(),
         paused: args.paused,
         drill: Some(DrillOptions {
@@ -175,7 +176,7 @@ async fn update(context: &Context<'_>, args: UpdateDrillsArgs) -> Exit {
     let request = UpdateSchedule {
         rules: (!rules.is_empty()).then_some(rules),
         policy_name: args.policy,
-        jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
+        jitter_seconds: args.jitter.map(|max_s| Some(Jitter { max_s })),
         priority: args.priority.map(Into::into),
         drill,
         ..UpdateSchedule::default()

@@ -118,7 +118,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         full: args.full,
         reupload: args.reupload,
         compression: args.compression,
-        jitter_seconds: Jitter { max_s: args.jitter },
+        jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
         priority: args.priority.into(),
         rule_name: args.rule,
         paused: args.paused,

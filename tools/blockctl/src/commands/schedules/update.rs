@@ -56,7 +56,7 @@ pub(super) async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         full: args.full,
         reupload: args.reupload,
         compression: if args.location_compression { Some(None) } else { args.compression.map(Some) },
-        jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
+        jitter_seconds: args.jitter.map(|max_s| Some(Jitter { max_s })),
         priority: args.priority.map(Into::into),
         rule_name: if args.no_rule { Some(None) } else { args.rule.map(Some) },
         labels: None,
