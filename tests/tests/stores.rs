@@ -7,7 +7,7 @@ use crate::harness::{
     servers::{self, Server},
 };
 use blockd_store::{HttpOptions, RetryPolicy, open, task_store};
-use blockd_testkit::store::{Has, object_store_suite};
+use blockd_testkit::store::{Has, deletion_suite, object_store_suite};
 use serde_json::{Value, json};
 
 const PASSPHRASE: &str = "planted-passphrase-0c77";
@@ -123,6 +123,8 @@ fn run_suite(server: &Server, config: Value, parts: bool) {
     // The store stack of tasks.
     let (store, requests) = task_store(store, RetryPolicy::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let at_once = runtime.block_on(deletion_suite(store.as_ref()));
+    eprintln!("{at_once} of 300 objects deleted with one request");
     runtime.block_on(object_store_suite(store, Has { create_if_absent: server.conditional_put, parts }));
     eprintln!("{:?}", requests.snapshot());
 }

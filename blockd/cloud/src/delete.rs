@@ -9,7 +9,7 @@ use crate::{
     CloudError, CloudSnapshotId, ManifestKey, Repository,
     error::random,
     listing::ManifestCache,
-    manifest::{Delta, MANIFEST, Manifest},
+    manifest::{MANIFEST, Manifest},
     names::DeltaId,
     plan::PACK_FRAMES,
     proof::ProofId,
@@ -187,15 +187,16 @@ async fn delete_unneeded(
         repo.prove_key_slot().await?;
     }
     debug_assert!(report.kept.is_empty() && report.deltas_deleted == 0, "the report is of another deletion");
-    for delta in manifest.deltas() {
-        if needed.contains(&delta.snapshot) {
-            report.kept.push(delta.snapshot);
-        } else {
-            assert!(!protected.contains(&delta.snapshot), "a running backup uses {}", delta.snapshot);
-            report.objects_deleted += delete_delta(repo, delta).await?;
-            report.deltas_deleted += 1;
-        }
+    let (kept, unneeded): (Vec<_>, Vec<_>) =
+        manifest.deltas().partition(|delta| needed.contains(&delta.snapshot));
+    for delta in &unneeded {
+        assert!(!protected.contains(&delta.snapshot), "a running backup uses {}", delta.snapshot);
+        debug_assert_eq!(u64::from(delta.pack_count), delta.frames.div_ceil(PACK_FRAMES));
     }
+    let keys = unneeded.iter().flat_map(|delta| delta.id().keys(delta.pack_count));
+    report.objects_deleted += delete_objects(repo, keys).await?;
+    report.kept = kept.iter().map(|delta| delta.snapshot).collect();
+    report.deltas_deleted = u32::try_from(unneeded.len()).unwrap_or(u32::MAX);
     debug_assert_eq!(report.kept.len() + report.deltas_deleted as usize, manifest.deltas().count());
     Ok(())
 }
@@ -315,13 +316,6 @@ async fn still_needed(
         }
     }
     Ok(Ok(needed))
-}
-
-/// Deletes all objects of a delta and returns their number.
-async fn delete_delta(repo: &Repository, delta: &Delta) -> Result<u64, CloudError> {
-    let id = delta.id();
-    debug_assert_eq!(u64::from(delta.pack_count), delta.frames.div_ceil(PACK_FRAMES));
-    delete_objects(repo, id.keys(delta.pack_count)).await
 }
 
 /// Lists the objects of a delta. Foreign objects below its prefix are skipped.

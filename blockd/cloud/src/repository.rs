@@ -11,7 +11,6 @@ use crate::{
 };
 use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::{
     sync::Arc,
@@ -23,8 +22,6 @@ use uuid::Uuid;
 const MAX_SLOT_FINDINGS: usize = 64;
 /// Maximum number of manifests that are read to prove that a store is the right one.
 const MAX_MANIFESTS_FOR_PROOF: usize = 16;
-/// Concurrent deletions of objects.
-const DELETE_CONCURRENCY: usize = 8;
 /// Options to open a repository.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct OpenOptions {
@@ -362,11 +359,7 @@ pub(crate) async fn run_blocking<T: Send + 'static>(
 /// Deletes objects. Returns the number of those that existed, as far as the store reports.
 pub(crate) async fn delete_objects(
     repo: &Repository,
-    objects: impl Iterator<Item = String>,
+    objects: impl Iterator<Item = String> + Send,
 ) -> Result<u64, CloudError> {
-    let deleted = futures::stream::iter(objects)
-        .map(|object| async move { repo.store().delete(&object).await.map(u64::from) })
-        .buffer_unordered(DELETE_CONCURRENCY)
-        .try_fold(0, |sum, one| async move { Ok(sum + one) });
-    Ok(deleted.await?)
+    Ok(blockd_store::delete_objects(repo.store().as_ref(), objects).await?)
 }

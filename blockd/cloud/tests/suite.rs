@@ -1,7 +1,9 @@
 //! Test suite of repositories over stores without an installation, and over a configured S3 server.
 use blockd_store::{HttpOptions, LocalStore, RetryPolicy, probe, task_store};
 use blockd_testkit::cloud::repository_suite;
-use blockd_testkit::store::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite};
+use blockd_testkit::store::{
+    Fault, FaultStore, Has, MemoryStore, deletion_suite, object_store_suite, store_suite,
+};
 use std::sync::Arc;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,6 +59,7 @@ async fn s3_server() {
         blockd_store::open(&config, &HttpOptions::default(), None).unwrap()
     };
     let store = opened(config.clone());
+    assert_eq!(deletion_suite(store.as_ref()).await, 300);
     store_suite(store.as_ref()).await;
     let capabilities = probe(store.as_ref()).await.unwrap();
     eprintln!("{capabilities:?}");

@@ -7,12 +7,14 @@
 //! of store requests", has their order.
 
 mod backends;
+mod deletion;
 mod middleware;
 mod probe;
 mod work;
 
 pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, create_bucket, open};
 pub use blockd_store_config::StoreConfig;
+pub use deletion::delete_objects;
 pub use middleware::{
     BadPrefix, Bandwidth, ClientFuture, ClientSource, FailoverStore, LimitStore, MeterStore, Middleware,
     Operation, ReloadStore, Request, RequestCounts, RequestKind, RequestObserver, Requests, Response,
@@ -27,6 +29,9 @@ use std::{any::Any, fmt, num::NonZero, sync::Arc};
 
 /// Size of all parts of a multipart upload except the last, in bytes.
 pub const PART_LEN_BYTES: usize = 16 << 20;
+
+/// Maximum number of keys of [`BlobStore::delete_many`]: that of S3.
+pub const DELETE_MAX_KEYS: usize = 1000;
 
 /// Maximum number of objects that [`BlobStore::list`] returns, which bounds its memory.
 pub const LIST_MAX_OBJECTS: usize = 2_000_000;
@@ -70,6 +75,9 @@ pub struct ListPage {
     pub next: Option<String>,
 }
 
+/// Results of the deletions of several objects, in the order of their keys.
+pub type Deletions = Vec<Result<bool, StoreError>>;
+
 /// Future of a store operation.
 pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
@@ -92,6 +100,18 @@ pub trait BlobStore: Any + Send + Sync {
 
     /// Deletes an object; returns false if the store reports that it did not exist.
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool>;
+
+    /// Deletes the first of at most [`DELETE_MAX_KEYS`] objects, as many as one request of the store takes,
+    /// but at least one; returns the result of each as [`delete`](Self::delete) does. By default just the
+    /// first object.
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> StoreFuture<'a, Deletions> {
+        Box::pin(async move {
+            match keys.first() {
+                Some(first) => Ok(vec![Ok(self.delete(first).await?)]),
+                None => Ok(Vec::new()),
+            }
+        })
+    }
 
     /// Returns a page of the objects whose keys begin with `prefix`: the first one, or the `next` of the
     /// previous page. An object that exists throughout the listing is on at least one page. Names that are

@@ -15,6 +15,9 @@ use object_store::{
 };
 use reqwest::Method;
 
+/// Maximum number of deletions in a batch request.
+const BATCH_KEYS: usize = 256;
+
 /// Returns true for a valid name of an Azure account or container, which becomes part of URLs.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
@@ -26,7 +29,8 @@ fn is_plain_name(name: &str) -> bool {
 /// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which names the invalid setting.
 pub(super) fn open(config: &AzureConfig, http: &HttpOptions) -> Result<BucketStore, StoreError> {
     let AzureClient { client, description, .. } = AzureClient::of(config, http)?;
-    Ok(BucketStore::new(client, description, None, http.stall_timeout))
+    let store = BucketStore::new(client.clone(), description, None, http.stall_timeout);
+    Ok(store.with_batches(client, BATCH_KEYS))
 }
 
 /// Creates the container; returns false if it exists already.

@@ -5,20 +5,22 @@
 //! attempts are counted. Response headers that the library drops (`Retry-After`, checksums) come from the
 //! HTTP client.
 
+mod deletions;
+
 use super::{
     classify::{classify, is_about_access},
     http::{Hints, with_hints},
 };
 use crate::{
-    BlobStore, ListPage, ObjectInfo, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,
-    check_prefix,
+    BlobStore, Deletions, ListPage, ObjectInfo, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
+    check_key, check_prefix,
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use md5::{Digest, Md5};
 use object_store::{
-    Attribute, Attributes, BackoffConfig, GetOptions, GetRange, ObjectStoreExt as _, PutMultipartOptions,
-    PutOptions, PutPayload, RetryConfig,
+    Attribute, Attributes, BackoffConfig, GetOptions, GetRange, PutMultipartOptions, PutOptions, PutPayload,
+    RetryConfig,
     list::{PaginatedListOptions, PaginatedListStore},
     multipart::{MultipartStore, PartId},
     path::Path,
@@ -41,6 +43,8 @@ pub(super) fn no_retries() -> RetryConfig {
 /// S3 or Google bucket, or Azure container.
 pub struct BucketStore {
     client: Arc<dyn BucketClient>,
+    /// Client whose deletions take several objects, and their maximum number.
+    batches: Option<(Arc<dyn BucketClient>, usize)>,
     description: String,
     attributes: Attributes,
     stall_timeout: Duration,
@@ -57,7 +61,7 @@ impl BucketStore {
         if let Some(class) = storage_class {
             attributes.insert(Attribute::StorageClass, class.to_owned().into());
         }
-        Self { client: Arc::new(client), description, attributes, stall_timeout }
+        Self { client: Arc::new(client), batches: None, description, attributes, stall_timeout }
     }
 
     fn path(&self, operation: &'static str, key: &str) -> Result<Path, StoreError> {
@@ -213,15 +217,11 @@ impl BlobStore for BucketStore {
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(async move {
-            let path = self.path("DELETE", key)?;
-            match self.ask("DELETE", key, self.client.delete(&path)).await {
-                // S3 does not report whether the object existed.
-                Ok(_) => Ok(true),
-                Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
-                Err(error) => Err(error),
-            }
-        })
+        Box::pin(self.delete_one(key))
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> StoreFuture<'a, Deletions> {
+        Box::pin(self.delete_first(keys))
     }
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {

@@ -7,7 +7,7 @@ use super::{
     http::{HttpOptions, misconfigured},
     sts::RoleCredentials,
 };
-use crate::{BlobStore, FailoverStore, StoreError};
+use crate::{BlobStore, DELETE_MAX_KEYS, FailoverStore, StoreError};
 use blockd_store_config::S3Config;
 use bytes::Bytes;
 use object_store::{
@@ -49,9 +49,11 @@ fn servers(config: &S3Config) -> impl Iterator<Item = S3Config> + '_ {
 /// # Errors
 /// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which names the invalid setting.
 pub(super) fn open(config: &S3Config, http: &HttpOptions) -> Result<BucketStore, StoreError> {
-    let (client, endpoint) = client(config, http)?;
+    let Clients { client, batches, endpoint } = Clients::of(config, http)?;
     let description = describe(config, &endpoint);
-    Ok(BucketStore::new(client, description, config.access.storage_class.as_deref(), http.stall_timeout))
+    let class = config.access.storage_class.as_deref();
+    let store = BucketStore::new(client, description, class, http.stall_timeout);
+    Ok(store.with_batches(batches, DELETE_MAX_KEYS))
 }
 
 fn describe(config: &S3Config, endpoint: &ServerAddress) -> String {
@@ -63,51 +65,63 @@ fn describe(config: &S3Config, endpoint: &ServerAddress) -> String {
     format!("bucket {} at {server}", config.bucket)
 }
 
-fn client(config: &S3Config, http: &HttpOptions) -> Result<(AmazonS3, ServerAddress), StoreError> {
-    let S3Config { bucket, region, access, .. } = config;
-    let wrong = |detail: String| misconfigured("S3", bucket, detail);
-    let key = access.access_key.as_deref().unwrap_or_default();
-    let secret = secret_value(access.secret_key.as_ref());
-    let needed = [("the region", region.as_str()), ("the access key", key), ("the secret key", secret)];
-    let needed = &needed[..if access.use_iam { 1 } else { 3 }];
-    if let Some((name, _)) = needed.iter().find(|(_, value)| value.trim().is_empty()) {
-        return Err(wrong(format!("{name} is empty")));
+/// Clients of a bucket with the same credentials.
+struct Clients {
+    client: AmazonS3,
+    /// Deletes several objects with one request, which not every server has.
+    batches: AmazonS3,
+    endpoint: ServerAddress,
+}
+
+impl Clients {
+    fn of(config: &S3Config, http: &HttpOptions) -> Result<Self, StoreError> {
+        let S3Config { bucket, region, access, .. } = config;
+        let wrong = |detail: String| misconfigured("S3", bucket, detail);
+        let key = access.access_key.as_deref().unwrap_or_default();
+        let secret = secret_value(access.secret_key.as_ref());
+        let needed = [("the region", region.as_str()), ("the access key", key), ("the secret key", secret)];
+        let needed = &needed[..if access.use_iam { 1 } else { 3 }];
+        if let Some((name, _)) = needed.iter().find(|(_, value)| value.trim().is_empty()) {
+            return Err(wrong(format!("{name} is empty")));
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        if bucket.is_empty() || !bucket.bytes().all(plain) {
+            return Err(wrong("the bucket's name has letters, digits, '-', '.' and '_' only".into()));
+        }
+        let class = access.storage_class.as_deref();
+        if class.is_some_and(|class| {
+            class.is_empty() || !class.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        }) {
+            return Err(wrong("the storage class is a name like STANDARD_IA".into()));
+        }
+        let endpoint = ServerAddress::parse(&config.endpoint, config.disable_ssl).map_err(wrong)?;
+        // The metadata service speaks plain HTTP.
+        let allow_http = !endpoint.tls || access.use_iam;
+        let mut builder = AmazonS3Builder::new()
+            .with_region(region)
+            .with_bucket_name(bucket)
+            .with_virtual_hosted_style_request(config.disable_path_style)
+            .with_disable_bulk_delete(true)
+            .with_retry(no_retries())
+            .with_http_connector(http.connector(allow_http).map_err(wrong)?)
+            .with_endpoint(match config.disable_path_style {
+                true => endpoint.url_of_host_below(bucket).map_err(wrong)?,
+                false => endpoint.url(),
+            });
+        if !access.use_iam {
+            builder = builder.with_access_key_id(key).with_secret_access_key(secret);
+        }
+        let mut client = builder.clone().build().map_err(|error| wrong(error.to_string()))?;
+        if let Some(role) = &access.role {
+            let base = client.credentials().clone();
+            let credentials = RoleCredentials::of(role, &endpoint, region, base, http).map_err(wrong)?;
+            let builder = builder.clone().with_credentials(Arc::new(credentials));
+            client = builder.build().map_err(|error| wrong(error.to_string()))?;
+        }
+        let batches = builder.with_disable_bulk_delete(false).with_credentials(client.credentials().clone());
+        let batches = batches.build().map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { client, batches, endpoint })
     }
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    if bucket.is_empty() || !bucket.bytes().all(plain) {
-        return Err(wrong("the bucket's name has letters, digits, '-', '.' and '_' only".into()));
-    }
-    let class = access.storage_class.as_deref();
-    if class.is_some_and(|class| {
-        class.is_empty() || !class.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    }) {
-        return Err(wrong("the storage class is a name like STANDARD_IA".into()));
-    }
-    let endpoint = ServerAddress::parse(&config.endpoint, config.disable_ssl).map_err(wrong)?;
-    // The metadata service speaks plain HTTP.
-    let allow_http = !endpoint.tls || access.use_iam;
-    let mut builder = AmazonS3Builder::new()
-        .with_region(region)
-        .with_bucket_name(bucket)
-        .with_virtual_hosted_style_request(config.disable_path_style)
-        .with_disable_bulk_delete(true)
-        .with_retry(no_retries())
-        .with_http_connector(http.connector(allow_http).map_err(wrong)?)
-        .with_endpoint(match config.disable_path_style {
-            true => endpoint.url_of_host_below(bucket).map_err(wrong)?,
-            false => endpoint.url(),
-        });
-    if !access.use_iam {
-        builder = builder.with_access_key_id(key).with_secret_access_key(secret);
-    }
-    let mut client = builder.clone().build().map_err(|error| wrong(error.to_string()))?;
-    if let Some(role) = &access.role {
-        let base = client.credentials().clone();
-        let credentials = RoleCredentials::of(role, &endpoint, region, base, http).map_err(wrong)?;
-        let builder = builder.with_credentials(Arc::new(credentials));
-        client = builder.build().map_err(|error| wrong(error.to_string()))?;
-    }
-    Ok((client, endpoint))
 }
 
 /// Creates the bucket; returns false if it exists already.
@@ -128,7 +142,7 @@ pub(super) async fn create_bucket(config: &S3Config, http: &HttpOptions) -> Resu
 }
 
 async fn create_bucket_at(config: &S3Config, http: &HttpOptions) -> Result<bool, StoreError> {
-    let (client, endpoint) = client(config, http)?;
+    let Clients { client, endpoint, .. } = Clients::of(config, http)?;
     let wrong = |detail: String| misconfigured("S3", &config.bucket, detail);
     let url = match config.disable_path_style {
         true => format!("{}/", endpoint.url_of_host_below(&config.bucket).map_err(wrong)?),

@@ -1,6 +1,6 @@
 //! Requests as seen by middleware, and the trait that turns a layer into a store.
 
-use crate::{BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use crate::{BlobStore, Deletions, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
 use std::{any::Any, borrow::Cow, sync::Arc};
 
@@ -13,7 +13,7 @@ pub enum Operation {
     Get,
     /// [`BlobStore::get_range`].
     GetRange,
-    /// [`BlobStore::delete`], [`BlobStore::remove_unfinished`].
+    /// [`BlobStore::delete`], [`BlobStore::delete_many`], [`BlobStore::remove_unfinished`].
     Delete,
     /// [`BlobStore::list_page`].
     List,
@@ -113,6 +113,7 @@ impl Response for bool {}
 impl Response for String {}
 impl Response for u64 {}
 impl Response for ListPage {}
+impl Response for Deletions {}
 impl Response for Bytes {
     fn received_bytes(&self) -> u64 {
         self.len() as u64
@@ -166,6 +167,17 @@ pub trait Middleware: Any + Send + Sync {
         })
     }
 
+    /// [`BlobStore::delete_many`]: one request, with the first key.
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> StoreFuture<'a, Deletions> {
+        let Some(first) = keys.first() else { return Box::pin(async { Ok(Vec::new()) }) };
+        self.wrap(Request::new(Operation::Delete, first), move |store| {
+            Box::pin(async move {
+                let behind: Vec<String> = keys.iter().map(|key| self.key_behind(key).into_owned()).collect();
+                store.delete_many(&behind).await
+            })
+        })
+    }
+
     /// [`BlobStore::list_page`].
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         self.wrap(Request::new(Operation::List, prefix), move |store| {
@@ -198,6 +210,10 @@ impl<L: Middleware> BlobStore for L {
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
         Middleware::delete(self, key)
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> StoreFuture<'a, Deletions> {
+        Middleware::delete_many(self, keys)
     }
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {

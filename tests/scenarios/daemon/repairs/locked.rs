@@ -1,7 +1,9 @@
 //! Locations that refuse deletions: a retention lock, or missing permissions.
 
 use super::*;
-use blockd_store::{BlobStore, Middleware, Request, Response, StoreError, StoreErrorKind, StoreFuture};
+use blockd_store::{
+    BlobStore, Deletions, Middleware, Request, Response, StoreError, StoreErrorKind, StoreFuture,
+};
 use parking_lot::Mutex;
 
 /// Part of the keys of objects whose deletion is refused; `None` for none.
@@ -33,6 +35,13 @@ impl Middleware for LockedStore {
                 true => Err(StoreError::new(StoreErrorKind::Unauthorized, "delete", key, "locked store")),
                 false => self.store.delete(key).await,
             }
+        })
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> StoreFuture<'a, Deletions> {
+        Box::pin(async move {
+            let Some(first) = keys.first() else { return Ok(Vec::new()) };
+            Ok(vec![Middleware::delete(self, first).await])
         })
     }
 }

@@ -1,8 +1,8 @@
 //! Store in memory whose objects tests can read and change.
 
 use blockd_store::{
-    BlobStore, ListPage, ObjectInfo, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture,
-    check_key,
+    BlobStore, Deletions, ListPage, ObjectInfo, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind,
+    StoreFuture, check_key,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -40,6 +40,10 @@ pub struct MemoryStore {
     /// Modification times by the clock that tests set.
     stored_unix_s: Mutex<BTreeMap<String, i64>>,
     clock_unix_s: AtomicI64,
+    /// Maximum number of objects that a request deletes; 0 for a store without such requests.
+    batch_keys: usize,
+    /// Objects whose deletion fails in a request for several.
+    refused: Mutex<BTreeMap<String, StoreErrorKind>>,
 }
 
 impl MemoryStore {
@@ -51,6 +55,16 @@ impl MemoryStore {
     /// Creates a store that refuses create-if-absent.
     pub fn refusing_conditions() -> Self {
         Self { conditions: Conditions::Refused, ..Self::default() }
+    }
+
+    /// Creates a store that deletes several objects with one request.
+    pub fn with_batches(batch_keys: usize) -> Self {
+        Self { batch_keys, ..Self::default() }
+    }
+
+    /// Fails the deletion of an object in requests for several.
+    pub fn refuse_in_batch(&self, key: &str, kind: StoreErrorKind) {
+        self.refused.lock().insert(key.to_owned(), kind);
     }
 
     /// Returns a copy of all objects.
@@ -147,6 +161,17 @@ impl BlobStore for MemoryStore {
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
         Box::pin(async move { Ok(self.objects.lock().remove(key).is_some()) })
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> StoreFuture<'a, Deletions> {
+        Box::pin(async move {
+            let (mut objects, refused) = (self.objects.lock(), self.refused.lock());
+            let mut delete = |key: &String| match refused.get(key) {
+                Some(kind) => Err(Self::error(*kind, "DELETE", key)),
+                None => Ok(objects.remove(key).is_some()),
+            };
+            Ok(keys.iter().take(self.batch_keys.max(1)).map(&mut delete).collect())
+        })
     }
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {

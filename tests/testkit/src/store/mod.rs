@@ -10,4 +10,4 @@ pub use adapter::{Has, object_store_suite};
 pub use fault::{Fault, FaultStore};
 pub use http::{FakeHttpServer, HttpReply, HttpRequest};
 pub use memory::MemoryStore;
-pub use suite::store_suite;
+pub use suite::{deletion_suite, store_suite};

@@ -1,6 +1,6 @@
 //! Test suite for stores.
 
-use blockd_store::{BlobStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind};
+use blockd_store::{BlobStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, delete_objects};
 use bytes::Bytes;
 
 /// Tests all operations of a store; it must be empty below `suite/`.
@@ -11,6 +11,7 @@ use bytes::Bytes;
 pub async fn store_suite(store: &dyn BlobStore) {
     let key = "suite/a/object-1";
     objects(store, key).await;
+    deletion_suite(store).await;
     let mut keys = listings(store, key).await;
     keys.push(parts(store).await);
     for key in &keys {
@@ -28,6 +29,27 @@ pub async fn store_suite(store: &dyn BlobStore) {
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 fn kind(result: Result<Bytes, StoreError>) -> StoreErrorKind {
     result.unwrap_err().kind
+}
+
+/// Deletes several objects, which need not exist; returns how many of 300 the store deletes with one request.
+///
+/// # Panics
+/// If the store misbehaves.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+pub async fn deletion_suite(store: &dyn BlobStore) -> usize {
+    let keys: Vec<String> = (0..300).map(|number| format!("suite/d/{number}")).collect();
+    for key in keys.iter().step_by(2) {
+        store.put(key, Bytes::from_static(b"1"), PutMode::Overwrite).await.unwrap();
+    }
+    let results = store.delete_many(&keys).await.unwrap();
+    let at_once = results.len();
+    assert!((1..=keys.len()).contains(&at_once));
+    assert!(results.into_iter().all(|result| result.is_ok()));
+    // S3 does not report whether an object existed.
+    delete_objects(store, keys.iter().cloned()).await.unwrap();
+    assert!(store.list("suite/d/").await.unwrap().is_empty());
+    assert!(store.delete_many(&[]).await.unwrap().is_empty());
+    at_once
 }
 
 /// Creates, reads and replaces an object, which is empty at the end.

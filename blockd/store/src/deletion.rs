@@ -1,0 +1,80 @@
+//! Deletion of many objects with few requests.
+
+use crate::{BlobStore, DELETE_MAX_KEYS, StoreError, StoreErrorKind};
+use futures::{StreamExt, TryStreamExt};
+
+/// Concurrent deletions of single objects.
+const CONCURRENCY: usize = 8;
+
+/// Deletes objects in no particular order, with as few requests as the store accepts; returns the number of
+/// those that existed, as far as the store reports.
+///
+/// Single requests repeat deletions that failed for causes that may pass, and replace those for many objects
+/// where the server has none.
+///
+/// # Errors
+/// Those of [`BlobStore::delete`], after which any of the objects may be deleted.
+pub async fn delete_objects(
+    store: &dyn BlobStore,
+    objects: impl Iterator<Item = String> + Send,
+) -> Result<u64, StoreError> {
+    let (mut objects, mut deleted, mut takes_many) = (objects, 0, true);
+    loop {
+        let keys: Vec<String> = objects.by_ref().take(DELETE_MAX_KEYS).collect();
+        if keys.is_empty() {
+            return Ok(deleted);
+        }
+        deleted += delete_keys(store, &keys, &mut takes_many).await?;
+    }
+}
+
+/// Returns false for errors that a server without requests for many objects does not cause.
+const fn is_about_request(kind: StoreErrorKind) -> bool {
+    !matches!(
+        kind,
+        StoreErrorKind::Unreachable
+            | StoreErrorKind::Timeout
+            | StoreErrorKind::Throttled
+            | StoreErrorKind::BucketMissing
+            | StoreErrorKind::WrongScheme
+    )
+}
+
+async fn delete_keys(
+    store: &dyn BlobStore,
+    keys: &[String],
+    takes_many: &mut bool,
+) -> Result<u64, StoreError> {
+    let (mut rest, mut deleted) = (keys, 0);
+    let (mut single, mut refused) = (Vec::new(), None);
+    while *takes_many && rest.len() > 1 {
+        match store.delete_many(rest).await {
+            Ok(results) => {
+                let (these, others) = rest.split_at(results.len().min(rest.len()));
+                rest = others;
+                *takes_many = these.len() > 1;
+                for (key, result) in these.iter().zip(results) {
+                    match result {
+                        Ok(there) => deleted += u64::from(there),
+                        Err(error) if error.is_retryable() => single.push(key.clone()),
+                        Err(error) => refused = Some(error),
+                    }
+                }
+            }
+            Err(error) if is_about_request(error.kind) => {
+                tracing::debug!(%error, "deleting several objects with one request failed: one request for each");
+                *takes_many = false;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    single.extend(rest.iter().cloned());
+    let singly = futures::stream::iter(single)
+        .map(|key| async move { store.delete(&key).await.map(u64::from) })
+        .buffer_unordered(CONCURRENCY)
+        .try_fold(deleted, |sum, one| async move { Ok(sum + one) });
+    singly.await
+}
