@@ -5,14 +5,14 @@ use crate::{
     costs::{Area, PACK_BYTES, Scripts, Step},
     engine::{Engine, Event, Work},
     fleet::{
-        DELETES, HOST_BYTES_PER_S, Policy, REQUEST_MS, STORED_PERCENT, TASKS, UPLOADS, VOLUMES, policies,
+        DELETE_MS, HOST_BYTES_PER_S, Policy, REQUEST_MS, STORED_PERCENT, TASKS, UPLOADS, VOLUMES, policies,
     },
     history::{History, settled},
     size::Size,
 };
 use blockd_benches::histogram::Histogram;
 use blockd_schedule::{Jitter, Tick, resume_at, tick};
-use blockd_store::RequestKind;
+use blockd_store::{DELETE_MAX_KEYS, RequestKind};
 use blockd_testkit::Rng;
 use jiff::Timestamp;
 use std::{collections::VecDeque, error::Error};
@@ -147,7 +147,8 @@ fn deletion_works(script: &[Step], objects: u64, size: &Size) -> Vec<Work> {
     let is_object = |work: &Work| work.step.kind == RequestKind::Delete && work.step.area == Area::Data;
     let mut works = works(script, size);
     if let Some(first) = works.iter().position(is_object) {
-        works[first] = Work { times: objects, lanes: DELETES, ..works[first] };
+        works[first] =
+            Work { times: objects.div_ceil(DELETE_MAX_KEYS as u64), ms: DELETE_MS, ..works[first] };
         let mut seen = 0;
         works.retain(|work| {
             seen += usize::from(is_object(work));

@@ -6,7 +6,9 @@ use blockd_cloud::{
     delete_snapshot, verify,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
-use blockd_store::{MeterStore, Request, RequestKind, RequestObserver, Requests, StoreErrorKind};
+use blockd_store::{
+    DELETE_MAX_KEYS, MeterStore, Request, RequestKind, RequestObserver, Requests, StoreErrorKind,
+};
 use blockd_testkit::{
     cloud::{FAST_KDF, MemoryVolume, back_up, spec},
     store::MemoryStore,
@@ -208,7 +210,7 @@ pub fn record() -> Result<Scripts, Box<dyn Error>> {
 
 async fn record_all() -> Result<Scripts, Box<dyn Error>> {
     let recorder = Arc::new(Recorder::default());
-    let memory = MemoryStore::default();
+    let memory = MemoryStore::with_batches(DELETE_MAX_KEYS);
     memory.set_clock(Timestamp::now().as_second());
     let store = Arc::new(MeterStore::new(Arc::new(memory), recorder.clone()));
     let repository = Repository::open(store, Some("passphrase"), &OpenOptions { kdf: FAST_KDF }).await?;

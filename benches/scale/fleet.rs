@@ -16,8 +16,6 @@ pub const TASKS: u32 = 2;
 pub const UPLOADS: u32 = 4;
 /// Concurrent fetches of a hydration: default of `hydration_concurrency`.
 pub const FETCHES: u32 = 8;
-/// Concurrent deletions of objects (`DELETE_CONCURRENCY` in `blockd/cloud/src/repository.rs`).
-pub const DELETES: u32 = 8;
 /// Upload and download rate of a host, in bytes per second: 1 Gbit/s.
 pub const HOST_BYTES_PER_S: u64 = 119 << 20;
 /// Data of a volume, in bytes (assumption).
@@ -28,6 +26,9 @@ pub const DAILY_CHANGE_PERCENT: u64 = 2;
 pub const STORED_PERCENT: u64 = 40;
 /// Duration of a request without a large body, in milliseconds (assumption).
 pub const REQUEST_MS: i64 = 30;
+
+/// Duration of a request that deletes up to 1,000 objects, in milliseconds (assumption).
+pub const DELETE_MS: i64 = 300;
 
 /// Schedule of a host.
 pub struct Policy {

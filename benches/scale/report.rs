@@ -73,7 +73,7 @@ pub fn requests(scripts: &Scripts) {
     row("full backup, and P PUT", &scripts.full, [1, 0, 0, 0]);
     row("incremental backup, and P PUT", &scripts.incremental, [1, 0, 0, 0]);
     row(&format!("retention check of a volume, chain {CHAIN}"), &scripts.retention, [0; 4]);
-    row("deletion, and O DELETE", &scripts.deletion, [0, 0, 0, objects(&scripts.deletion)]);
+    row("deletion, and O / 1000 DELETE", &scripts.deletion, [0, 0, 0, objects(&scripts.deletion)]);
     row("garbage collection", &scripts.collection, [0; 4]);
     row("exchange, each hour", &scripts.exchange, [0; 4]);
     row(&format!("lazy volume, chain {CHAIN}"), &scripts.lazy, [0; 4]);
