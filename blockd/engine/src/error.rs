@@ -7,7 +7,7 @@ use blockd_secrets::SecretsError;
 use blockd_store::{ProbeError, StoreError, StoreErrorKind};
 use blockd_volume::{VolumeError, VolumeErrorKind};
 use futures::FutureExt;
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
@@ -450,21 +450,10 @@ where
     answer.await.map_err(|error| ServiceError::Internal(error.to_string()))?.map_err(Into::into)
 }
 
-/// Converts a volume error to an I/O error; the kinds of a full disk and of damage are kept.
-pub(crate) fn to_io(error: VolumeError) -> io::Error {
-    let kind = match error.kind() {
-        VolumeErrorKind::NoSpace => io::ErrorKind::StorageFull,
-        VolumeErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
-        VolumeErrorKind::Damaged => io::ErrorKind::InvalidData,
-        _ => io::ErrorKind::Other,
-    };
-    io::Error::new(kind, error)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use std::{io, sync::Arc};
 
     #[test]
     fn api_error_has_a_code_and_a_message_of_one_line() {

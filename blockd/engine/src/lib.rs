@@ -36,4 +36,5 @@ pub mod scrub;
 pub mod settings;
 pub mod snapshots;
 pub mod tasks;
+mod volume_io;
 pub mod volumes;

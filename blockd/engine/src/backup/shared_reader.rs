@@ -1,7 +1,7 @@
 //! Reader of a frozen snapshot for several backups: one reads from disk, the others get the data from memory
 //! while they keep up.
 
-use crate::error::to_io;
+use crate::volume_io::to_io;
 use blockd_extent::{BlockSource, Extent, SnapshotId};
 use blockd_volume::{Content, SnapshotView, VolumeError};
 use parking_lot::{Mutex, RwLock};

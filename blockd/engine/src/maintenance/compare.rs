@@ -1,6 +1,6 @@
 //! Comparison of restored content with the volume, for blocks that did not change since.
 
-use crate::error::to_io;
+use crate::volume_io::to_io;
 use blockd_cloud::BlockCheck;
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use blockd_volume::{Changes, SnapshotView, VolumeErrorKind};

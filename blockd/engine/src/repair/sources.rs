@@ -6,8 +6,9 @@
 
 use super::task::RepairWork;
 use crate::{
-    error::{ServiceError, blocking, to_io},
+    error::{ServiceError, blocking},
     tasks::LiveTask,
+    volume_io::to_io,
 };
 use blockd_api::SnapshotName;
 use blockd_catalog::{Chain, CredentialRow, DbManifestCache, SnapshotRow, SnapshotState};

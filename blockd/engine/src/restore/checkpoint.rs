@@ -25,7 +25,7 @@
 //! A record is written after its blocks are durable. Bytes after the last complete record were in progress at
 //! the interruption, and are dropped.
 
-use crate::error::to_io;
+use crate::volume_io::to_io;
 use blockd_cloud::{BlockWriter, Manifest};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use blockd_volume::RestoreTarget;
