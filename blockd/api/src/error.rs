@@ -161,6 +161,8 @@ error_codes! {
     SecretUnavailable, "secret_unavailable", 502, 1, false;
     /// An external secret cannot be read at the moment.
     SecretUnreachable, "secret_unreachable", 503, 1, true;
+    /// The task reached one of its limits of requests, egress or cost; it can be resumed with a higher one.
+    BudgetExhausted, "budget_exhausted", 409, 1, false;
     /// The task was stopped.
     TaskStopped, "task_stopped", 409, 1, true;
     /// The task has ended, or has no checkpoint to resume from.

@@ -107,7 +107,9 @@ impl ServiceError {
     pub fn may_change(&self) -> bool {
         let is_secret =
             || matches!(self.to_api().code, ErrorCode::SecretUnavailable | ErrorCode::SecretUnreachable);
-        self.is_retryable() || matches!(self, Self::Store(_)) || is_secret()
+        self.is_retryable()
+            || matches!(self, Self::Store(error) if error.kind != StoreErrorKind::BudgetExhausted)
+            || is_secret()
     }
 
     /// Returns the phase of a task that waits before it retries after this error.
@@ -332,6 +334,7 @@ fn store_code(error: &StoreError) -> ErrorCode {
         StoreErrorKind::Unreachable | StoreErrorKind::WrongScheme => ErrorCode::StoreUnreachable,
         StoreErrorKind::Timeout | StoreErrorKind::Throttled => ErrorCode::StoreTimeout,
         StoreErrorKind::NoSpace => ErrorCode::StoreFull,
+        StoreErrorKind::BudgetExhausted => ErrorCode::BudgetExhausted,
         StoreErrorKind::BadKey | StoreErrorKind::Misconfigured => ErrorCode::InvalidRequest,
         StoreErrorKind::NotFound
         | StoreErrorKind::AlreadyExists
@@ -395,6 +398,9 @@ pub fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<Advice> {
         ErrorCode::BucketMissing => Advice::of(
             "mount the disk or network filesystem of the directory, or restore the bucket: `blockctl credentials inspect` shows where it is",
         ),
+        ErrorCode::BudgetExhausted => {
+            Advice::of("`blockctl cloudsnap resume` with a higher limit continues the task")
+        }
         ErrorCode::StoreUnreachable => {
             Advice::of("check whether the server runs, and `blockctl credentials inspect`")
         }

@@ -16,9 +16,9 @@ pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftS
 pub use blockd_store_config::StoreConfig;
 pub use deletion::delete_objects;
 pub use middleware::{
-    BadPrefix, Bandwidth, ClientFuture, ClientSource, FailoverStore, LimitStore, MeterStore, Middleware,
-    Operation, ReloadStore, Request, RequestCounts, RequestKind, RequestObserver, Requests, Response,
-    RetryPolicy, RetryStore, plain_prefix, task_store,
+    BadPrefix, Bandwidth, BudgetCheck, ClientFuture, ClientSource, DryStore, FailoverStore, LimitStore,
+    MeterStore, Middleware, Operation, ReloadStore, Request, RequestCounts, RequestKind, RequestObserver,
+    Requests, Response, RetryPolicy, RetryStore, plain_prefix, task_store,
 };
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use work::{Lost, Work, Workers, Yielding};
@@ -267,6 +267,8 @@ pub enum StoreErrorKind {
     Unsupported,
     /// Invalid configuration.
     Misconfigured,
+    /// The request would exceed the budget of its task; it was not sent.
+    BudgetExhausted,
     /// Other error.
     Other,
 }
@@ -321,6 +323,7 @@ impl StoreErrorKind {
             }
             Self::Unsupported => "the store does not support the operation",
             Self::Misconfigured => "the settings of the store are invalid",
+            Self::BudgetExhausted => "not sent, because it would exceed the budget of the task",
             Self::Other => "failed",
         }
     }

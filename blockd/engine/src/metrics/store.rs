@@ -40,6 +40,10 @@ impl Meter {
 }
 
 impl RequestObserver for Meter {
+    fn admit(&self, request: &Request<'_>) -> Result<(), String> {
+        self.requests.admit(request)
+    }
+
     fn started(&self, request: &Request<'_>) {
         self.requests.started(request);
     }

@@ -1,9 +1,11 @@
 //! Request counters by kind, with bytes sent and received; each attempt of a retry counts.
 
-use super::layer::{Middleware, Request, RequestKind, Response, downcast};
+use super::layer::{Middleware, Operation, Request, RequestKind, Response, downcast};
 use crate::{BlobStore, StoreErrorKind, StoreFuture};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,15 +13,67 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Counters of a task, cheap to read while it runs.
+/// Counters of a task, cheap to read while it runs, and its budget.
 #[derive(Default, Debug)]
 pub struct Requests {
     by_kind: [AtomicU64; RequestKind::ALL.len()],
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
+    budget: Mutex<Option<Budget>>,
+}
+
+/// Check of counts against the limits of a task; returns the exceeded limit.
+pub type BudgetCheck = Arc<dyn Fn(&RequestCounts) -> Option<String> + Send + Sync>;
+
+/// Budget of a task.
+struct Budget {
+    check: BudgetCheck,
+    /// Counts of earlier runs.
+    before: RequestCounts,
+    /// Bytes that unanswered requests can receive.
+    expected_bytes: u64,
+    /// The last requests are never refused.
+    is_closing: bool,
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget").field("before", &self.before).finish_non_exhaustive()
+    }
+}
+
+impl Budget {
+    /// Returns the limit that further requests would exceed.
+    fn exceeded(&self, spent: RequestCounts, more: RequestCounts) -> Option<String> {
+        let all = self.before.plus(spent).plus(more);
+        let all = RequestCounts { bytes_down: all.bytes_down + self.expected_bytes, ..all };
+        (self.check)(&all).filter(|_| !self.is_closing)
+    }
 }
 
 impl Requests {
+    /// Sets the budget of the task: a request that would exceed it is refused, with
+    /// [`StoreErrorKind::BudgetExhausted`]. The requests of earlier runs count.
+    pub fn set_budget(&self, before: RequestCounts, check: BudgetCheck) {
+        *self.budget.lock() = Some(Budget { check, before, expected_bytes: 0, is_closing: false });
+    }
+
+    /// Begins the last requests of a task, which must not be interrupted: none of them is refused.
+    ///
+    /// # Errors
+    /// These requests would exceed the budget; returns the exceeded limit.
+    pub fn begin_closing(&self, closing: &RequestCounts) -> Result<(), String> {
+        let mut budget = self.budget.lock();
+        let Some(budget) = &mut *budget else { return Ok(()) };
+        match budget.exceeded(self.snapshot(), *closing) {
+            Some(limit) => Err(limit),
+            None => {
+                budget.is_closing = true;
+                Ok(())
+            }
+        }
+    }
+
     /// Returns the current values.
     pub fn snapshot(&self) -> RequestCounts {
         let of = |kind: RequestKind| self.by_kind[kind as usize].load(Relaxed);
@@ -60,10 +114,52 @@ impl RequestCounts {
     pub const fn total(&self) -> u64 {
         self.put + self.get + self.list + self.delete + self.multipart
     }
+
+    /// Returns the sums.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            put: self.put + other.put,
+            get: self.get + other.get,
+            list: self.list + other.list,
+            delete: self.delete + other.delete,
+            multipart: self.multipart + other.multipart,
+            bytes_up: self.bytes_up + other.bytes_up,
+            bytes_down: self.bytes_down + other.bytes_down,
+        }
+    }
+
+    /// Returns the counts of a request that is about to be sent. The length of a whole object is unknown
+    /// then.
+    const fn of(request: &Request<'_>) -> Self {
+        let kind = request.operation.kind();
+        Self {
+            put: matches!(kind, RequestKind::Put) as u64,
+            get: matches!(kind, RequestKind::Get) as u64,
+            list: matches!(kind, RequestKind::List) as u64,
+            delete: matches!(kind, RequestKind::Delete) as u64,
+            multipart: matches!(kind, RequestKind::Multipart) as u64,
+            bytes_up: request.sent_bytes,
+            bytes_down: expected_bytes(request),
+        }
+    }
+}
+
+/// Returns the length of the response body as far as it is known.
+const fn expected_bytes(request: &Request<'_>) -> u64 {
+    if matches!(request.operation, Operation::GetRange) { request.wanted_bytes } else { 0 }
 }
 
 /// Observer of the requests to a store. A retry is a request of its own.
 pub trait RequestObserver: Send + Sync {
+    /// Called before a request is sent; an error, the exceeded limit, refuses it.
+    ///
+    /// # Errors
+    /// The request would exceed a budget.
+    fn admit(&self, _: &Request<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Called at the start of a request.
     fn started(&self, request: &Request<'_>);
 
@@ -73,12 +169,27 @@ pub trait RequestObserver: Send + Sync {
 }
 
 impl RequestObserver for Requests {
-    fn started(&self, request: &Request<'_>) {
+    fn admit(&self, request: &Request<'_>) -> Result<(), String> {
+        // Checks and counts under one lock: concurrent requests share the budget.
+        let mut budget = self.budget.lock();
+        if let Some(budget) = &mut *budget {
+            if let Some(limit) = budget.exceeded(self.snapshot(), RequestCounts::of(request)) {
+                return Err(limit);
+            }
+            budget.expected_bytes += expected_bytes(request);
+        }
         self.by_kind[request.operation.kind() as usize].fetch_add(1, Relaxed);
         self.bytes_up.fetch_add(request.sent_bytes, Relaxed);
+        Ok(())
     }
 
-    fn ended(&self, _: &Request<'_>, _: Duration, outcome: Result<u64, StoreErrorKind>) {
+    fn started(&self, _: &Request<'_>) {}
+
+    fn ended(&self, request: &Request<'_>, _: Duration, outcome: Result<u64, StoreErrorKind>) {
+        let mut budget = self.budget.lock();
+        if let Some(budget) = &mut *budget {
+            budget.expected_bytes = budget.expected_bytes.saturating_sub(expected_bytes(request));
+        }
         self.bytes_down.fetch_add(outcome.unwrap_or_default(), Relaxed);
     }
 }
@@ -113,6 +224,13 @@ impl Middleware for MeterStore {
         request: Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
+        // The newest observer, that of a task, is the one with a budget.
+        let refused = self.observers.iter().rev().find_map(|observer| observer.admit(&request).err());
+        if let Some(limit) = refused {
+            let error =
+                request.failed(StoreErrorKind::BudgetExhausted, self.inner.describe()).with_detail(limit);
+            return Box::pin(std::future::ready(Err(error)));
+        }
         self.observers.iter().for_each(|observer| observer.started(&request));
         Box::pin(async move {
             let began = Instant::now();

@@ -1,5 +1,6 @@
 //! Middleware: stores that forward requests to another store.
 
+mod dry;
 mod failover;
 mod layer;
 mod limit;
@@ -8,10 +9,11 @@ mod prefix;
 mod reload;
 mod retry;
 
+pub use dry::DryStore;
 pub use failover::FailoverStore;
 pub use layer::{Middleware, Operation, Request, RequestKind, Response};
 pub use limit::{Bandwidth, LimitStore};
-pub use meter::{MeterStore, RequestCounts, RequestObserver, Requests};
+pub use meter::{BudgetCheck, MeterStore, RequestCounts, RequestObserver, Requests};
 pub use prefix::{BadPrefix, plain_prefix};
 pub use reload::{ClientFuture, ClientSource, ReloadStore};
 pub use retry::{RetryPolicy, RetryStore, task_store};
