@@ -7,7 +7,7 @@
 //! addition some dozen bytes per 32 MiB of blocks, and the block sets.
 
 use crate::{
-    CloudError, Compression, CompressionLevel,
+    CloudError, Compression, CompressionLevel, ManifestKey,
     adaptive::{AdaptiveLevel, Stage},
     backup_spec::BackupSpec,
     clock::RunClock,
@@ -21,6 +21,7 @@ use crate::{
     seal::Sealer,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSource};
+use blockd_store::{RequestCounts, StoreError, StoreErrorKind};
 use futures::StreamExt;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -137,6 +138,7 @@ async fn run(
     });
     job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
     job.packs(options.upload_concurrency.max(1)).await?;
+    job.begin_closing()?;
     job.progress.enter(Phase::Index);
     let index = write_index(&job).await?;
     if !cancel.begin_commit() {
@@ -149,6 +151,21 @@ async fn run(
 }
 
 impl Job {
+    /// Begins the requests of the index and the commit. They are made only if the budget of the task has all
+    /// of them: a commit is not left in doubt.
+    fn begin_closing(&self) -> Result<(), CloudError> {
+        let mut closing =
+            RequestCounts { put: 2, get: self.spec.owners().count() as u64, ..Default::default() };
+        if self.was_committing || self.is_resumed {
+            closing.get += 1 + u64::from(self.layout.pack_count);
+        }
+        closing.bytes_down = closing.get;
+        self.progress.begin_closing(&closing).map_err(|limit| {
+            let (kind, key) = (StoreErrorKind::BudgetExhausted, self.spec.id().manifest_key());
+            StoreError::new(kind, "PUT", &key, self.store.describe()).with_detail(limit).into()
+        })
+    }
+
     async fn packs(self: &Arc<Self>, concurrency: usize) -> Result<(), CloudError> {
         let mut done = vec![false; self.layout.pack_count as usize];
         let mut recorded = self.recorder.journal().completed();

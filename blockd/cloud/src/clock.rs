@@ -1,7 +1,7 @@
 //! Clock checks for deletions and commits: the store's clock against this host's, and the duration of a run.
 
 use crate::{ClockUnknownCause, CloudError, names::PROBE_PREFIX};
-use blockd_store::{BlobStore, PutMode, StoreErrorKind};
+use blockd_store::{BlobStore, PutMode, RequestCounts, StoreErrorKind};
 use bytes::Bytes;
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
@@ -10,6 +10,18 @@ use uuid::Uuid;
 
 /// Difference between the clocks of this host and of a store beyond which nothing is deleted.
 pub const MAX_CLOCK_DIFFERENCE_S: i64 = 3600;
+
+/// Requests of [`check_clock`] on a store whose listings do not lag.
+pub const CLOCK_CHECK: RequestCounts = RequestCounts {
+    put: 1,
+    get: 0,
+    list: 1,
+    delete: 1,
+    multipart: 0,
+    bytes_up: PROBE_BODY.len() as u64,
+    bytes_down: 0,
+};
+const PROBE_BODY: &[u8] = b"clock";
 
 /// Pauses between listings of a probe object: listings may lag.
 const LISTING_PAUSES_MS: [u64; 5] = [250, 500, 1000, 2000, 4000];
@@ -56,7 +68,7 @@ async fn probe(
     let prefix = format!("{PROBE_PREFIX}{}/", Uuid::new_v4());
     let key = format!("{prefix}clock");
     let before = now();
-    let put = store.put(&key, Bytes::from_static(b"clock"), PutMode::Overwrite).await;
+    let put = store.put(&key, Bytes::from_static(PROBE_BODY), PutMode::Overwrite).await;
     let after = now();
     let stored_s = match put {
         Ok(()) => {

@@ -19,7 +19,8 @@ use futures::future::try_join_all;
 use std::sync::Arc;
 
 /// Frames of a chunk: 4 MiB of blocks.
-const CHUNK_FRAMES: usize = 8;
+pub(crate) const CHUNK_FRAMES: usize = 8;
+
 /// Assembled pack.
 pub(crate) struct Pack {
     /// Size of its blocks, in bytes.

@@ -102,6 +102,14 @@ impl Progress {
         }
     }
 
+    /// Begins the last requests of the task, which are not refused for its budget any more.
+    ///
+    /// # Errors
+    /// They would exceed it; returns the exceeded limit.
+    pub(crate) fn begin_closing(&self, closing: &RequestCounts) -> Result<(), String> {
+        self.requests.begin_closing(closing)
+    }
+
     pub(crate) fn begin(&self, bytes_total: u64) {
         self.bytes_processed.store(0, Relaxed);
         self.bytes_total.store(bytes_total, Relaxed);

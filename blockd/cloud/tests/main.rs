@@ -9,6 +9,7 @@ mod compression;
 mod costs;
 mod damage;
 mod deletions;
+mod estimates;
 mod fixtures;
 mod garbage;
 mod key_slots;

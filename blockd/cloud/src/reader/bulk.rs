@@ -1,6 +1,10 @@
 //! Reads of whole extents, with few requests.
 
-use super::{SnapshotReader, references::PendingReferences, visible::VisiblePage};
+use super::{
+    SnapshotReader,
+    references::{Jobs, PendingReferences},
+    visible::VisiblePage,
+};
 use crate::{
     CloudError, Damage,
     damage::DamageList,
@@ -27,6 +31,13 @@ const READ_CONCURRENCY: usize = 4;
 pub(crate) struct FetchTotals {
     pub requests: u64,
     pub blocks: u64,
+}
+
+/// Planned requests of a bulk read.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct FetchPlan {
+    pub requests: u64,
+    pub bytes: u64,
 }
 
 /// Callback with extents whose nonzero blocks have all been passed to the sink.
@@ -176,25 +187,7 @@ impl SnapshotReader {
     ) -> Result<FetchTotals, CloudError> {
         // Bounds the requests planned ahead.
         let (send, receive) = mpsc::channel::<(Arc<DeltaReader>, FetchJob)>(4);
-        let plan = async move {
-            let mut pages = self.visible(extent, what);
-            let mut references = PendingReferences::default();
-            while let Some(page) = pages.next().await? {
-                if let Some(complete) = references.take_if_before(&page) {
-                    complete.send(&self.inner, what, &send).await?;
-                }
-                references.add(&page);
-                let mut own = page.visible.clone();
-                own.intersect_with(&page.page.data);
-                let jobs = page.delta.reader.jobs(page.number, &page.page, &own);
-                what.skip_hidden(&page, &jobs);
-                for job in jobs {
-                    // Cannot fail: the receiver is dropped together with this future.
-                    let _ = send.send((page.delta.reader.clone(), job)).await;
-                }
-            }
-            references.send(&self.inner, what, &send).await
-        };
+        let plan = self.plan_in_bulk(extent, what, send);
         let jobs = futures::stream::unfold(receive, |mut receive| async move {
             let job = receive.recv().await?;
             Some((job, receive))
@@ -207,6 +200,43 @@ impl SnapshotReader {
             });
         let ((), totals) = futures::try_join!(plan, fetch)?;
         Ok(totals)
+    }
+
+    /// Plans the requests of a bulk read, without sending them.
+    async fn plan_in_bulk(&self, extent: Extent, what: &BulkRead<'_>, send: Jobs) -> Result<(), CloudError> {
+        let mut pages = self.visible(extent, what);
+        let mut references = PendingReferences::default();
+        while let Some(page) = pages.next().await? {
+            if let Some(complete) = references.take_if_before(&page) {
+                complete.send(&self.inner, what, &send).await?;
+            }
+            references.add(&page);
+            let mut own = page.visible.clone();
+            own.intersect_with(&page.page.data);
+            let jobs = page.delta.reader.jobs(page.number, &page.page, &own);
+            what.skip_hidden(&page, &jobs);
+            for job in jobs {
+                // Cannot fail: the receiver is dropped together with this future.
+                let _ = send.send((page.delta.reader.clone(), job)).await;
+            }
+        }
+        references.send(&self.inner, what, &send).await
+    }
+
+    /// Returns the requests of a bulk read of an extent, and the bytes that they receive. Reads only pages of
+    /// indexes.
+    pub(crate) async fn planned_in_bulk(&self, extent: Extent) -> Result<FetchPlan, CloudError> {
+        let (send, mut receive) = mpsc::channel::<(Arc<DeltaReader>, FetchJob)>(4);
+        let what = BulkRead::default();
+        let sum = async move {
+            let mut plan = FetchPlan::default();
+            while let Some((_, job)) = receive.recv().await {
+                plan.requests += 1;
+                plan.bytes += u64::from(job.end() - job.start());
+            }
+            Ok::<_, CloudError>(plan)
+        };
+        Ok(futures::try_join!(self.plan_in_bulk(extent, &what, send), sum)?.1)
     }
 
     async fn fetch_one(
