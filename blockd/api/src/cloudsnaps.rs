@@ -6,8 +6,8 @@ pub use listing::*;
 
 use crate::{
     ApiError, Compression, CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, List,
-    ObjectName, SnapshotId, SnapshotName, SnapshotRef, VolumeId, VolumeName, VolumeRef, quiesce::HookOptions,
-    schedules::ScheduleSummary, tasks::TaskLimits,
+    ObjectName, SnapshotId, SnapshotName, SnapshotRef, VolumeId, VolumeName, VolumeRef, costs::CostEstimate,
+    quiesce::HookOptions, schedules::ScheduleSummary, tasks::TaskLimits,
 };
 pub use blockd_extent::{BadCloudSnapshotId, CloudSnapshotId};
 use jiff::Timestamp;
@@ -337,6 +337,10 @@ pub struct CollectGarbage {
     pub dry_run: bool,
     /// Credential; optional if there is one.
     pub credential: Option<CredentialRef>,
+    /// Maximum number of requests, egress and cost; a repeated collection continues. Bandwidth limits are
+    /// refused.
+    #[serde(skip_serializing_if = "TaskLimits::is_unlimited")]
+    pub limits: TaskLimits,
 }
 
 /// Reply to `POST /v1/cloudsnaps/gc`.
@@ -362,6 +366,8 @@ pub struct GarbageCollected {
     pub leases: u64,
     /// Objects deleted.
     pub objects_deleted: u64,
+    /// Costs: those of the collection, or, of one that deletes nothing, those that it would have.
+    pub costs: CostEstimate,
 }
 
 /// Orphaned objects of an interrupted backup.

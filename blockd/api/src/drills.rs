@@ -1,6 +1,6 @@
 //! Restore drills: tests of a restore, with its measured cost.
 
-use crate::{CredentialRef, GroupName, List, ProbeName, VolumeName, VolumeRef};
+use crate::{CredentialRef, GroupName, List, ProbeName, VolumeName, VolumeRef, tasks::TaskLimits};
 use blockd_extent::CloudSnapshotId;
 pub use blockd_extent::{DrillOutcome, DrillStage};
 use jiff::Timestamp;
@@ -39,6 +39,9 @@ pub struct StartDrill {
     /// Accepts that filesystems of earlier drills are missing: the layout was changed on purpose.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub accept_layout: bool,
+    /// Limits; the configured bandwidth limit of drills applies, too.
+    #[serde(default, skip_serializing_if = "TaskLimits::is_unlimited")]
+    pub limits: TaskLimits,
 }
 
 /// Body of `POST /v1/group-drills`: drills of all volumes of a group, of their newest point in time.

@@ -10,6 +10,7 @@ pub mod attachments;
 pub mod browse;
 pub mod client;
 pub mod cloudsnaps;
+pub mod costs;
 pub mod credential_update;
 pub mod credentials;
 pub mod drills;

@@ -1,8 +1,8 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
 use crate::{
-    ApiError, CredentialName, Labels, ObjectName, VolumeId, VolumeName, quiesce::QuiesceReport, roles::Role,
-    text::as_text,
+    ApiError, CredentialName, Labels, ObjectName, VolumeId, VolumeName, costs::Money, quiesce::QuiesceReport,
+    roles::Role, text::as_text,
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -113,7 +113,7 @@ pub struct Task {
     /// Note, such as the reason of a full backup.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Bandwidth limits of its own.
+    /// Limits of its own.
     #[serde(default, skip_serializing_if = "TaskLimits::is_unlimited")]
     pub limits: TaskLimits,
     /// Number of continuations after daemon restarts.
@@ -164,7 +164,9 @@ pub struct StopTask {
     pub discard: bool,
 }
 
-/// Bandwidth limits of a task; body of `POST /v1/tasks/{task}/limit`.
+/// Limits of a task; body of `POST /v1/tasks/{task}/limit`. A task that would exceed a maximum ends with
+/// [`ErrorCode::BudgetExhausted`](crate::ErrorCode), and is resumed with a higher one. All runs of the task
+/// count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskLimits {
@@ -172,9 +174,32 @@ pub struct TaskLimits {
     pub limit_upload_bytes_per_second: Option<u64>,
     /// Download limit, in bytes per second; `None` is unlimited.
     pub limit_download_bytes_per_second: Option<u64>,
+    /// Maximum number of store requests, with repeated ones; `None` is unlimited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_requests: Option<u64>,
+    /// Maximum number of bytes received from the store; `None` is unlimited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_egress_bytes: Option<u64>,
+    /// Maximum price of requests and egress, by the price table of the location; `None` is unlimited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cost: Option<Money>,
 }
 
 impl TaskLimits {
+    /// No limits.
+    pub const NONE: Self = Self {
+        limit_upload_bytes_per_second: None,
+        limit_download_bytes_per_second: None,
+        max_requests: None,
+        max_egress_bytes: None,
+        max_cost: None,
+    };
+
+    /// Returns true with a bandwidth limit.
+    pub fn has_bandwidth(&self) -> bool {
+        self.limit_upload_bytes_per_second.is_some() || self.limit_download_bytes_per_second.is_some()
+    }
+
     /// Returns true without a limit.
     pub fn is_unlimited(&self) -> bool {
         *self == Self::default()

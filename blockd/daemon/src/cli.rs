@@ -186,6 +186,16 @@ Keys of the configuration file (defaults in brackets):
   stall_timeout_ms        (browse) timeout of reads from a store [30000]
   refresh_ms              (browse) minimum interval between listings of a store
                           [10000]
+  [prices]                tables [prices.NAME]: prices of the location with the
+                          credential NAME, or \"default\" for all others, in
+                          amounts such as \"0.005\"; with these keys
+  currency                (prices) name of the currency [\"USD\"]
+  put_per_1000            (prices) 1,000 PUT requests and parts [\"0\"]
+  get_per_1000            (prices) 1,000 GET and HEAD requests [\"0\"]
+  list_per_1000           (prices) 1,000 pages of listings [\"0\"]
+  delete_per_1000         (prices) 1,000 DELETE requests [\"0\"]
+  egress_per_gib          (prices) 1 GiB read from the store [\"0\"]
+  storage_per_gib_month   (prices) 1 GiB stored for a month [\"0\"]
   [metrics]               table: metrics for Prometheus, with this key
   listen                  (metrics) ADDR:PORT of /metrics, /healthz and /readyz
                           besides the control socket, in clear text and without

@@ -8,6 +8,7 @@ mod ranges;
 pub(crate) mod values;
 
 pub use blockd_api::anomalies::AnomalyPolicy;
+pub use blockd_engine::costs::PriceTables;
 pub use blockd_engine::drills::probe_config::{ProbeAccess, ProbeConfig};
 pub use blockd_engine::events::webhook_config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 pub use blockd_engine::settings::{BrowseConfig, Intervals, TaskPriority};
@@ -150,6 +151,9 @@ config! {
     secrets: SecretsConfig = SecretsConfig::default();
     /// Probes of restore drills.
     drill_probes: BTreeMap<ProbeName, ProbeConfig> = BTreeMap::new();
+    /// Prices by the name of a credential; those of `default` apply to the others. Amounts are text, such as
+    /// "0.005".
+    prices: PriceTables = PriceTables::new();
     /// By volume: names of client certificates that may use it over TCP. Almost last, since TOML puts tables
     /// after plain values.
     nbd_access: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -234,6 +238,10 @@ impl Config {
         })?;
         blockd_engine::events::webhook_config::check(&self.webhook)?;
         blockd_engine::drills::probe_config::check(&self.drill_probes)?;
+        if let Some((name, _)) = self.prices.iter().find(|(_, prices)| prices.has_negative()) {
+            let given = format!("a negative amount for {name}");
+            return Err(ConfigError::Range { key: "prices", given, wanted: "amounts from 0".into() });
+        }
         self.limit_plan()?;
         let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
         if relative(&self.browse.mountpoint) || relative(&self.browse.cache_dir) {
@@ -282,6 +290,7 @@ impl Config {
             secrets_wait_s: self.secrets.wait_s,
             browse: self.browse.clone(),
             drill_probes: self.drill_probes.clone(),
+            prices: self.prices.clone(),
             intervals: self.intervals,
         }
     }

@@ -6,6 +6,7 @@
 pub mod anomalies;
 pub mod backup;
 pub mod cloud_snapshots;
+pub mod costs;
 pub mod credentials;
 mod damaged_files;
 pub mod data_dir;

@@ -1,6 +1,6 @@
 //! Settings of the engine. The daemon reads them from its configuration.
 
-use crate::drills::probe_config::ProbeConfig;
+use crate::{costs::PriceTables, drills::probe_config::ProbeConfig};
 use blockd_api::{CredentialRef, ProbeName, anomalies::AnomalyPolicy};
 use blockd_store::RetryPolicy;
 use serde::{Deserialize, Serialize};
@@ -102,6 +102,8 @@ pub struct Settings {
     pub browse: BrowseConfig,
     /// Probes of restore drills.
     pub drill_probes: BTreeMap<ProbeName, ProbeConfig>,
+    /// Price tables of locations.
+    pub prices: PriceTables,
     /// Intervals that no administrator changes.
     pub intervals: Intervals,
 }

@@ -4,7 +4,7 @@ use super::*;
 use blockd_api::{
     drills::{Drill, DrillOptions, DrillOutcome, DrillStage, ListDrills, StartDrill},
     schedules::{CreateSchedule, Run, RunState, UpdateSchedule},
-    tasks::{StopTask, TaskOwner},
+    tasks::{StopTask, TaskLimits, TaskOwner},
 };
 use blockd_schedule::Retention;
 use std::{
@@ -27,6 +27,7 @@ pub(super) fn drill_of(snap: &str) -> StartDrill {
         timeout_seconds: None,
         probe: None,
         accept_layout: false,
+        limits: TaskLimits::NONE,
     }
 }
 

@@ -41,6 +41,7 @@ mod anomalies;
 mod background_verification;
 mod compression;
 mod conditional_put;
+mod costs;
 mod crash_after_commit;
 mod crashes;
 mod credential_updates;
@@ -109,6 +110,7 @@ fn config(dir: &Path) -> Config {
         verify_bytes_per_day: 0,
         scrub_bytes_per_day: 0,
         intervals: Intervals { metrics_retry_ms: 50, store_result_again_ms: 20, record_every_bytes: 1 << 20 },
+        prices: costs::prices(),
         secrets: blockd::config::SecretsConfig { file_dir: dir.join("secrets"), ..Default::default() },
         ..Config::default()
     }

@@ -13,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 pub(super) const SLOW: TaskLimits = TaskLimits {
     limit_upload_bytes_per_second: Some(16 << 20),
     limit_download_bytes_per_second: Some(16 << 20),
+    ..TaskLimits::NONE
 };
 
 const KEEP: StopTask = StopTask { discard: false };
@@ -301,7 +302,7 @@ async fn old_unreferenced_garbage_is_collected() {
     let report = host.engine().maintenance.collect_garbage_of(&credential, false, || later).await.unwrap();
     assert_eq!((report.garbage.len(), host.packs().len()), (0, packs));
     host.sql("DELETE FROM tasks");
-    let dry = host.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, credential: None }).await;
+    let dry = host.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, ..Default::default() }).await;
     assert_eq!((dry.garbage.len(), dry.in_grace_period.len(), dry.objects_deleted), (0, 1, 0));
     assert_eq!(dry.in_grace_period[0].objects, packs as u64);
     assert_eq!(

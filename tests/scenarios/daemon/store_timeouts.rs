@@ -101,7 +101,7 @@ async fn reads_do_not_take_a_bandwidth_limit_for_silence() {
     let remove = blockd_catalog::DbManifestCache::remove;
     host.engine().db.run(move |tx| remove(tx, credential, &key)).await.unwrap();
     for dry_run in [true, false] {
-        let collect = CollectGarbage { dry_run, credential: None };
+        let collect = CollectGarbage { dry_run, ..CollectGarbage::default() };
         assert_eq!(error_of(host.engine().maintenance.collect_garbage(&collect)).await, None);
     }
     assert_eq!(error_of(host.engine().credentials.validate_credential(&nas)).await, None);

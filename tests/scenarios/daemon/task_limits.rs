@@ -4,7 +4,11 @@ use super::*;
 use blockd_api::{credentials::CredentialLimits, tasks::TaskLimits};
 
 fn limits(bytes_per_s: Option<u64>) -> TaskLimits {
-    TaskLimits { limit_upload_bytes_per_second: bytes_per_s, limit_download_bytes_per_second: bytes_per_s }
+    TaskLimits {
+        limit_upload_bytes_per_second: bytes_per_s,
+        limit_download_bytes_per_second: bytes_per_s,
+        ..TaskLimits::NONE
+    }
 }
 
 impl Host {

@@ -5,6 +5,7 @@
 mod arguments;
 mod clones;
 mod copy;
+mod costs;
 mod damage;
 mod earlier_restores;
 mod first_hour;

@@ -19,6 +19,7 @@ use crate::{
         GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
         StartDelete, StartGroupBackup, StartRepair, StartRestore, StartVerify,
     },
+    costs::{CostEstimate, EstimateDrill, EstimateRestore},
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialRekeyed, RekeyCredential},
     drills::{Drill, GroupDrillStarted, ListDrills, StartDrill, StartGroupDrill},
@@ -43,15 +44,15 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use ErrorCode::{
-    AnomalyNotFound, BucketMissing, CloudsnapDamaged, CloudsnapInUse, CloudsnapNotDone, CloudsnapNotFound,
-    CloudsnapOfOtherHost, CloudsnapPinned, CredentialExists, CredentialInUse, CredentialNotFound,
-    CredentialRequired, DeviceFailed, DeviceInUse, FileNotFound, MountNotFound, NbdModuleMissing, NoFiles,
-    NoSpace, NotPermitted, PassphraseRequired, PolicyExists, PolicyInUse, PolicyNotFound, QuiesceFailed,
-    RepositoryNotEncrypted, RuleExists, RuleInUse, RuleNotFound, ScheduleExists, ScheduleNotFound,
-    SecretUnavailable, SecretUnreachable, SnapshotExists, SnapshotInUse, SnapshotNotFound, SnapshotPinned,
-    StoreFailed, StoreFull, StoreTimeout, StoreUnauthorized, StoreUnreachable, TaskEnded, TaskNotFound,
-    VolumeAttached, VolumeExists, VolumeFailed, VolumeInUse, VolumeNotAttached, VolumeNotFound,
-    VolumeNotReady, WriteKeyRefused, WrongPassphrase,
+    AnomalyNotFound, BucketMissing, BudgetExhausted, CloudsnapDamaged, CloudsnapInUse, CloudsnapNotDone,
+    CloudsnapNotFound, CloudsnapOfOtherHost, CloudsnapPinned, CredentialExists, CredentialInUse,
+    CredentialNotFound, CredentialRequired, DeviceFailed, DeviceInUse, FileNotFound, MountNotFound,
+    NbdModuleMissing, NoFiles, NoSpace, NotPermitted, PassphraseRequired, PolicyExists, PolicyInUse,
+    PolicyNotFound, QuiesceFailed, RepositoryNotEncrypted, RuleExists, RuleInUse, RuleNotFound,
+    ScheduleExists, ScheduleNotFound, SecretUnavailable, SecretUnreachable, SnapshotExists, SnapshotInUse,
+    SnapshotNotFound, SnapshotPinned, StoreFailed, StoreFull, StoreTimeout, StoreUnauthorized,
+    StoreUnreachable, TaskEnded, TaskNotFound, VolumeAttached, VolumeExists, VolumeFailed, VolumeInUse,
+    VolumeNotAttached, VolumeNotFound, VolumeNotReady, WriteKeyRefused, WrongPassphrase,
 };
 use Role::{Admin, Operator, ReadOnly};
 
@@ -225,6 +226,9 @@ operations! {
     START_BACKUP: ((), StartBackup) -> List<TaskStarted> = post(Operator, "/v1/cloudsnaps/backup")
         .timeout(STORE_CALL)
         .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
+    "Estimate the costs of a backup"
+    ESTIMATE_BACKUP: ((), StartBackup) -> List<CostEstimate> = post(Operator, "/v1/cloudsnaps/backup/estimate")
+        .timeout(STORE_CALL).errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
     "Back up several volumes at one point in time; an expiry date or a bandwidth limit needs an admin"
     START_GROUP_BACKUP: ((), StartGroupBackup) -> GroupBackupStarted =
         post(Operator, "/v1/cloudsnaps/backup-group")
@@ -236,6 +240,9 @@ operations! {
     "Restore a cloud snapshot into a new volume; a bandwidth limit needs an admin"
     START_RESTORE: ((), StartRestore) -> RestoreStarted = post(Operator, "/v1/cloudsnaps/restore")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
+    "Estimate the costs of a restore"
+    ESTIMATE_RESTORE: ((), EstimateRestore) -> CostEstimate = post(Operator, "/v1/cloudsnaps/restore/estimate")
+        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_SNAPSHOT, &[SnapshotExists]]);
     "Create a lazy volume from a cloud snapshot"
     START_LAZY_RESTORE: ((), StartLazyRestore) -> LazyRestored = post(Operator, "/v1/cloudsnaps/restore-lazy")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
@@ -260,6 +267,9 @@ operations! {
     "Test a restore of a cloud snapshot"
     START_DRILL: ((), StartDrill) -> TaskStarted = post(Operator, "/v1/drills")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[NbdModuleMissing, DeviceFailed]]);
+    "Estimate the costs of a restore drill"
+    ESTIMATE_DRILL: ((), EstimateDrill) -> CostEstimate = post(Operator, "/v1/drills/estimate")
+        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
     "Test a restore of all volumes of a group at one point in time"
     START_GROUP_DRILL: ((), StartGroupDrill) -> GroupDrillStarted = post(Operator, "/v1/group-drills")
         .timeout(STORE_CALL).errors(&[A_VOLUME, A_STORE, A_CLOUDSNAP, &[VolumeInUse]]);
@@ -269,7 +279,7 @@ operations! {
     START_SCRUB: ((), StartScrub) -> TaskStarted = post(Operator, "/v1/scrub").errors(&[AN_OPEN_VOLUME]);
     "Collect garbage in a store"
     COLLECT_GARBAGE: ((), CollectGarbage) -> GarbageCollected = post(Admin, "/v1/cloudsnaps/gc")
-        .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse]]);
+        .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse, BudgetExhausted]]);
     "List files inside a cloud snapshot"
     LIST_FILES: ((), ListFiles) -> FileList = get(Operator, "/v1/cloudsnaps/files")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, FILES]);

@@ -206,3 +206,20 @@ fn probe_of_root_or_without_a_command_is_refused() {
         assert!(error.contains(named), "{keys}: {error}");
     }
 }
+
+#[test]
+fn example_price_tables_are_valid() {
+    let config = checked(include_str!("../../../../examples/prices.toml")).unwrap();
+    let names: Vec<&str> = config.prices.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["azure", "b2", "gcs", "s3"]);
+    assert_eq!(config.prices.values().last(), Some(&blockd_api::costs::Prices::s3_standard()));
+    for (wrong, word) in [
+        ("get_per_1000 = 0.4", "string"),
+        ("get_per_1000 = \"0.0000004\"", "decimal places"),
+        ("get_per_1000 = \"-1\"", "negative"),
+        ("get_for_1000 = \"1\"", "get_for_1000"),
+    ] {
+        let error = checked(&format!("[prices.s3]\n{wrong}\n")).unwrap_err();
+        assert!(error.contains(word), "{error}");
+    }
+}

@@ -28,8 +28,10 @@ pub(super) fn routes() -> Routes {
             call.engine.cloud_snapshots.inspect_cloudsnap(&call.input).await
         })
         .on(operations::START_BACKUP, backup)
+        .detached(operations::ESTIMATE_BACKUP, async |call| call.engine.backups.estimate(&call.input).await)
         .on(operations::START_GROUP_BACKUP, backup_group)
         .on(operations::START_RESTORE, restore)
+        .detached(operations::ESTIMATE_RESTORE, async |call| call.engine.restores.estimate(&call.input).await)
         .detached(operations::START_LAZY_RESTORE, async |call| {
             call.engine.restores.start_lazy_restore(&call.input).await
         })
@@ -46,6 +48,7 @@ pub(super) fn routes() -> Routes {
         })
         .detached(operations::START_REPAIR, async |call| call.engine.repairs.start_repair(&call.input).await)
         .detached(operations::START_DRILL, async |call| call.engine.drills.start(&call.input).await)
+        .detached(operations::ESTIMATE_DRILL, async |call| call.engine.drills.estimate(&call.input).await)
         .detached(operations::START_GROUP_DRILL, async |call| {
             call.engine.drills.start_group(&call.input).await
         })
@@ -66,9 +69,9 @@ fn may_expire(caller: &Caller, expires: Option<Timestamp>) -> Result<(), Failure
 /// Refuses a bandwidth limit: a slow task occupies a slot of `task_concurrency` and its volume, so that
 /// scheduled backups wait.
 fn may_limit(caller: &Caller, limits: TaskLimits) -> Result<(), Failure> {
-    match limits == TaskLimits::default() {
-        true => Ok(()),
-        false => caller.needs(Role::Admin, "setting a bandwidth limit"),
+    match limits.has_bandwidth() {
+        false => Ok(()),
+        true => caller.needs(Role::Admin, "setting a bandwidth limit"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Start of backups: of one volume or a consistency group, to one or several backup locations.
 
 pub mod doubts;
+mod estimate;
 mod existing;
 pub mod freeze;
 pub mod plan;
@@ -10,6 +11,7 @@ pub mod task;
 pub mod work;
 
 use crate::{
+    costs::check_max_cost,
     error::ServiceError,
     host::{Admission, Host},
     ids::random_id,
@@ -69,7 +71,7 @@ pub struct BackupRequest {
     pub together: Option<Uuid>,
     /// Group of volumes, if its members were selected by group.
     pub group: Option<GroupName>,
-    /// Bandwidth limits of each task.
+    /// Limits of each task.
     pub limits: TaskLimits,
     /// Quiesce actions around the freeze.
     pub hooks: QuiesceRequest,
@@ -93,6 +95,15 @@ fn local_name(is_kept: bool, options: &BackupOptions) -> Result<Option<SnapshotN
         (true, Some(name)) => Some(name.as_str().parse()?),
         (true, None) => Some(SnapshotName::from_time(Timestamp::now())),
     })
+}
+
+/// Refuses contradictory options.
+fn check_options(options: &BackupOptions) -> Result<(), ServiceError> {
+    if options.reupload && !options.full {
+        let message = "only a full backup stores all data again: request a full one too";
+        return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+    }
+    Ok(())
 }
 
 /// New backup of a volume to its locations.
@@ -222,10 +233,7 @@ impl Backups {
         and: impl FnOnce(&rusqlite::Transaction<'_>, &[TaskRow]) -> Result<(), DbError> + Send + 'static,
     ) -> Result<Vec<TaskRow>, ServiceError> {
         check_limits(asked.limits)?;
-        if asked.options.reupload && !asked.options.full {
-            let message = "only a full backup stores all data again: request a full one too";
-            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-        }
+        check_options(&asked.options)?;
         // Once for all members, and before the lock is taken.
         self.quiescer.check_hooks(&asked.hooks).await?;
         let _admission = self.admission.lock().await;
@@ -370,6 +378,7 @@ impl Backups {
             row.detail.volume_name = Some(entry.name.clone());
             row.detail.credential_name = credential.name.to_string();
             row.detail.run = Some(self.host.run);
+            check_max_cost(&self.host.settings, &asked.limits, credential.name.as_str())?;
             row.detail.limits = asked.limits;
             rows.push(row);
         }

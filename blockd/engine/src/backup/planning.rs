@@ -133,7 +133,7 @@ struct Based {
 
 /// Plans a new backup. Its reasons for a full one besides those of [`decide`] are in [`based_on`] and in
 /// [`restart_as_full`].
-async fn make_plan(
+pub(crate) async fn make_plan(
     work: &BackupWork,
     live: &LiveTask,
     frozen: &FrozenBackup<'_>,

@@ -29,7 +29,7 @@ use crate::{
     backup::{
         freeze::snapshot_for_backup,
         plan::{Plan, journal_path},
-        planning::{FrozenBackup, changed_bytes, ids, planned, restart_as_full},
+        planning::{FrozenBackup, Planned, changed_bytes, ids, planned, restart_as_full},
         work::BackupWork,
     },
     error::{ServiceError, blocking, spawned},
@@ -128,32 +128,19 @@ struct Uploaded {
     spec: Arc<BackupSpec>,
 }
 
-/// Uploads the frozen snapshot under the task's name.
-async fn attempt(
-    work: &BackupWork,
-    live: &LiveTask,
+/// Returns the specification of a planned backup.
+pub(crate) async fn spec_of(
+    row: &TaskRow,
     frozen: &FrozenBackup<'_>,
-) -> Result<Uploaded, ServiceError> {
-    let FrozenBackup { asked, entry, volume, snapshot, write_once } = frozen;
-    let row = live.view();
-    let (volume_id, snapshot_id) = ids(&row)?;
-    let (repository, requests) = work.repositories.task_repository(row.credential).await?;
-    let repository = work.host.failpoints.repository(live.limited(&repository));
-    let committed = match write_once {
-        true => None,
-        false => committed_before(work, live, &repository).await?,
-    };
-    let progress = Arc::new(Progress::new(requests));
-    live.begin(Arc::clone(&progress));
-    let manifests = DbManifestCache::new(Arc::clone(&work.db), row.credential);
-    let (plan, base, references) = planned(work, live, frozen, &repository, &manifests).await?;
-    work.host.failpoints.reached("backup planned")?;
-
+    (plan, base, references): Planned,
+) -> Result<BackupSpec, ServiceError> {
+    let FrozenBackup { asked, entry, volume, snapshot, .. } = frozen;
+    let (volume_id, snapshot_id) = ids(row)?;
     // The volume may have grown since the freeze.
     let frozen_volume = Arc::clone(volume);
     let size_bytes = blocking(move || frozen_volume.view(snapshot_id).map(|view| view.size_bytes())).await?;
-    let spec = Arc::new(BackupSpec {
-        cluster: work.host.cluster,
+    Ok(BackupSpec {
+        cluster: row.cloudsnap.cluster,
         volume: volume_id,
         snapshot: row.cloudsnap.snapshot,
         description: SnapshotDescription {
@@ -175,7 +162,29 @@ async fn attempt(
         synthetic: plan.synthetic,
         repair: None,
         delta_salt: plan.salt,
-    });
+    })
+}
+
+/// Uploads the frozen snapshot under the task's name.
+async fn attempt(
+    work: &BackupWork,
+    live: &LiveTask,
+    frozen: &FrozenBackup<'_>,
+) -> Result<Uploaded, ServiceError> {
+    let row = live.view();
+    let (repository, requests) = work.repositories.task_repository(row.credential).await?;
+    let repository = work.host.failpoints.repository(live.limited(&repository, &requests));
+    let committed = match frozen.write_once {
+        true => None,
+        false => committed_before(work, live, &repository).await?,
+    };
+    let progress = Arc::new(Progress::new(requests));
+    live.begin(Arc::clone(&progress));
+    let manifests = DbManifestCache::new(Arc::clone(&work.db), row.credential);
+    let planned = planned(work, live, frozen, &repository, &manifests).await?;
+    work.host.failpoints.reached("backup planned")?;
+
+    let spec = Arc::new(spec_of(&row, frozen, planned).await?);
     live.update(|row| {
         row.cloudsnap = spec.id();
         row.base = spec.base.as_ref().map(Manifest::id);

@@ -6,6 +6,7 @@
 
 mod clone;
 mod clone_server;
+mod estimate;
 mod external_check;
 mod failed_probes;
 mod image;
@@ -19,9 +20,10 @@ mod steps;
 pub(crate) mod task;
 
 use crate::{
-    cloud_snapshots::CloudSnapshots, error::ServiceError, host::Host, ids::random_id,
-    repositories::Repositories, repositories::locate::Purpose, snapshots::Snapshots, tasks::runner::Runner,
-    volumes::attachments::Attachments, volumes::registry::Registry,
+    cloud_snapshots::CloudSnapshots, costs::check_max_cost, error::ServiceError, host::Host, ids::random_id,
+    repositories::Repositories, repositories::locate::Purpose, snapshots::Snapshots,
+    tasks::requests::check_limits, tasks::runner::Runner, volumes::attachments::Attachments,
+    volumes::registry::Registry,
 };
 use blockd_api::{
     ErrorCode, VolumeRef,
@@ -29,7 +31,7 @@ use blockd_api::{
         self as api, DEFAULT_DRILL_FILES, DEFAULT_DRILL_TIMEOUT_S, ListDrills, MAX_DRILL_FILES, MAX_DRILLS,
         StartDrill,
     },
-    tasks::{TaskOwner, TaskStarted},
+    tasks::{TaskLimits, TaskOwner, TaskStarted},
 };
 use blockd_catalog::{CredentialRow, Db, DrillRow, DrillTask, TaskRow, TaskSpec};
 use blockd_cloud::{CloudSnapshotId, DrillStage};
@@ -56,6 +58,7 @@ impl Drills {
     /// There is no such cloud snapshot or credential, or a limit is out of range.
     pub async fn start(self: &Arc<Self>, request: &StartDrill) -> Result<TaskStarted, ServiceError> {
         let id = request.cloud_snapshot_id;
+        check_limits(request.limits)?;
         let task = drill_task(request.files, request.seed, request.timeout_seconds, &id.to_string())?;
         if let Some(name) = &request.probe {
             probe::check(&self.host, &self.clone_host(), name).await?;
@@ -63,10 +66,17 @@ impl Drills {
         let task = DrillTask { probe: request.probe.clone(), accept_layout: request.accept_layout, ..task };
         let credential =
             self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
+        check_max_cost(&self.host.settings, &request.limits, credential.name.as_str())?;
         self.repositories.preflight_manifest(credential.uuid, &id).await?;
         let _admission = self.admission.lock().await;
         crate::repositories::preflight::check_cancelled()?;
-        let row = self.row(&id, &credential, task, crate::owner::current());
+        let mut row = self.row(&id, &credential, task, crate::owner::current());
+        let configured = row.detail.limits.limit_download_bytes_per_second;
+        let asked = request.limits.limit_download_bytes_per_second;
+        row.detail.limits = TaskLimits {
+            limit_download_bytes_per_second: asked.into_iter().chain(configured).min(),
+            ..request.limits
+        };
         self.runner.store_and_launch(row, |_| Ok(())).await
     }
 

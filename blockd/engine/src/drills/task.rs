@@ -77,7 +77,7 @@ pub(crate) async fn run(
     let left = clone_host.clone();
     blocking(move || left.discard()).await?;
     let (repository, requests) = secrets::repository(&work.tasks, live).await?;
-    let mut repository = live.limited(&repository);
+    let mut repository = live.limited(&repository, &requests);
     let requests_per_s = work.host.settings.drill_limit_requests_per_s;
     if requests_per_s > 0 {
         repository = limited(&repository, Arc::new(Bandwidth::of_requests(requests_per_s)));

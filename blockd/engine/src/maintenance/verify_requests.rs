@@ -1,6 +1,7 @@
 //! Requests: verification of cloud snapshots, and garbage collection of abandoned backups.
 
 use crate::{
+    costs::{self, budget, check_max_cost, prices_of},
     error::{ServiceError, blocking},
     ids::random_id,
     maintenance::{
@@ -10,19 +11,23 @@ use crate::{
     repositories::locate::Purpose,
 };
 use blockd_api::{
+    ApiError, ErrorCode,
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
+    costs::CostEstimate,
     tasks::{TaskKind, TaskStarted},
 };
 use blockd_catalog::{
     CredentialRow, DbManifestCache, KnownProofs, LastProof, LazyRow, TaskRow, TaskSpec, VerifyTask,
 };
 use blockd_cloud::{
-    BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, MAX_PROOF_AHEAD,
-    ManifestFilter, Repository, collect_garbage,
+    BACKUP_LIFETIME_S, CLOCK_CHECK, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S,
+    MAX_PROOF_AHEAD, ManifestFilter, Repository, collect_garbage,
 };
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Turn, VerifyChain, next_chain};
+use blockd_store::RequestCounts;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use std::{collections::BTreeSet, sync::Arc};
 
 /// Placeholder id in the task row of a verification of all cloud snapshots.
@@ -33,6 +38,17 @@ fn depth(asked: VerifyDepth) -> blockd_cloud::VerifyDepth {
         VerifyDepth::Quick => blockd_cloud::VerifyDepth::Quick,
         VerifyDepth::Full => blockd_cloud::VerifyDepth::Full,
         VerifyDepth::Deep => blockd_cloud::VerifyDepth::Deep,
+    }
+}
+
+/// Replaces the hint of a collection that ends at its budget: it is no task that is resumed.
+fn with_repetition(error: ServiceError) -> ServiceError {
+    match error.to_api() {
+        api if api.code == ErrorCode::BudgetExhausted => {
+            let hint = "a repeated collection with a higher limit continues";
+            ServiceError::Refused(ApiError { hint: Some(hint.to_owned()), ..api })
+        }
+        _ => error,
     }
 }
 
@@ -113,13 +129,47 @@ impl Maintenance {
         self: &Arc<Self>,
         request: &CollectGarbage,
     ) -> Result<GarbageCollected, ServiceError> {
+        self.collect_garbage_at(request, Timestamp::now).await
+    }
+
+    /// [`collect_garbage`](Self::collect_garbage) with a clock for the ages of objects.
+    ///
+    /// # Errors
+    /// Those of [`collect_garbage`](Self::collect_garbage).
+    pub async fn collect_garbage_at(
+        self: &Arc<Self>,
+        request: &CollectGarbage,
+        now: fn() -> Timestamp,
+    ) -> Result<GarbageCollected, ServiceError> {
         let credential = self.repositories.credential(request.credential.as_ref()).await?;
+        let settings = &self.host.settings;
+        check_max_cost(settings, &request.limits, credential.name.as_str())?;
+        if request.limits.has_bandwidth() {
+            let message = "a garbage collection has no bandwidth limits";
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
         let collection = async {
             // Without bandwidth limits: waiting for one would pass for a silent store.
-            let repository = self.repositories.repository_for_client(credential.uuid).await?;
-            self.collect_garbage_in(&repository, &credential, request.dry_run, Timestamp::now).await
+            let (repository, requests) =
+                self.repositories.counted_repository(credential.uuid, request.dry_run).await?;
+            if !request.dry_run {
+                let prices = prices_of(settings, credential.name.as_str()).cloned();
+                let limits = Arc::new(Mutex::new(request.limits));
+                requests.set_budget(RequestCounts::default(), budget(limits, prices));
+            }
+            let preflight = repository.clone();
+            let report =
+                self.collect_garbage_in(&repository, &preflight, &credential, request.dry_run, now).await?;
+            Ok((report, requests.snapshot()))
         };
-        let report = self.repositories.while_store_answers(&credential, Box::pin(collection)).await?;
+        let collected = self.repositories.while_store_answers(&credential, Box::pin(collection)).await;
+        let (report, requests) = collected.map_err(with_repetition)?;
+        let (requests, basis) = match request.dry_run {
+            true => (requests.plus(CLOCK_CHECK), "from the listings of the store"),
+            false => (requests, "requests that were made"),
+        };
+        let costs = costs::estimate(settings, &credential, &requests, basis);
+        let freed_bytes = report.garbage.iter().map(|leftover| leftover.len_bytes).sum();
         let unknown = report.unknown.iter();
         Ok(GarbageCollected {
             credential_id: credential.uuid,
@@ -131,6 +181,8 @@ impl Maintenance {
             unfinished_uploads: report.unfinished,
             leases: report.leases,
             objects_deleted: report.objects_deleted,
+            costs: CostEstimate { added_bytes: 0, freed_bytes, ..costs }
+                .priced(prices_of(settings, credential.name.as_str())),
         })
     }
 
@@ -145,25 +197,29 @@ impl Maintenance {
         dry_run: bool,
         now: impl Fn() -> Timestamp,
     ) -> Result<GarbageReport, ServiceError> {
-        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
-        self.collect_garbage_in(&repository, credential, dry_run, now).await
+        // Pre-flight requests do not wait for bandwidth limits.
+        let (preflight, _) = self.repositories.counted_repository(credential.uuid, dry_run).await?;
+        let repository = match dry_run {
+            true => preflight.clone(),
+            false => self.repositories.task_repository(credential.uuid).await?.0,
+        };
+        self.collect_garbage_in(&repository, &preflight, credential, dry_run, now).await
     }
 
     async fn collect_garbage_in(
         &self,
         repository: &Repository,
+        preflight: &Repository,
         credential: &CredentialRow,
         dry_run: bool,
         now: impl Fn() -> Timestamp,
     ) -> Result<GarbageReport, ServiceError> {
-        // Pre-flight requests, also of the background collection, do not wait for bandwidth limits.
-        let preflight = self.repositories.repository_for_client(credential.uuid).await?;
         // The mount point of an unmounted disk is empty: without this proof, nothing in it would be
         // referenced.
         let proof = Box::pin(async { Ok(preflight.prove_key_slot().await?) });
         self.repositories.preflight(credential.uuid, proof).await?;
         if !dry_run {
-            self.checks.check_store_clock(&preflight, credential.uuid).await?;
+            self.checks.check_store_clock(preflight, credential.uuid).await?;
         }
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let mut protected = BTreeSet::new();
@@ -179,8 +235,11 @@ impl Maintenance {
         let lazy = self.db.run(LazyRow::all).await?;
         let backing = lazy.into_iter().map(|row| row.cloudsnap).collect();
         let host = self.host.cluster;
-        let options = GarbageOptions { now: now(), dry_run, protected, host, backing };
-        let report = Box::pin(collect_garbage(repository, &options, &catalog)).await?;
+        let options = GarbageOptions { now: now(), dry_run: false, protected, host, backing };
+        let mut report = Box::pin(collect_garbage(repository, &options, &catalog)).await?;
+        if dry_run {
+            report.objects_deleted = 0;
+        }
         let uuid = credential.uuid;
         let noted = async {
             self.repositories.forget_deleted_backups(uuid, repository, known, &report.manifests).await?;

@@ -68,7 +68,7 @@ pub(crate) async fn run(
         false => Some(secrets::slot(&work.tasks, live).await?),
     };
     let (repository, requests) = secrets::repository(&work.tasks, live).await?;
-    let repository = live.limited(&repository);
+    let repository = live.limited(&repository, &requests);
     let repository = paced(work, repository, what);
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));

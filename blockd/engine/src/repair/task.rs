@@ -111,7 +111,7 @@ async fn repair_all(
 ) -> Result<(Findings, String), ServiceError> {
     let _slot = secrets::slot(&work.tasks, live).await?;
     let (repository, requests) = secrets::repository(&work.tasks, live).await?;
-    let repository = work.host.failpoints.repository(live.limited(&repository));
+    let repository = work.host.failpoints.repository(live.limited(&repository, &requests));
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     work.tasks.store_progress(live).await;

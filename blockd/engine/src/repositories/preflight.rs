@@ -12,7 +12,9 @@ use crate::{
 use blockd_api::{ApiError, CredentialRef, ErrorCode};
 use blockd_catalog::{CredentialRow, DbManifestCache};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
-use blockd_store::{BlobStore, MeterStore, Request, RequestObserver, StoreErrorKind, Work, task_store};
+use blockd_store::{
+    BlobStore, DryStore, MeterStore, Request, RequestObserver, Requests, StoreErrorKind, Work, task_store,
+};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -175,10 +177,23 @@ impl Repositories {
     /// Opens the repository of a credential for pre-flight requests, which are exempt from the tasks'
     /// bandwidth limits.
     pub async fn repository_for_client(&self, credential: Uuid) -> Result<Repository, ServiceError> {
+        Ok(self.counted_repository(credential, false).await?.0)
+    }
+
+    /// Returns [`repository_for_client`](Self::repository_for_client) and its counters; a dry one changes
+    /// nothing in the store.
+    pub(crate) async fn counted_repository(
+        &self,
+        credential: Uuid,
+        dry: bool,
+    ) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let (repository, _) = self.opened_repository(credential).await?;
-        let store = observed(Arc::clone(repository.store()));
-        let (store, _) = task_store(store, self.host.settings.retry_policy());
-        Ok(repository.with_store(store).with_work(Work::default()))
+        let store = match dry {
+            true => Arc::new(DryStore::new(Arc::clone(repository.store()))),
+            false => Arc::clone(repository.store()),
+        };
+        let (store, requests) = task_store(observed(store), self.host.settings.retry_policy());
+        Ok((repository.with_store(store).with_work(Work::default()), requests))
     }
 
     /// Reads a manifest from its store.

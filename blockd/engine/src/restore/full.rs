@@ -89,7 +89,7 @@ async fn fill(
     let row = live.view();
     let _slot = secrets::slot(&work.tasks, live).await?;
     let (repository, requests) = work.repositories.task_repository(row.credential).await?;
-    let repository = live.limited(&repository);
+    let repository = live.limited(&repository, &requests);
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     work.tasks.store_progress(live).await;

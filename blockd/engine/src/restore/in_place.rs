@@ -358,7 +358,7 @@ async fn frozen(
 }
 
 /// Returns the blocks that may differ, and a note on how they were determined.
-async fn differing(
+pub(super) async fn differing(
     work: &InPlaceWork,
     volume: &Arc<Volume>,
     before: &SnapshotRow,
@@ -417,6 +417,14 @@ async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockS
     spawned(async move { changed_blocks(&repository, &tip, since).await }).await
 }
 
+/// Returns the extents that are read one after the other.
+pub(super) fn chunks(blocks: &BlockSet) -> impl Iterator<Item = Extent> + '_ {
+    blocks.extents().flat_map(|extent| {
+        let starts = (extent.start.0..extent.end().0).step_by(CHUNK_BLOCKS as usize);
+        starts.map(move |at| Extent::between(BlockIndex(at), BlockIndex(at + CHUNK_BLOCKS).min(extent.end())))
+    })
+}
+
 async fn write_all(
     work: &InPlaceWork,
     live: &LiveTask,
@@ -424,28 +432,23 @@ async fn write_all(
     source: &SnapshotSource,
     blocks: &BlockSet,
 ) -> Result<(), ServiceError> {
-    let downloaded_before = live.view().detail.bytes_downloaded;
+    let before = live.view().detail;
     let mut unflushed_bytes = 0;
-    for extent in blocks.extents() {
-        let mut at = extent.start;
-        while at < extent.end() {
-            let chunk = Extent::between(at, BlockIndex(at.0 + CHUNK_BLOCKS).min(extent.end()));
-            at = chunk.end();
-            let data = cancellable(live, source.read_blocks(chunk)).await?;
-            // A write is always awaited: the fence must not end during a write.
-            let target = Arc::clone(volume);
-            blocking(move || write_differing(&target, chunk, &data)).await?;
-            unflushed_bytes += chunk.len_bytes();
-            let requests = source.requests();
-            live.detail(|detail| {
-                detail.bytes_processed += chunk.len_bytes();
-                detail.bytes_downloaded = downloaded_before + requests.bytes_down;
-                detail.requests = requests;
-            });
-            if unflushed_bytes >= FLUSH_EVERY_BYTES {
-                unflushed_bytes = 0;
-                record_progress(work, live, volume, at).await?;
-            }
+    for chunk in chunks(blocks) {
+        let data = cancellable(live, source.read_blocks(chunk)).await;
+        let requests = source.requests();
+        live.detail(|detail| {
+            detail.bytes_downloaded = before.bytes_downloaded + requests.bytes_down;
+            detail.requests = before.requests.plus(requests);
+        });
+        // A write is always awaited: the fence must not end during a write.
+        let (target, data) = (Arc::clone(volume), data?);
+        blocking(move || write_differing(&target, chunk, &data)).await?;
+        unflushed_bytes += chunk.len_bytes();
+        live.detail(|detail| detail.bytes_processed += chunk.len_bytes());
+        if unflushed_bytes >= FLUSH_EVERY_BYTES {
+            unflushed_bytes = 0;
+            record_progress(work, live, volume, chunk.end()).await?;
         }
     }
     record_progress(work, live, volume, BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES)).await

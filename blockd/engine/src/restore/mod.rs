@@ -1,6 +1,7 @@
 //! Restores of cloud snapshots.
 
 pub mod checkpoint;
+mod estimate;
 pub mod full;
 pub mod in_place;
 mod labels;
@@ -8,6 +9,7 @@ pub mod lazy;
 mod start_in_place;
 
 use crate::{
+    costs::check_max_cost,
     error::ServiceError,
     host::Admission,
     ids::random_id,
@@ -91,6 +93,7 @@ impl Restores {
         check_limits(request.limits)?;
         let id = request.cloud_snapshot_id;
         let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
+        check_max_cost(&self.runner.host.settings, &request.limits, credential.name.as_str())?;
         let (name, labels) = (request.volume_name.as_ref(), request.labels.as_ref());
         let row = self.lazy.row_of_restored(&manifest, name, labels, VolumeState::Restoring)?;
         let (entry, schedules) = self.reserve(&row, EntryState::Restoring).await?;

@@ -1,6 +1,7 @@
 //! Start of in-place restores.
 
 use crate::{
+    costs::check_max_cost,
     error::ServiceError,
     ids::random_id,
     restore::{
@@ -33,6 +34,7 @@ impl Restores {
         let id = request.cloud_snapshot_id;
         self.tasks.stop_background_scrub(self.registry.find(&request.volume)?.id).await;
         let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
+        check_max_cost(&self.runner.host.settings, &request.limits, credential.name.as_str())?;
         let entry = self.registry.find(&request.volume)?;
         self.refuse_other_work(&entry).await?;
         if manifest.size_bytes > entry.size_bytes() {

@@ -1,13 +1,14 @@
 //! In-memory state of an unfinished task.
 
-use crate::repositories::limits::limited;
+use crate::{costs::budget, repositories::limits::limited};
 use blockd_api::{
     ApiError,
+    costs::Prices,
     tasks::{TaskLimits, TaskStage},
 };
 use blockd_catalog::{TaskDetail, TaskRow};
 use blockd_cloud::{CancelToken, Progress, Repository};
-use blockd_store::{Bandwidth, RequestCounts};
+use blockd_store::{Bandwidth, RequestCounts, Requests};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
@@ -42,6 +43,9 @@ pub struct LiveTask {
     pub cancel: CancelToken,
     stop_wanted: AtomicBool,
     bandwidth: Arc<Bandwidth>,
+    limits: Arc<Mutex<TaskLimits>>,
+    /// Prices of the location.
+    prices: Option<Prices>,
     state: Mutex<LiveState>,
     version: watch::Sender<u64>,
     over: watch::Sender<bool>,
@@ -50,18 +54,6 @@ pub struct LiveTask {
 impl std::fmt::Debug for LiveTask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LiveTask").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-fn add(a: RequestCounts, b: RequestCounts) -> RequestCounts {
-    RequestCounts {
-        put: a.put + b.put,
-        get: a.get + b.get,
-        list: a.list + b.list,
-        delete: a.delete + b.delete,
-        multipart: a.multipart + b.multipart,
-        bytes_up: a.bytes_up + b.bytes_up,
-        bytes_down: a.bytes_down + b.bytes_down,
     }
 }
 
@@ -77,14 +69,14 @@ impl LiveState {
         detail.bytes_processed = now.bytes_processed;
         detail.bytes_uploaded = run.before_uploaded + now.bytes_uploaded;
         detail.bytes_downloaded = run.before_downloaded + now.bytes_downloaded;
-        detail.requests = add(run.before_requests, now.requests);
+        detail.requests = run.before_requests.plus(now.requests);
         before != (detail.phase.clone(), detail.bytes_processed, detail.bytes_total, detail.requests)
     }
 }
 
 impl LiveTask {
-    /// Creates a task with this row.
-    pub fn new(row: TaskRow) -> Self {
+    /// Creates a task with this row; the prices are those of its location.
+    pub fn new(row: TaskRow, prices: Option<Prices>) -> Self {
         let (version, _) = watch::channel(row.detail.version);
         Self {
             id: row.id,
@@ -94,19 +86,24 @@ impl LiveTask {
                 row.detail.limits.limit_upload_bytes_per_second,
                 row.detail.limits.limit_download_bytes_per_second,
             )),
+            limits: Arc::new(Mutex::new(row.detail.limits)),
+            prices,
             state: Mutex::new(LiveState { row, run: None }),
             version,
             over: watch::Sender::new(false),
         }
     }
 
-    /// Returns the repository with the bandwidth limits of the task.
-    pub fn limited(&self, repository: &Repository) -> Repository {
+    /// Returns the repository with the limits of the task; it counts requests in `requests`.
+    pub fn limited(&self, repository: &Repository, requests: &Requests) -> Repository {
+        let before = self.view().detail.requests;
+        requests.set_budget(before, budget(Arc::clone(&self.limits), self.prices.clone()));
         limited(repository, Arc::clone(&self.bandwidth))
     }
 
-    /// Changes the bandwidth limits.
+    /// Changes the limits.
     pub fn set_limits(&self, limits: TaskLimits) {
+        *self.limits.lock() = limits;
         self.bandwidth.set(limits.limit_upload_bytes_per_second, limits.limit_download_bytes_per_second);
         self.detail(|detail| detail.limits = limits);
     }
@@ -256,7 +253,7 @@ mod tests {
             incremental: false,
         };
         let spec = TaskSpec::Delete(DeleteTask::default());
-        LiveTask::new(TaskRow::new(spec, Uuid::from_u128(2), cloudsnap, TaskOwner::Daemon))
+        LiveTask::new(TaskRow::new(spec, Uuid::from_u128(2), cloudsnap, TaskOwner::Daemon), None)
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ pub use crate::tasks::live::LiveTask;
 use crate::{error::ServiceError, host::Host, readers::SnapshotReaders, repositories::Repositories};
 use blockd_api::{
     ErrorCode, List, MAX_WAIT_MILLIS, VolumeName,
-    tasks::{self as api, ListTasks, Requests, TaskKind, TaskStage, WaitTask},
+    tasks::{self as api, ListTasks, TaskKind, TaskStage, WaitTask},
 };
 use blockd_catalog::{Db, DbError, NewEvent, TaskRow, TaskSpec};
 use blockd_cloud::{CancelToken, CloudSnapshotId};
@@ -236,13 +236,7 @@ impl Tasks {
             uploaded_bytes: detail.bytes_uploaded,
             downloaded_bytes: detail.bytes_downloaded,
             dirty_bytes: detail.bytes_dirty,
-            requests: Requests {
-                put: detail.requests.put + detail.requests.multipart,
-                get: detail.requests.get,
-                list: detail.requests.list,
-                delete: detail.requests.delete,
-                head: 0,
-            },
+            requests: crate::costs::shown(&detail.requests),
             freeze_stall_micros: detail.frozen.then_some(detail.freeze_stall_micros),
             quiesce: detail.quiesce.clone(),
             owner: row.owner.clone(),

@@ -2,6 +2,7 @@
 
 use crate::error::ServiceError;
 use blockd_api::{ErrorCode, tasks::TaskLimits};
+use blockd_catalog::{RestoreTask, TaskRow, TaskSpec};
 use jiff::Timestamp;
 
 /// Refuses an expiry date in the past, which would delete the backup at once.
@@ -24,4 +25,22 @@ pub fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
         return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
     }
     Ok(())
+}
+
+/// Refuses a maximum for a task whose requests are not counted against one.
+pub fn refuse_budget_of(row: &TaskRow, limits: &TaskLimits) -> Result<(), ServiceError> {
+    let is_counted = match &row.spec {
+        TaskSpec::Backup(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) | TaskSpec::Repair(_) => true,
+        TaskSpec::Restore(RestoreTask::NewVolume { .. } | RestoreTask::InPlace(_)) => true,
+        TaskSpec::Restore(RestoreTask::LazyVolume) | TaskSpec::Delete(_) | TaskSpec::Scrub(_) => false,
+    };
+    let bandwidth = TaskLimits { max_requests: None, max_egress_bytes: None, max_cost: None, ..*limits };
+    match is_counted || bandwidth == *limits {
+        true => Ok(()),
+        false => {
+            let message =
+                format!("{} task {} has no limits of requests, egress and cost", row.kind(), row.id);
+            Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use crate::{
     backup::{task, work::BackupWork},
     cloud_snapshots::delete_task::{self, DeleteWork},
+    costs::{check_max_cost, prices_of},
     drills::task::{self as task_of_drill, DrillWork},
     error::ServiceError,
     events::EventLog,
@@ -18,7 +19,12 @@ use crate::{
     },
     schedules::{retention_checks::RetentionChecks, wake::Scheduler},
     scrub::{self, task::ScrubWork},
-    tasks::{LiveTask, Tasks, requests::check_limits, unsuccessful::end_unsuccessful, workers::TaskWorkers},
+    tasks::{
+        LiveTask, Tasks,
+        requests::{check_limits, refuse_budget_of},
+        unsuccessful::end_unsuccessful,
+        workers::TaskWorkers,
+    },
     volumes::registry::Registry,
 };
 use blockd_api::{
@@ -151,7 +157,7 @@ impl Runner {
         Ok(self.tasks.task_to_api(&row))
     }
 
-    /// Changes the bandwidth limits of a task: at once if it runs, otherwise when it resumes.
+    /// Changes the limits of a task: at once if it runs, otherwise when it resumes.
     ///
     /// # Errors
     /// There is no such task, it is done, or a limit is too low.
@@ -159,12 +165,18 @@ impl Runner {
         check_limits(limits)?;
         let _admission = self.admission.lock().await;
         let live = self.tasks.live.lock().get(&id).cloned();
+        let known = match &live {
+            Some(live) => live.view(),
+            None => self.tasks.task_row(id).await?,
+        };
+        check_max_cost(&self.host.settings, &limits, &known.detail.credential_name)?;
+        refuse_budget_of(&known, &limits)?;
         if let Some(live) = live {
             live.set_limits(limits);
             self.tasks.store_progress(&live).await;
             return Ok(self.tasks.task_to_api(&live.view()));
         }
-        let mut row = self.tasks.task_row(id).await?;
+        let mut row = known;
         if !row.detail.resumable {
             let message = format!("{} task {id} has ended: there is nothing to limit", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
@@ -217,7 +229,8 @@ impl Runner {
     /// Starts a task whose row the caller stored.
     pub fn launch(self: &Arc<Self>, row: TaskRow) {
         let span = tracing::info_span!(parent: None, "task", task = %row.id, kind = %row.kind(), volume = row.volume.map(tracing::field::display));
-        let live = Arc::new(LiveTask::new(row));
+        let prices = prices_of(&self.host.settings, &row.detail.credential_name).cloned();
+        let live = Arc::new(LiveTask::new(row, prices));
         self.tasks.live.lock().insert(live.id, Arc::clone(&live));
         if self.tasks.closed.load(Ordering::SeqCst) {
             // The row is in the database: the next start resumes it.

@@ -72,7 +72,8 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
         // Its point in time cannot be taken again.
         TaskSpec::Backup(_) => stopped || (row.detail.frozen && can_resume(error)),
         TaskSpec::Restore(RestoreTask::NewVolume { .. }) => {
-            stopped || (row.detail.bytes_processed > 0 && can_resume(error))
+            let is_budget = error.to_api().code == ErrorCode::BudgetExhausted;
+            stopped || ((row.detail.bytes_processed > 0 || is_budget) && can_resume(error))
         }
         // Kept after any error: the row costs nothing, and a resume needs it.
         TaskSpec::Restore(RestoreTask::LazyVolume) => volume_exists(),

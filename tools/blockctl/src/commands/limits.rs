@@ -2,6 +2,7 @@
 
 use blockd_api::{
     ByteSize, CredentialRef, DailyLimit, NO_LIMIT,
+    costs::Money,
     credentials::{Credential, CredentialLimits},
     tasks::{Task, TaskLimits},
 };
@@ -28,6 +29,9 @@ pub struct TaskLimitArgs {
     /// Download limit in bytes per second
     #[arg(long, value_name = "SIZE")]
     pub limit_download: Option<ByteSize>,
+    /// Budget.
+    #[command(flatten)]
+    pub budget: BudgetArgs,
 }
 
 impl TaskLimitArgs {
@@ -36,7 +40,54 @@ impl TaskLimitArgs {
         TaskLimits {
             limit_upload_bytes_per_second: self.limit_upload.map(ByteSize::as_bytes),
             limit_download_bytes_per_second: self.limit_download.map(ByteSize::as_bytes),
+            ..self.budget.limits()
         }
+    }
+}
+
+/// Budget of a task. A task that reaches it ends and can be resumed with a higher one.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct BudgetArgs {
+    /// End the task before it exceeds this number of requests
+    #[arg(long, value_name = "N")]
+    pub max_requests: Option<u64>,
+    /// End the task before it receives more, such as 10GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_egress: Option<ByteSize>,
+    /// End the task before requests and egress cost more, such as 0.50
+    #[arg(long, value_name = "AMOUNT", value_parser = parse_amount)]
+    pub max_cost: Option<Money>,
+}
+
+/// Parses an amount that is not negative.
+fn parse_amount(text: &str) -> Result<Money, String> {
+    match text.parse::<Money>() {
+        Ok(amount) if amount >= Money::default() => Ok(amount),
+        Ok(amount) => Err(format!("{amount} is negative")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl BudgetArgs {
+    /// Returns the budget as limits without bandwidth.
+    pub fn limits(&self) -> TaskLimits {
+        TaskLimits {
+            max_requests: self.max_requests,
+            max_egress_bytes: self.max_egress.map(ByteSize::as_bytes),
+            max_cost: self.max_cost,
+            ..TaskLimits::NONE
+        }
+    }
+
+    /// Returns the changed limits of a task, `None` if no option is given; omitted ones keep their value.
+    pub fn changed(&self, now: TaskLimits) -> Option<TaskLimits> {
+        let given = self.limits();
+        (given != TaskLimits::NONE).then(|| TaskLimits {
+            max_requests: given.max_requests.or(now.max_requests),
+            max_egress_bytes: given.max_egress_bytes.or(now.max_egress_bytes),
+            max_cost: given.max_cost.or(now.max_cost),
+            ..now
+        })
     }
 }
 
@@ -87,6 +138,7 @@ impl ChangedLimitArgs {
                 self.limit_download,
                 now.limit_download_bytes_per_second,
             ),
+            ..now
         }
     }
 }

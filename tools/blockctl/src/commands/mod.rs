@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod cloudsnap;
 pub mod completions;
 pub mod context;
+pub mod costs;
 pub mod credentials;
 pub mod doctor;
 pub mod events;

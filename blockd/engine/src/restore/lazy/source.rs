@@ -13,6 +13,7 @@ use blockd_api::lazy::StoreLoss;
 use blockd_catalog::{DbManifestCache, LazyRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Damage, ManifestCache, ManifestKey, Repository, SnapshotReader,
+    estimate_read,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, VolumeId};
 use blockd_store::{RequestCounts, Requests};
@@ -344,7 +345,7 @@ impl SnapshotSource {
         id: CloudSnapshotId,
     ) -> Result<Self, ServiceError> {
         let (repository, requests) = lazy.repositories.guest_repository(credential).await?;
-        let repository = live.limited(&repository);
+        let repository = live.limited(&repository, &requests);
         let manifest = Box::pin(repository.manifest(&id)).await?;
         let opened = repository.clone();
         let reader = spawned(async move { SnapshotReader::open(&opened, &manifest).await }).await?;
@@ -371,6 +372,12 @@ impl SnapshotSource {
     pub(crate) async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, ServiceError> {
         let reader = self.reader.clone();
         spawned(async move { reader.read_blocks(extent).await }).await
+    }
+
+    /// Returns the requests that read extents one after the other.
+    pub(crate) async fn planned_reads(&self, extents: Vec<Extent>) -> Result<RequestCounts, ServiceError> {
+        let reader = self.reader.clone();
+        spawned(async move { estimate_read(&reader, extents).await }).await
     }
 
     /// Returns the blocks that may have data.

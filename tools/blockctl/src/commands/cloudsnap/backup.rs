@@ -2,7 +2,7 @@
 
 use super::marks::expiry;
 use crate::{
-    commands::{arguments::WaitArg, limits::TaskLimitArgs, rules::HookArgs},
+    commands::{arguments::WaitArg, costs, limits::TaskLimitArgs, rules::HookArgs},
     failure::Exit,
     output::Context,
     snapshot_ref::{ExportRef, volume_of},
@@ -33,6 +33,8 @@ Examples:
   blockctl cloudsnap backup db --full --reupload
   blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl cloudsnap backup db --limit-upload 10MiB
+  blockctl cloudsnap backup db --dry-run
+  blockctl cloudsnap backup db --max-requests 5000 --max-cost 0.50
   blockctl cloudsnap backup db@monday --wait
   blockctl cloudsnap backup db@latest --cred-id offsite
   blockctl cloudsnap backup db --keep-local
@@ -59,6 +61,9 @@ pub struct BackupArgs {
     /// Labels of the backup, beside those of its volume
     #[arg(long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
+    /// Estimate requests, bytes and costs, and store nothing
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
     /// Options of the tasks.
     #[command(flatten)]
     pub start: StartArgs,
@@ -150,7 +155,7 @@ impl BackupOptionArgs {
 }
 
 pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
-    let BackupArgs { volume, label, start } = args;
+    let BackupArgs { volume, label, dry_run, start } = args;
     let (volume, snapshot) = match volume {
         ExportRef::Volume(volume) => (volume, None),
         ExportRef::Snapshot(snapshot) => {
@@ -167,6 +172,13 @@ pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
         options: start.backup.options(label),
         hooks: start.hooks.options()?,
     };
+    if dry_run {
+        let estimated = context.client.call(operations::ESTIMATE_BACKUP, &request).await?;
+        return match context.output.is_json() {
+            true => context.output.document(&estimated),
+            false => costs::show(context.output, &estimated.items),
+        };
+    }
     let started = context.client.call(operations::START_BACKUP, &request).await?;
     let tasks: Vec<Uuid> = started.items.iter().map(|task| task.task_id).collect();
     let line = |(index, task): (usize, &Uuid)| {

@@ -4,6 +4,8 @@ use crate::{
     cloudsnap_ref::SnapRef,
     commands::{
         arguments::{CredentialArg, WaitArg, WideArg, parse_task},
+        costs,
+        limits::BudgetArgs,
         protection::span,
         schedules::drills::{self, DrillSchedulesCommand},
     },
@@ -15,6 +17,8 @@ use crate::{
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, GroupName, List, ProbeName, VolumeRef,
+    cloudsnaps::CloudSnapshotId,
+    costs::EstimateDrill,
     drills::{Drill, DrillOutcome, ListDrills, StartDrill, StartGroupDrill},
     format_time, operations,
 };
@@ -31,6 +35,8 @@ Examples:
   blockctl cloudsnap drill run db@latest
   blockctl cs drill run db@latest web@latest --wait
   blockctl cs drill run --group shop --cred-id offsite --wait
+  blockctl cs drill run db@latest --dry-run
+  blockctl cs drill run db@latest --max-requests 2000
   blockctl cs drill run ID --files 500 --seed 7 --timeout 10m
   blockctl cs drill run db@latest --probe postgresql --wait
   blockctl cs drill run --group shop --probe postgresql-wal --wait";
@@ -78,7 +84,7 @@ pub struct RunArgs {
     #[arg(value_name = "ID", required_unless_present = "group")]
     snaps: Vec<SnapRef>,
     /// All volumes of this group, at its newest point in time at the location
-    #[arg(long, value_name = "GROUP", conflicts_with = "snaps")]
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["snaps", "max_requests", "max_egress", "max_cost"])]
     group: Option<GroupName>,
     /// Number of files to read in full [default: 32]
     #[arg(long, value_name = "N")]
@@ -95,6 +101,12 @@ pub struct RunArgs {
     /// Accept that filesystems of earlier drills are missing
     #[arg(long)]
     accept_layout: bool,
+    /// Estimate requests, bytes and costs, and run nothing
+    #[arg(long, conflicts_with_all = ["group", "wait"])]
+    dry_run: bool,
+    /// Budget of each drill.
+    #[command(flatten)]
+    budget: BudgetArgs,
     /// Credential option.
     #[command(flatten)]
     credential: CredentialArg,
@@ -161,6 +173,9 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
     for snap in &args.snaps {
         ids.push(snap.resolve(context, args.credential.cred_id.as_ref()).await?);
     }
+    if args.dry_run {
+        return estimate(context, ids, args).await;
+    }
     let (mut tasks, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for id in ids {
         let request = StartDrill {
@@ -171,6 +186,7 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
             timeout_seconds: args.timeout,
             probe: args.probe.clone(),
             accept_layout: args.accept_layout,
+            limits: args.budget.limits(),
         };
         let started = context.client.call(operations::START_DRILL, &request).await?;
         let line = format!("Restore drill of {id} started successfully with id: {}", started.task_id);
@@ -182,6 +198,18 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
         all.push(started);
     }
     report_group_start(context, tasks, &List::from(all), &lines, args.wait.report()).await
+}
+
+async fn estimate(context: &Context<'_>, ids: Vec<CloudSnapshotId>, args: RunArgs) -> Exit {
+    let mut all = Vec::new();
+    for cloud_snapshot_id in ids {
+        let request = EstimateDrill { cloud_snapshot_id, credential: args.credential.cred_id.clone() };
+        all.push(context.client.call(operations::ESTIMATE_DRILL, &request).await?);
+    }
+    match context.output.is_json() {
+        true => context.output.document(&List::from(all)),
+        false => costs::show(context.output, &all),
+    }
 }
 
 /// Starts the drills of a group, which fail together: any failure decides the exit status.

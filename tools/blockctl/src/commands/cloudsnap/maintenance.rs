@@ -5,7 +5,8 @@ use crate::{
     cloudsnap_ref::SnapRef,
     commands::{
         arguments::{CredentialArg, TaskArg, WaitArg, WideArg},
-        limits::ChangedLimitArgs,
+        costs,
+        limits::{BudgetArgs, ChangedLimitArgs},
     },
     confirm::YesArg,
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure, hint_of},
@@ -37,10 +38,12 @@ Examples:
 /// Help of `cloudsnap resume`.
 pub const RESUME_HELP: &str = "\
 A backup continues with its frozen point in time and uploads no data twice; a restore continues \
-with the missing blocks.
+with the missing blocks. A task that ended at its budget needs a higher one; the requests of all its \
+runs count.
 
 Examples:
-  blockctl cloudsnap resume --name 3f4f0a67-e12a-4d35-81ad-985657757352 --wait";
+  blockctl cloudsnap resume --name 3f4f0a67-e12a-4d35-81ad-985657757352 --wait
+  blockctl cs resume 3f4f --max-requests 20000 --max-cost 2";
 
 /// Help of `cloudsnap limit`.
 pub const LIMIT_HELP: &str = "\
@@ -71,6 +74,7 @@ another host. The daemon does the same once a day (gc_every_hours).
 Examples:
   blockctl cloudsnap gc --dry-run
   blockctl cloudsnap gc --all
+  blockctl cs gc --max-requests 10000
   blockctl cs gc --cred-id nas";
 
 /// `cloudsnap stop`
@@ -93,6 +97,9 @@ pub struct ResumeArgs {
     /// Target.
     #[command(flatten)]
     pub task: TaskArg,
+    /// Higher budget.
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
@@ -157,6 +164,9 @@ pub struct GcArgs {
     /// Report without deleting
     #[arg(long)]
     pub dry_run: bool,
+    /// Budget of each collection; a repeated one continues.
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// Collect the garbage of all credentials
     #[arg(long, conflicts_with = "cred_id")]
     pub all: bool,
@@ -248,6 +258,9 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
     let (found, is_group) = tasks(context, &args.task.task, |task| task.resumable).await?;
     let mut resumed = Vec::new();
     for task in found.iter().filter(|task| !is_group || task.resumable) {
+        if let Some(limits) = args.budget.changed(task.limits) {
+            context.client.call_at(operations::LIMIT_TASK, &task.task_id, &limits).await?;
+        }
         resumed.push(context.client.call_at(operations::RESUME_TASK, &task.task_id, &()).await?);
     }
     let line =
@@ -352,7 +365,7 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
         args.yes.confirm(output, consequence)?;
     }
     let collect = async |credential: Option<CredentialRef>| {
-        let request = CollectGarbage { dry_run: args.dry_run, credential };
+        let request = CollectGarbage { dry_run: args.dry_run, credential, limits: args.budget.limits() };
         context.client.call(operations::COLLECT_GARBAGE, &request).await
     };
     if !args.all {
@@ -443,6 +456,9 @@ fn show_garbage(output: &Output, collected: &GarbageCollected, width: Width) -> 
         if count > 0 {
             output.line(format!("{} {done}.", counted(count, noun)))?;
         }
+    }
+    if collected.dry_run {
+        costs::show(output, std::slice::from_ref(&collected.costs))?;
     }
     Ok(())
 }

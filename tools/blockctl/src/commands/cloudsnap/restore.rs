@@ -5,6 +5,7 @@ use crate::{
     cloudsnap_ref::SnapRef,
     commands::{
         arguments::{CredentialArg, WaitArg},
+        costs,
         limits::TaskLimitArgs,
     },
     confirm::YesArg,
@@ -17,6 +18,7 @@ use crate::{
 use blockd_api::{
     ByteSize, Labels, VolumeId, VolumeName, VolumeRef,
     cloudsnaps::{CloudSnapshotId, InspectCloudsnap, RestoreStarted, StartRestore},
+    costs::EstimateRestore,
     format_time,
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -38,7 +40,9 @@ Examples:
   blockctl cs restore db --at 2026-11-20T21:00 --cred-id nas
   blockctl cs restore --snap ID -v db-restored --no-labels
   blockctl cs restore db@latest -v db-now --lazy --on-store-loss error
-  blockctl cs restore ID --in-place db --wait";
+  blockctl cs restore ID --in-place db --wait
+  blockctl cs restore db@latest --dry-run
+  blockctl cs restore db@latest --volume db-now --max-egress 20GiB --wait";
 
 /// Help of `cloudsnap clone`.
 pub const CLONE_HELP: &str = "\
@@ -94,6 +98,9 @@ pub struct RestoreArgs {
     /// Skip damaged extents; they read as zeroes and are listed
     #[arg(long)]
     pub skip_damaged: bool,
+    /// Estimate requests, bytes and costs, and change nothing
+    #[arg(long, conflicts_with_all = ["lazy", "wait"])]
+    pub dry_run: bool,
     /// Labels of the new volume.
     #[command(flatten)]
     pub labels: NewLabelsArgs,
@@ -118,7 +125,7 @@ pub struct RestoreArgs {
 #[derive(Debug, Args)]
 pub struct LazyArgs {
     /// Create the volume at once; fetch data on read and in the background
-    #[arg(long, conflicts_with_all = ["limit_upload", "limit_download"])]
+    #[arg(long, conflicts_with_all = ["limit_upload", "limit_download", "max_requests", "max_egress", "max_cost"])]
     pub lazy: bool,
     /// Reads of missing data while the store is unreachable
     #[arg(long, value_name = "stall|error", requires = "lazy")]
@@ -235,7 +242,21 @@ fn started(volume: VolumeId, task: Uuid) -> String {
     format!("Cloudsnap restore started successfully on volume: {volume} with task name:{task}")
 }
 
+async fn estimate(context: &Context<'_>, args: RestoreArgs) -> Exit {
+    let credential = args.credential.cred_id;
+    let cloud_snapshot_id = args.source.snap()?.resolve(context, credential.as_ref()).await?;
+    let request = EstimateRestore { cloud_snapshot_id, in_place: args.how.in_place, credential };
+    let estimated = context.client.call(operations::ESTIMATE_RESTORE, &request).await?;
+    match context.output.is_json() {
+        true => context.output.document(&estimated),
+        false => costs::show(context.output, &[estimated]),
+    }
+}
+
 pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {
+    if args.dry_run {
+        return estimate(context, args).await;
+    }
     if let Some(volume) = args.how.in_place.take() {
         return restore_in_place(context, args, volume).await;
     }

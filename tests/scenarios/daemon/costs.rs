@@ -1,0 +1,252 @@
+//! Estimated costs beside those of the tasks, and tasks that end at their budget.
+
+use super::{drills::drill_of, *};
+use blockd::config::PriceTables;
+use blockd_api::{
+    cloudsnaps::CollectGarbage,
+    costs::{CostEstimate, EstimateDrill, EstimateRestore, Money, Prices},
+    drills::StartDrill,
+    tasks::{Requests, TaskLimits},
+};
+use jiff::{SignedDuration, Timestamp};
+
+/// Location with a price table.
+const PRICED: &str = "priced";
+
+/// Returns the price tables of all daemons.
+pub(super) fn prices() -> PriceTables {
+    let amount = |text: &str| text.parse().unwrap();
+    let prices = Prices {
+        currency: "EUR".into(),
+        put_per_1000: amount("0.1"),
+        egress_per_gib: amount("0.9"),
+        storage_per_gib_month: amount("2"),
+        ..Prices::default()
+    };
+    PriceTables::from([(PRICED.parse().unwrap(), prices)])
+}
+
+/// Costs of an estimate or a task: requests, uploaded and downloaded bytes.
+type Costs = (Requests, u64, u64);
+
+fn of_task(task: &Task) -> Costs {
+    (task.requests, task.uploaded_bytes, task.downloaded_bytes)
+}
+
+fn of_estimate(estimate: &CostEstimate) -> Costs {
+    (estimate.requests, estimate.upload_bytes, estimate.download_bytes)
+}
+
+fn assert_within_5_percent(estimated: Costs, made: Costs) {
+    assert_eq!(estimated.0, made.0);
+    for (estimated, made) in [(estimated.1, made.1), (estimated.2, made.2)] {
+        assert!(estimated.abs_diff(made) * 20 <= made, "{estimated} bytes of {made}");
+    }
+}
+
+fn restore_estimate(snap: &str, in_place: Option<&str>) -> EstimateRestore {
+    let in_place = in_place.map(|volume| volume.parse().unwrap());
+    EstimateRestore { cloud_snapshot_id: snap_id(snap), in_place, credential: None }
+}
+
+impl Host {
+    /// Estimates a backup, which must leave no trace, and makes it.
+    async fn estimated_backup(&self, request: &StartBackup) -> Task {
+        let objects = walk(self.store.path());
+        let estimated = self.call(ESTIMATE_BACKUP, request).await.items.remove(0);
+        assert_eq!(walk(self.store.path()), objects, "an estimate stores nothing");
+        assert!(self.volume("data").snapshots().is_empty(), "its snapshot is deleted");
+        assert_eq!((estimated.added_bytes, estimated.price.is_some()), (estimated.upload_bytes, false));
+        let made = self.run_backup(request).await;
+        assert_within_5_percent(of_estimate(&estimated), of_task(&made));
+        made
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_estimate_is_within_5_percent() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 4096, 1, 40 << 20);
+    for at in 0..64 {
+        volume.write((48 << 20) + at * BLOCK * 3, &[at as u8 + 1; BLOCK as usize], false).unwrap();
+    }
+    let full = host.estimated_backup(&backup_of("data")).await;
+    assert_eq!((full.backup_type, full.requests.get), (Some(BackupType::Full), 1));
+    // The estimate of the same changes again is the same, and the backup has all of them.
+    model.write(&volume, 9 << 20, 3, 3 << 20);
+    volume.write_zeroes(30 << 20, 1 << 20, false, false).unwrap();
+    host.call(ESTIMATE_BACKUP, &backup_of("data")).await;
+    let next = host.estimated_backup(&backup_of("data")).await;
+    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), 4 << 20));
+    // A synthetic full backup reads indexes.
+    let options = BackupOptions { full: true, ..BackupOptions::default() };
+    model.write(&volume, 1 << 20, 4, 100_000);
+    let synthetic = host.estimated_backup(&StartBackup { options, ..backup_of("data") }).await;
+    assert!(synthetic.requests.get > 1 && synthetic.uploaded_bytes < 1 << 20);
+    host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restore_estimates_are_within_5_percent() {
+    let host = Host::new().await;
+    let (volume, mut model) = host.fill("data").await;
+    host.create_credential().await;
+    let full = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let first = model.clone();
+    model.write(&volume, 5 << 20, 7, 2 << 20);
+    let newest = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    for (number, snap) in [&full, &newest].into_iter().enumerate() {
+        let estimated = host.call(ESTIMATE_RESTORE, &restore_estimate(snap, None)).await;
+        let task = host.call(START_RESTORE, &restore_as(snap, &format!("copy-{number}"))).await.task_id;
+        assert_within_5_percent(of_estimate(&estimated), of_task(&host.done(task).await));
+    }
+    // In place, only the blocks that may differ are read.
+    model.write(&volume, 40 << 20, 8, 300_000);
+    drop(volume);
+    let estimated = host.call(ESTIMATE_RESTORE, &restore_estimate(&full, Some("data"))).await;
+    let task = host.call(START_IN_PLACE, &in_place_restore(&full, "data")).await.task_id;
+    let done = host.done(task).await;
+    assert!(done.downloaded_bytes < 4 << 20, "{done:?}");
+    assert_within_5_percent(of_estimate(&estimated), of_task(&done));
+    first.assert_is(&host.volume("data"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_estimate_is_that_of_the_collection() {
+    let host = Host::new().await;
+    let (_, volume, _) = host.stopped_backup().await;
+    drop(volume);
+    host.sql("DELETE FROM tasks");
+    let packs = host.packs();
+    let collect = async |dry_run, limits| {
+        let request = CollectGarbage { dry_run, limits, ..CollectGarbage::default() };
+        let later = || Timestamp::now() + SignedDuration::from_hours(9 * 24);
+        host.engine().maintenance.collect_garbage_at(&request, later).await
+    };
+    // A collection ends before it exceeds its budget, and a repeated one continues.
+    let refused = collect(false, budget(3)).await.unwrap_err().to_api();
+    assert_eq!((refused.code, host.packs()), (ErrorCode::BudgetExhausted, packs.clone()));
+    let estimated = collect(true, TaskLimits::NONE).await.unwrap();
+    assert_eq!((estimated.garbage.len(), estimated.objects_deleted, host.packs()), (1, 0, packs.clone()));
+    let collected = collect(false, TaskLimits::NONE).await.unwrap();
+    assert_eq!(host.packs(), Vec::<String>::new());
+    assert_within_5_percent(of_estimate(&estimated.costs), of_estimate(&collected.costs));
+    assert_eq!(estimated.costs.freed_bytes, collected.costs.freed_bytes);
+    assert!(estimated.costs.freed_bytes > 0 && estimated.costs.requests.delete >= packs.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drill_estimate_is_bounded_then_measured() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let estimate = EstimateDrill { cloud_snapshot_id: snap_id(&snap), credential: None };
+    let bound = host.call(ESTIMATE_DRILL, &estimate).await;
+    assert!(bound.basis.starts_with("upper bound"), "{}", bound.basis);
+    let drill = async |limits| {
+        let request = StartDrill { limits, ..drill_of(&snap) };
+        host.wait(host.call(START_DRILL, &request).await.task_id).await
+    };
+    let first = drill(TaskLimits::NONE).await;
+    assert!(bound.requests.get >= first.requests.get && bound.download_bytes >= first.downloaded_bytes);
+    let estimated = host.call(ESTIMATE_DRILL, &estimate).await;
+    assert!(estimated.basis.starts_with("last drill"), "{}", estimated.basis);
+    let second = drill(TaskLimits::NONE).await;
+    assert_eq!(estimated.requests.get, second.requests.get);
+    assert_within_5_percent(
+        (second.requests, estimated.upload_bytes, estimated.download_bytes),
+        of_task(&second),
+    );
+    let results = host.drills().await.len();
+    let limits = TaskLimits { max_requests: Some(second.requests.get / 2), ..TaskLimits::NONE };
+    let stopped = drill(limits).await;
+    assert_eq!(stopped.error.unwrap().code, ErrorCode::BudgetExhausted);
+    assert_eq!(host.drills().await.len(), results, "a drill without a result");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_end_at_each_budget_and_resume() {
+    let host = Host::new().await;
+    let (volume, model) = host.fill("data").await;
+    drop(volume);
+    host.create_credential().await;
+    let options = BackupOptions { full: true, reupload: true, ..BackupOptions::default() };
+    let request = StartBackup { options, ..backup_of("data") };
+    let needed = 1 + 2 + 2;
+    for max in 0..=needed {
+        let request = StartBackup { limits: budget(max), ..request.clone() };
+        let task = host.call(START_BACKUP, &request).await.items[0].task_id;
+        assert_eq!(host.resumed_after(task, max).await, max < needed, "{max} requests");
+    }
+    let snap = host.ids().await.remove(0);
+    assert_eq!(host.list().await.len() as u64, needed + 1, "the key slot, 2 packs, the index, the manifest");
+    let needed = 1 + 2;
+    for max in 0..=needed {
+        let name = format!("copy-{max}");
+        let request = StartRestore { limits: budget(max), ..restore_as(&snap, &name) };
+        let task = host.call(START_RESTORE, &request).await.task_id;
+        assert_eq!(host.resumed_after(task, max).await, max < needed, "{max} requests");
+        model.assert_is(&host.volume(&name));
+    }
+    // A budget of received bytes.
+    let max_bytes = SIZE_BYTES * 3 / 4;
+    let limits = TaskLimits { max_egress_bytes: Some(max_bytes), ..TaskLimits::NONE };
+    let request = StartRestore { limits, ..restore_as(&snap, "half") };
+    let task = host.wait(host.call(START_RESTORE, &request).await.task_id).await;
+    assert_eq!(task.error.as_ref().unwrap().code, ErrorCode::BudgetExhausted);
+    assert!(task.resumable && task.downloaded_bytes <= max_bytes);
+}
+
+fn budget(max_requests: u64) -> TaskLimits {
+    TaskLimits { max_requests: Some(max_requests), ..TaskLimits::NONE }
+}
+
+impl Host {
+    /// Waits for the end of a task with a budget, and resumes it with a higher one until it is done. Returns
+    /// false if it needed none.
+    async fn resumed_after(&self, task: Uuid, max: u64) -> bool {
+        let ended = self.wait(task).await;
+        let requests = &ended.requests;
+        let made = requests.put + requests.get + requests.list + requests.delete;
+        assert!(made <= max, "{made} requests");
+        if ended.state.stage == TaskStage::Done {
+            return false;
+        }
+        assert_eq!(ended.error.as_ref().unwrap().code, ErrorCode::BudgetExhausted, "{ended:?}");
+        assert!(ended.resumable, "{ended:?}");
+        self.call_at(LIMIT_TASK, &task, &budget(100)).await;
+        self.call_at(RESUME_TASK, &task, &()).await;
+        assert_eq!(self.done(task).await.resumed, 1);
+        true
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cost_limit_needs_prices() {
+    let host = Host::new().await;
+    let (volume, _) = host.fill("data").await;
+    drop(volume);
+    host.create_credential().await;
+    let limits = |amount: &str| TaskLimits { max_cost: Some(amount.parse().unwrap()), ..TaskLimits::NONE };
+    let request = StartBackup { limits: limits("1"), ..backup_of("data") };
+    host.refused(ErrorCode::InvalidRequest, START_BACKUP, &request).await;
+    // The table of `PRICED` has 0.1 for 1,000 PUT, and 0.9 for a GiB.
+    let directory = tempfile::tempdir().unwrap();
+    host.create_credential_at(PRICED, directory.path()).await;
+    let credentials = vec![PRICED.parse().unwrap()];
+    let request = StartBackup { credentials, ..request };
+    let estimate = host.call(ESTIMATE_BACKUP, &request).await.items.remove(0);
+    let price = estimate.price.unwrap();
+    assert_eq!(estimate.requests.put, 4);
+    assert_eq!((price.requests, price.currency.as_str()), (Money::from_millionths(400), "EUR"));
+    assert_eq!((price.egress, price.total), (Money::from_millionths(1), Money::from_millionths(401)));
+    assert!(price.storage_per_month > Money::from_millionths(0));
+    let short = StartBackup { limits: limits("0.000399"), ..request.clone() };
+    let task = host.wait(host.call(START_BACKUP, &short).await.items[0].task_id).await;
+    assert_eq!(task.error.unwrap().code, ErrorCode::BudgetExhausted);
+    host.call_at(LIMIT_TASK, &task.task_id, &limits("0.01")).await;
+    host.call_at(RESUME_TASK, &task.task_id, &()).await;
+    host.done(task.task_id).await;
+}

@@ -1,0 +1,58 @@
+//! Table of estimated costs, for `--dry-run`.
+
+use crate::{
+    failure::{EXIT_DONE, Exit},
+    output::Output,
+    table::{Table, Width, counted},
+};
+use blockd_api::{ByteSize, costs::CostEstimate};
+
+/// Returns the change of the stored bytes.
+fn stored(estimate: &CostEstimate) -> String {
+    match (estimate.added_bytes, estimate.freed_bytes) {
+        (0, 0) => "0".to_owned(),
+        (0, freed) => format!("-{}", ByteSize::from_bytes(freed)),
+        (added, _) => format!("+{}", ByteSize::from_bytes(added)),
+    }
+}
+
+/// Returns the table of costs.
+pub fn table(estimates: &[CostEstimate]) -> Table {
+    let price = |estimate: &CostEstimate| match &estimate.price {
+        Some(price) => price.total.to_string(),
+        None => "-".to_owned(),
+    };
+    let per_month = |estimate: &CostEstimate| match &estimate.price {
+        Some(price) => price.storage_per_month.to_string(),
+        None => "-".to_owned(),
+    };
+    Table::list(estimates, Width::Narrow)
+        .both("LOCATION", |one| &one.credential_name)
+        .both("PUT", |one| one.requests.put)
+        .both("GET", |one| one.requests.get)
+        .both("LIST", |one| one.requests.list)
+        .both("DELETE", |one| one.requests.delete)
+        .both("UPLOAD", |one| ByteSize::from_bytes(one.upload_bytes))
+        .both("DOWNLOAD", |one| ByteSize::from_bytes(one.download_bytes))
+        .both("STORED", stored)
+        .both("COST", price)
+        .both("MONTH", per_month)
+        .fit("LOCATION")
+}
+
+/// Shows the costs and the origin of the figures, below the table.
+pub fn show(output: &Output, estimates: &[CostEstimate]) -> Exit {
+    output.table(&table(estimates))?;
+    for one in estimates {
+        let requests = &one.requests;
+        let all = requests.put + requests.get + requests.list + requests.delete + requests.head;
+        let currency = one.price.as_ref().map(|price| format!("; prices in {}", price.currency));
+        let (name, basis, currency) = (&one.credential_name, &one.basis, currency.unwrap_or_default());
+        let all = counted(all, "request");
+        output.hanging("", &format!("{name}: {all}, {basis}{currency}"), 2)?;
+    }
+    if estimates.iter().any(|one| one.price.is_none()) {
+        output.line("No prices: [prices.NAME] in the daemon's configuration adds them.")?;
+    }
+    Ok(EXIT_DONE)
+}
