@@ -4,6 +4,7 @@ use crate::{
     costs::{Area, Step},
     fleet::FULL_HOSTS,
 };
+use blockd_api::{costs::Prices, tasks::Requests};
 use blockd_store::RequestKind;
 use std::ops::Range;
 
@@ -15,10 +16,6 @@ pub const S3_READS_PER_S: u32 = 5_500;
 /// Keys of a page of a listing:
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html>.
 pub const PAGE_KEYS: u64 = 1_000;
-/// Prices of S3 Standard in us-east-1 in US dollars for 1,000 requests: PUT and LIST, GET. DELETE is free.
-/// <https://aws.amazon.com/s3/pricing/>.
-pub const WRITE_PRICE: f64 = 0.005;
-pub const READ_PRICE: f64 = 0.0004;
 
 /// Requests by kind.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -43,9 +40,11 @@ impl Counts {
         self.put + self.get + self.list + self.delete
     }
 
-    /// Returns the price in US dollars.
+    /// Returns the price of S3 Standard in US dollars.
     pub fn dollars(&self) -> f64 {
-        (self.put + self.list) as f64 / 1e3 * WRITE_PRICE + self.get as f64 / 1e3 * READ_PRICE
+        let Self { put, get, list, delete } = *self;
+        let price = Prices::s3_standard().of_requests(&Requests { put, get, list, delete, head: 0 });
+        price.as_millionths() as f64 / 1e6
     }
 }
 

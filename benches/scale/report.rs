@@ -2,7 +2,7 @@
 
 use crate::{
     backups::{self, MIDNIGHT_S, SIMULATED_S, Scenario},
-    bucket::{Bucket, Counts, READ_PRICE, S3_READS_PER_S, S3_WRITES_PER_S, Settings, WRITE_PRICE},
+    bucket::{Bucket, Counts, S3_READS_PER_S, S3_WRITES_PER_S, Settings},
     collection,
     costs::{Area, CHAIN, Scripts, Step, count},
     fleet::{
@@ -11,6 +11,7 @@ use crate::{
     hydration,
     size::Size,
 };
+use blockd_api::costs::Prices;
 use blockd_schedule::Jitter;
 use blockd_store::RequestKind;
 
@@ -209,12 +210,14 @@ fn counts(script: &[Step], size: &Size) -> Counts {
 
 /// Prints the costs of listings for repositories of different numbers of hosts.
 pub fn repositories(scripts: &Scripts, size: &Size, hosts: u32) {
+    let prices = Prices::s3_standard();
     println!(
         "\nlistings by hosts of a repository: {} snapshots and {} objects of data for each host",
         size.snapshots, size.objects
     );
     println!(
-        "a day has a collection and 24 exchanges of each host, and a deletion of each volume; $: PUT and LIST {WRITE_PRICE}, GET {READ_PRICE} for 1,000"
+        "a day has a collection and 24 exchanges of each host, and a deletion of each volume; $: PUT and LIST {}, GET {} for 1,000",
+        prices.put_per_1000, prices.get_per_1000
     );
     println!(
         "{:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>10} {:>12}",
@@ -236,7 +239,7 @@ pub fn repositories(scripts: &Scripts, size: &Size, hosts: u32) {
             exchange.list,
             collection.list,
             daily as f64 / 86_400.0,
-            daily as f64 / 1e3 * WRITE_PRICE,
+            Counts { list: daily, ..Counts::default() }.dollars(),
         );
     }
 }
