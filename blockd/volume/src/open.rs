@@ -168,7 +168,7 @@ fn load_frozen(volume_dir: VolumeDir<'_>, entry: LayerEntry) -> Result<FrozenLay
     if let Some(damage) = DamageList::load(volume_dir.path, volume_dir.volume, entry.file)? {
         data = data.with_damage(Arc::new(damage));
     }
-    Ok(FrozenLayer::new(&entry, data, set))
+    Ok(FrozenLayer::new(&entry, data, set).with_bounded_memory())
 }
 
 /// Loads a lazy base, which holds every block for the layers above.

@@ -210,7 +210,8 @@ impl Volume {
         let head =
             Head::create(VolumeDir { size_bytes: plan.size_bytes, ..self.volume_dir() }, plan.new_head)?;
         files::sync_dir(&self.dir)?;
-        let layer = FrozenLayer::new(&LayerEntry::frozen(plan.layer, plan.size_bytes), data, set);
+        let entry = LayerEntry::frozen(plan.layer, plan.size_bytes);
+        let layer = FrozenLayer::new(&entry, data, set).with_bounded_memory();
         if !copied.take_sums(layer.sums(&self.dir, self.id), should_continue) {
             return Err(self.interrupted("stopped on request"));
         }

@@ -12,6 +12,7 @@ mod faults;
 mod groups;
 mod kills;
 mod lazy;
+mod left_out_zeroes;
 mod merge;
 mod model;
 mod offline;

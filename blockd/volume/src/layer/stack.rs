@@ -57,12 +57,12 @@ impl FrozenLayer {
         self.data.damage_or_init(|| DamageList::new(dir, volume, self.file))
     }
 
-    /// Creates the layer of an entry in `volume.meta`.
+    /// Creates the layer of an entry in `volume.meta`, with all zeroes.
     pub(crate) fn new(entry: &LayerEntry, data: LayerData, set: LayerSet) -> Self {
         debug_assert!(set.held.last().is_none_or(|last| last.0 < entry.blocks()), "blocks beyond the layer");
         let LayerEntry { epoch, file, generation, size_bytes, .. } = *entry;
         let data = Arc::new(data);
-        Self { epoch, file, generation, size_bytes, data, set, has_all_zeroes: true }.with_bounded_memory()
+        Self { epoch, file, generation, size_bytes, data, set, has_all_zeroes: true }
     }
 
     /// Returns true if these may be the block sets of the layer's file.
