@@ -73,6 +73,8 @@ impl Volume {
     /// # Errors
     /// A snapshot does not exist, or the second is not newer than the first.
     pub fn difference(&self, from: SnapshotId, to: Option<SnapshotId>) -> Result<Difference, VolumeError> {
+        // A merge would remove the files of block sets.
+        let _no_merge = self.pause_merges();
         let (from, to, stack) = {
             // The stack under the same lock: otherwise a merge could remove a layer in between.
             let admin = self.admin.lock();
@@ -95,7 +97,7 @@ impl Volume {
             if layer.epoch() <= from.epoch {
                 found.from_size_bytes = layer.size_bytes();
             } else {
-                found.set.cover_with(&layer.set());
+                found.set.cover_with(&layer.set_with_zeroes(&self.dir, self.id));
             }
             found.to_size_bytes = layer.size_bytes();
         }

@@ -180,8 +180,10 @@ impl Volume {
         let beyond = BlockIndex(plan.size_bytes / BLOCK_SIZE_BYTES).max(end);
         set.zero = set.held.slice(Extent::between(end, beyond));
         let (held, zero) = (&set.held, &mut set.zero);
+        // Zeroes that are left out in memory would be copied as data.
+        let exact = view.stack.with_zeroes(&self.dir, self.id);
         for extent in held.extents_in(Extent::whole(view.size_bytes())) {
-            view.stack.resolve(extent, &mut |part, source| {
+            exact.resolve(extent, &mut |part, source| {
                 let Some(from) = source else {
                     zero.insert_extent(part);
                     progress.add(part.len_bytes());
@@ -210,8 +212,7 @@ impl Volume {
         let head =
             Head::create(VolumeDir { size_bytes: plan.size_bytes, ..self.volume_dir() }, plan.new_head)?;
         files::sync_dir(&self.dir)?;
-        let entry = LayerEntry::frozen(plan.layer, plan.size_bytes);
-        let layer = FrozenLayer::new(&entry, data, set).with_bounded_memory();
+        let layer = FrozenLayer::new(&LayerEntry::frozen(plan.layer, plan.size_bytes), data, set);
         if !copied.take_sums(layer.sums(&self.dir, self.id), should_continue) {
             return Err(self.interrupted("stopped on request"));
         }
@@ -257,7 +258,7 @@ impl Volume {
             return Err(error);
         }
         let layers = current.layers().iter().filter(|layer| layer.epoch() != plan.old_head).cloned();
-        let top = [Layer::Open(Arc::new(head)), Layer::Frozen(Arc::new(layer))];
+        let top = [Layer::Open(Arc::new(head)), Layer::Frozen(Arc::new(layer.with_bounded_memory()))];
         let new = Arc::new(Stack::new(top.into_iter().chain(layers).collect(), &current));
         let old = std::mem::replace(&mut *current, new);
         drop(current);

@@ -47,6 +47,8 @@ impl Volume {
     /// Returns the space of each snapshot, oldest first. The time depends on the size of the block sets, not
     /// of the data.
     pub fn snapshot_space(&self) -> Vec<SnapshotSpace> {
+        // A merge would remove the files of block sets.
+        let _no_merge = self.pause_merges();
         let (mut points, layers): (Vec<_>, Vec<Layer>) = {
             // The stack under the same lock: otherwise a merge could remove a snapshot's layer in between.
             let admin = self.admin.lock();
@@ -60,7 +62,7 @@ impl Volume {
         for (epoch, id) in points {
             let mut slice = LayerSet::default();
             while let Some(layer) = layers.next_if(|layer| layer.epoch() <= epoch) {
-                slice.cover_with(&layer.set());
+                slice.cover_with(&layer.set_with_zeroes(&self.dir, self.id));
             }
             total.cover_with(&slice);
             let own = slice.data();

@@ -61,6 +61,27 @@ impl TrimmedVolume {
 }
 
 #[test]
+fn left_out_zeroes_are_no_data_of_snapshots() {
+    let fixture = TrimmedVolume::new();
+    fixture.check(&fixture.volume, &fixture.last);
+    let changed = fixture.volume.difference(FULL, Some(TRIMMED)).unwrap();
+    assert_eq!((changed.zero_bytes(), changed.data_bytes()), (ZERO_BLOCKS * BLOCK, ZERO_BLOCKS * BLOCK));
+    let space = fixture.volume.snapshot_space();
+    let trimmed = space.iter().find(|found| found.id == TRIMMED).unwrap();
+    assert_eq!(trimmed.exclusive_bytes + trimmed.shared_bytes, (BLOCKS - ZERO_BLOCKS) * BLOCK);
+}
+
+#[test]
+fn rollback_copies_no_left_out_zeroes() {
+    let fixture = TrimmedVolume::new();
+    let done = fixture.volume.roll_back(TRIMMED, &|| true).unwrap();
+    assert_eq!((done.changed_blocks, done.copied_blocks), (BLOCKS / 8, 0));
+    fixture.check(&fixture.volume, &fixture.trimmed);
+    fixture.volume.close().unwrap();
+    fixture.check(&open(&fixture.dir), &fixture.trimmed);
+}
+
+#[test]
 fn clone_and_merges_keep_left_out_zeroes() {
     let fixture = TrimmedVolume::new();
     let clone_dir = fixture.dir.with_file_name("clone");

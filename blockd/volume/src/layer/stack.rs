@@ -59,9 +59,12 @@ impl FrozenLayer {
 
     /// Creates the layer of an entry in `volume.meta`, with all zeroes.
     pub(crate) fn new(entry: &LayerEntry, data: LayerData, set: LayerSet) -> Self {
+        Self::with_data(entry, Arc::new(data), set)
+    }
+
+    fn with_data(entry: &LayerEntry, data: Arc<LayerData>, set: LayerSet) -> Self {
         debug_assert!(set.held.last().is_none_or(|last| last.0 < entry.blocks()), "blocks beyond the layer");
         let LayerEntry { epoch, file, generation, size_bytes, .. } = *entry;
-        let data = Arc::new(data);
         Self { epoch, file, generation, size_bytes, data, set, has_all_zeroes: true }
     }
 
@@ -131,6 +134,15 @@ impl Layer {
         }
     }
 
+    /// Returns the current block sets with the zeroes that were left out; `dir` is the directory of the
+    /// volume.
+    pub(crate) fn set_with_zeroes(&self, dir: &Path, volume: VolumeId) -> Cow<'_, LayerSet> {
+        match self {
+            Self::Frozen(layer) if layer.data.lazy().is_none() => layer.set_with_zeroes(dir, volume),
+            _ => self.set(),
+        }
+    }
+
     pub(crate) fn data(&self) -> &Arc<LayerData> {
         match self {
             Self::Open(head) => &head.data,
@@ -172,6 +184,20 @@ impl Stack {
             None => LocationCache::new(blocks),
         });
         Self { layers, covers, cache }
+    }
+
+    /// Returns the same layers with the zeroes that were left out; `dir` is the directory of the volume.
+    pub(crate) fn with_zeroes(&self, dir: &Path, volume: VolumeId) -> Self {
+        let exact = |layer: &Layer| match layer {
+            Layer::Frozen(bounded) if !bounded.has_all_zeroes => {
+                let set = bounded.set_with_zeroes(dir, volume).into_owned();
+                Layer::Frozen(Arc::new(FrozenLayer::with_data(&bounded.entry(), bounded.data.clone(), set)))
+            }
+            _ => layer.clone(),
+        };
+        let layers = self.layers.iter().map(exact).collect();
+        // Without the cache, which may locate zeroes in data.
+        Self::new(layers, &Self { covers: self.covers.clone(), ..Self::default() })
     }
 
     /// Returns the same layers below a new head.
