@@ -30,7 +30,7 @@ use crate::{
     head::volume_dir::Identity,
     io::record::{check_version, half_at, seal, word_at},
     io::storage::{self, File},
-    io::stream::{FileReader, FileWriter, HashingWriter, Window, sum_of},
+    io::stream::{FileReader, FileWriter, HashingWriter, Window, decode_and_sum},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use std::{
@@ -125,18 +125,35 @@ impl Identity {
         if &head[..4] != RECORD_MAGIC || head[8..16] != number.to_le_bytes() || end > log.len_bytes() {
             return Ok(None);
         }
-        let hash = self.hasher(&head[..16]);
-        let decoded = if len as usize <= Window::MAX_BYTES {
+        let mut hash = self.hasher(&head[..16]);
+        let (decoded, sum) = if len as usize <= Window::MAX_BYTES {
             let payload = log.slice(start, len as usize)?;
-            let is_valid = head[16..24] == sum_of(&mut &*payload, hash)?.to_le_bytes();
-            is_valid.then(|| BlockSet::from_bytes(payload))
+            hash.update(payload);
+            (BlockSet::from_bytes(payload), hash.digest())
         } else {
-            let payload = || FileReader::new(log.file(), start, end);
-            let is_valid = head[16..24] == sum_of(&mut payload(), hash)?.to_le_bytes();
-            is_valid.then(|| BlockSet::read_from(&mut payload(), u64::from(len)))
+            let payload = FileReader::new(log.file(), start, end);
+            decode_and_sum(payload, hash, |input| BlockSet::read_from(input, u64::from(len)))?
         };
-        let inside = |set: &BlockSet| set.last().is_none_or(|last| last.0 < self.blocks);
-        Ok(decoded.and_then(Result::ok).filter(inside).map(|set| (set, end - at)))
+        let is_valid = |set: &BlockSet| {
+            head[16..24] == sum.to_le_bytes() && set.last().is_none_or(|last| last.0 < self.blocks)
+        };
+        Ok(decoded.ok().filter(is_valid).map(|set| (set, end - at)))
+    }
+
+    /// Copies a valid record of a file to `out`.
+    ///
+    /// # Errors
+    /// A read or write failed, or the record is not valid any more.
+    fn copy_record(self, mut record: FileReader<'_>, out: &mut dyn Write) -> io::Result<()> {
+        let mut head = [0; RECORD_HEADER_BYTES];
+        record.read_exact(&mut head)?;
+        out.write_all(&head)?;
+        let mut hashing = HashingWriter::new(out, self.hasher(&head[..16]));
+        io::copy(&mut record, &mut hashing)?;
+        match hashing.sum().to_le_bytes() == head[16..24] {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidData, "the record differs from its checksum")),
+        }
     }
 }
 
@@ -257,8 +274,9 @@ impl HeadLog {
         log.file.set_len(end).during("truncate", path)?;
         // The last record may exist only in the page cache: its process died before the sync, or the sync
         // failed and the kernel treats the page as clean. Rewriting it ensures that this sync covers it.
-        log.append_with(end - start, |file, out| {
-            io::copy(&mut FileReader::new(file, start, end), out).map(drop)
+        log.append_with(end - start, |file, out| match end > start {
+            true => identity.copy_record(FileReader::new(file, start, end), out),
+            false => Ok(()),
         })?;
         log.end_bytes = end;
         log.file.sync_all().during("sync", path)?;

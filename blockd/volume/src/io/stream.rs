@@ -68,7 +68,7 @@ impl<'a> FileReader<'a> {
     }
 
     /// Returns the error of a failed read, which callers of `Read` may have replaced.
-    pub(crate) fn take_failure(&mut self) -> Option<io::Error> {
+    fn take_failure(&mut self) -> Option<io::Error> {
         self.failure.take()
     }
 }
@@ -123,14 +123,38 @@ impl Write for HashingWriter<'_> {
     }
 }
 
-/// Hashes the rest of a reader.
-pub(crate) fn sum_of(input: &mut dyn Read, mut hash: Xxh3) -> io::Result<u64> {
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match input.read(&mut buffer)? {
-            0 => return Ok(hash.digest()),
-            len => hash.update(&buffer[..len]),
-        }
+/// Reader that hashes what it passes on.
+struct HashingReader<'a, 'b> {
+    input: &'a mut FileReader<'b>,
+    hash: Xxh3,
+}
+
+impl Read for HashingReader<'_, '_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let len = self.input.read(out)?;
+        self.hash.update(&out[..len]);
+        Ok(len)
+    }
+}
+
+/// Decodes a range of a file; returns the result with the checksum of the range. The decoded bytes are the
+/// hashed ones: a second read could return others.
+///
+/// # Errors
+/// A read failed, even if `decode` took that for the end of the input.
+pub(crate) fn decode_and_sum<T>(
+    mut input: FileReader<'_>,
+    hash: Xxh3,
+    decode: impl FnOnce(&mut dyn Read) -> T,
+) -> io::Result<(T, u64)> {
+    let mut hashing = HashingReader { input: &mut input, hash };
+    let decoded = decode(&mut hashing);
+    // What a failed decoding left.
+    let rest = io::copy(&mut hashing, &mut io::sink());
+    let sum = hashing.hash.digest();
+    match input.take_failure() {
+        Some(error) => Err(error),
+        None => rest.map(|_| (decoded, sum)),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     io::files,
     io::record::{check_version, unseal, word_at},
     io::storage::File,
-    io::stream::{FileReader, HashingWriter, sum_of},
+    io::stream::{FileReader, HashingWriter, decode_and_sum},
     meta::LayerEntry,
 };
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
@@ -102,7 +102,7 @@ impl LayerSet {
         Self::decode_body(&mut &*body, body.len() as u64, id)
     }
 
-    /// Decodes everything before the valid checksum.
+    /// Decodes everything before the checksum, which may turn out to be wrong.
     fn decode_body(body: &mut dyn Read, len_bytes: u64, id: SetIdentity) -> Result<Self, String> {
         let mut header = [0; HEADER_BYTES];
         body.read_exact(&mut header).map_err(|_| "file is truncated")?;
@@ -143,7 +143,7 @@ impl LayerSet {
         })
     }
 
-    /// Reads the file twice, first for its checksum, so that its bytes are never in memory as a whole.
+    /// Hashes the file's bytes while it decodes them, so that they are never in memory as a whole.
     fn load_with(
         dir: &Path,
         id: SetIdentity,
@@ -161,16 +161,13 @@ impl LayerSet {
         };
         let mut expected = [0; 8];
         file.read_exact_at(&mut expected, body_bytes).during("read", path)?;
-        let sum = sum_of(&mut FileReader::new(&file, 0, body_bytes), Xxh3::new()).during("read", path)?;
+        let body = FileReader::new(&file, 0, body_bytes);
+        let decode = |input: &mut dyn Read| Self::decode_body(input, body_bytes, identity(&header));
+        let (decoded, sum) = decode_and_sum(body, Xxh3::new(), decode).during("read", path)?;
         if sum.to_le_bytes() != expected {
             return Err(damaged("checksum mismatch".into()));
         }
-        let mut body = FileReader::new(&file, 0, body_bytes);
-        let decoded = Self::decode_body(&mut body, body_bytes, identity(&header));
-        match body.take_failure() {
-            Some(error) => Err(error).during("read", path),
-            None => decoded.map_err(damaged),
-        }
+        decoded.map_err(damaged)
     }
 
     /// Merges the sets of an upper layer into this one; the upper layer takes precedence.

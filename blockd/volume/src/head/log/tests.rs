@@ -94,6 +94,43 @@ fn record_longer_than_buffers_reads_back() {
 }
 
 #[test]
+fn failed_read_is_no_torn_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let identity = Identity { blocks: 1 << 25, ..IDENTITY };
+    let mut log = HeadLog::create(&path, identity).unwrap();
+    log.append(&BlockSet::from_iter((0..1 << 24).step_by(2).map(block))).unwrap();
+    let whole = std::fs::metadata(&path).unwrap().len();
+    // The file is shorter than its reader expects: its last part cannot be read.
+    let file = File::open(&path).unwrap();
+    file.set_len(log.end_bytes - 4096).unwrap();
+    assert!(identity.parse(&mut Window::new(&file, whole), HEADER_BYTES as u64, 0).is_err());
+}
+
+#[test]
+fn record_that_changed_between_reads_is_not_rewritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let mut log = HeadLog::create(&path, IDENTITY).unwrap();
+    log.append(&set(5, 10)).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (start, end) = (HEADER_BYTES as u64, log.end_bytes);
+    let copy = |out: &mut Vec<u8>| {
+        let file = File::open(&path).unwrap();
+        IDENTITY.copy_record(FileReader::new(&file, start, end), out)
+    };
+    let mut copied = Vec::new();
+    copy(&mut copied).unwrap();
+    assert_eq!(copied, bytes[HEADER_BYTES..end as usize]);
+    for at in HEADER_BYTES..end as usize {
+        bytes[at] ^= 0x10;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(copy(&mut Vec::new()).is_err(), "byte {at}");
+        bytes[at] ^= 0x10;
+    }
+}
+
+#[test]
 fn golden_file_round_trips() {
     let golden = include_bytes!("../../../tests/golden/layer-v1.log");
     let dir = tempfile::tempdir().unwrap();
