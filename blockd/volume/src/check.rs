@@ -1,7 +1,7 @@
 //! Consistency check of an open volume.
 //!
 //! All metadata is read and compared with memory: `volume.meta`, the block sets, lengths and inodes of the
-//! data files, and the head's map with the tracked blocks. It reads no data. Reads and writes continue;
+//! data files, and the head's map with its log. It reads no data. Reads and writes continue;
 //! a merge pauses.
 
 use crate::{
@@ -94,16 +94,17 @@ impl Volume {
                 }
             }
             Layer::Open(head) => {
-                for path in [files::map_path(&self.dir, head.epoch), files::log_path(&self.dir, head.epoch)] {
-                    if let Err(error) = crate::io::storage::metadata(&path) {
-                        findings.push(format!("stat failed on {}: {error}", path.display()));
-                    }
+                let path = files::map_path(&self.dir, head.epoch);
+                if let Err(error) = crate::io::storage::metadata(&path) {
+                    findings.push(format!("stat failed on {}: {error}", path.display()));
                 }
-                let blocks = head.count_mismatches();
-                if blocks > 0 {
-                    let path = files::map_path(&self.dir, head.epoch);
-                    findings
-                        .push(format!("{} differs from the tracked set in {blocks} blocks", path.display()));
+                match head.count_log_mismatches() {
+                    Ok(0) => {}
+                    Ok(blocks) => {
+                        let path = files::log_path(&self.dir, head.epoch);
+                        findings.push(format!("{} differs from the map in {blocks} blocks", path.display()));
+                    }
+                    Err(error) => findings.push(error.to_string()),
                 }
             }
         }

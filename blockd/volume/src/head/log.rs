@@ -284,6 +284,11 @@ impl HeadLog {
         Ok((log, found.held))
     }
 
+    /// Returns the blocks that the file names.
+    pub(crate) fn named(&self) -> Result<BlockSet, VolumeError> {
+        Self::inspect(&self.path, self.identity).map(|found| found.named)
+    }
+
     /// Inspects a log, read-only.
     pub(crate) fn inspect(path: &Path, identity: Identity) -> Result<InspectedLog, VolumeError> {
         let file = File::open_to_read(path).during("read", path)?;

@@ -362,13 +362,24 @@ impl Head {
 
     /// Returns the number of blocks that differ between the map and the tracked ones. Writes may be in
     /// progress.
-    pub(crate) fn count_mismatches(&self) -> u64 {
+    fn count_mismatches(&self) -> u64 {
         // Bits are set under this lock, so both are of one point in time.
         let tracked = self.tracked.lock();
         let map = self.map.held_set();
         let mut only_tracked = tracked.unlogged.clone();
         only_tracked.subtract(&map);
         only_tracked.len_blocks() + map.len_blocks().abs_diff(tracked.held_blocks)
+    }
+
+    /// Returns the number of blocks that the map has as logged and the log does not name, or that the log
+    /// names and the map lacks. Writes may be in progress; flushes wait.
+    pub(crate) fn count_log_mismatches(&self) -> Result<u64, VolumeError> {
+        let log = self.log.lock();
+        let (mut missed, mut named) = (self.logged(), log.named()?);
+        missed.subtract(&named);
+        // A record of a failed sync may name blocks that are still unlogged.
+        named.subtract(&self.map.held_set());
+        Ok(missed.len_blocks() + named.len_blocks())
     }
 
     /// Returns the block sets of a synced head that takes no more writes.

@@ -51,5 +51,18 @@ fn work_of_a_flush_is_independent_of_the_head() {
     assert!(head.log.lock().len_bytes() - large < 100 << 10);
     assert!(head.tracked.lock().unlogged.is_empty());
     // A start finds the blocks of all records.
-    assert!(head.logged() == head.current_set().held);
+    let held = head.current_set().held;
+    assert_eq!(head.count_log_mismatches().unwrap(), 0);
+    // A record that the head has not written.
+    let more = BlockSet::from_iter([Extent::new(BlockIndex(volume_dir.blocks() - 1), 1)]);
+    let path = files::log_path(dir.path(), Epoch(1));
+    drop(head);
+    let (mut log, logged) = HeadLog::open(&path, volume_dir.identity(Epoch(1))).unwrap();
+    assert!(logged == held);
+    log.append(&more).unwrap();
+    let options = OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() };
+    let head = Head::recover(volume_dir, Epoch(1), &options).unwrap();
+    assert_eq!(head.count_log_mismatches().unwrap(), 0);
+    log.append(&BlockSet::from_iter([Extent::new(BlockIndex(volume_dir.blocks() - 3), 1)])).unwrap();
+    assert_eq!(head.count_log_mismatches().unwrap(), 1);
 }
