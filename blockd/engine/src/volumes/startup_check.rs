@@ -13,6 +13,7 @@ use crate::{
     },
 };
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -80,7 +81,13 @@ fn run(registry: &Registry, stop: &AtomicBool, found: impl Fn(CheckOutcome)) {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        found(entry.check_closed());
+        // A panic must not leave the others unchecked.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| entry.check_closed())) {
+            Ok(outcome) => found(outcome),
+            Err(_) => {
+                tracing::error!(volume = %entry.id, name = %entry.name, "the check of the volume panicked");
+            }
+        }
         // At most half of the time: the syncs of an open delay those of clients.
         std::thread::park_timeout(began.elapsed());
     }
