@@ -110,13 +110,15 @@ impl Volumes {
     /// the next start would delete later writes. If the row cannot be reset, the volume refuses writes.
     pub(crate) async fn undo_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &ServiceError) {
         let id = entry.id;
-        let volume = match before {
-            EntryState::Up(volume) => volume,
+        let volume = match &before {
+            EntryState::Up(volume) => Some(Arc::clone(volume)),
+            // Its next use may open it.
+            EntryState::Closed(_) => None,
             // It accepts no writes anyway.
-            before => return entry.undo_delete(before),
+            _ => return entry.undo_delete(before),
         };
         let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await else {
-            entry.undo_delete(EntryState::Up(volume));
+            entry.undo_delete(before);
             self.merger.wake();
             return;
         };
@@ -124,7 +126,7 @@ impl Volumes {
         entry.set_state(EntryState::Failed(format!(
             "its deletion may have been recorded ({why}): delete it again, or restart blockd"
         )));
-        let closed = blocking(move || volume.close()).await;
+        let closed = blocking(move || volume.map_or(Ok(()), |volume| volume.close())).await;
         if let Err(error) = closed {
             tracing::warn!(volume = %id, name = %entry.name, %error, "closing the volume failed");
         }

@@ -463,6 +463,7 @@ fn state_of(view: &EntryView) -> (api::VolumeState, Option<String>) {
         EntryState::Restoring => return (api::VolumeState::Restoring, None),
         EntryState::Creating => Some("it is being created"),
         EntryState::Deleting => Some("it is being deleted"),
+        EntryState::Stopping => Some("the daemon is stopping"),
         EntryState::Up(_) | EntryState::Closed(_) | EntryState::Failed(_) => view.failure(),
     };
     let state = if reason.is_some() { api::VolumeState::Failed } else { api::VolumeState::Up };

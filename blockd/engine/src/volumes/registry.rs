@@ -210,7 +210,16 @@ impl VolumeEntry {
         let name = &self.name;
         let (code, message) = match state {
             EntryState::Up(volume) => return Ok(Arc::clone(volume)),
-            EntryState::Closed(_) => (ErrorCode::VolumeNotReady, format!("volume {name} is being opened")),
+            EntryState::Closed(closed) => match closed.failure() {
+                Some((code, reason)) => {
+                    let error = ApiError::new(code, format!("volume {name} cannot be opened: {reason}"));
+                    let hint = format!(
+                        "remove the cause: the next use opens the volume; or stop blockd and examine it: `blockd --check-volumes {name}`"
+                    );
+                    return Err(error.with_hint(hint));
+                }
+                None => (ErrorCode::VolumeNotReady, format!("volume {name} is being opened")),
+            },
             EntryState::Creating => (ErrorCode::VolumeNotReady, format!("volume {name} is being created")),
             EntryState::Restoring => (ErrorCode::VolumeNotReady, format!("volume {name} is being restored")),
             EntryState::Failed(reason) => {
@@ -221,6 +230,7 @@ impl VolumeEntry {
                 return Err(ApiError::new(ErrorCode::VolumeFailed, message).with_hint(hint));
             }
             EntryState::Deleting => (ErrorCode::VolumeInUse, format!("volume {name} is being deleted")),
+            EntryState::Stopping => (ErrorCode::ShuttingDown, "the daemon is stopping".to_owned()),
         };
         Err(ApiError::new(code, message))
     }
@@ -292,6 +302,9 @@ impl VolumeEntry {
             }
             EntryState::Deleting => {
                 return Err(ApiError::new(ErrorCode::VolumeInUse, format!("volume {name} is being deleted")));
+            }
+            EntryState::Stopping => {
+                return Err(ApiError::new(ErrorCode::ShuttingDown, "the daemon is stopping"));
             }
         }
         let before = std::mem::replace(&mut inner.state, EntryState::Deleting);

@@ -6,7 +6,8 @@
 
 use super::{EntryState, VolumeEntry};
 use crate::scrub::task::damaged_bytes;
-use blockd_volume::{ClosedVolume, Volume, VolumeError, VolumeStats};
+use blockd_api::ErrorCode;
+use blockd_volume::{ClosedVolume, Volume, VolumeError, VolumeErrorKind, VolumeStats};
 use parking_lot::Mutex;
 use std::sync::{
     Arc, OnceLock,
@@ -47,11 +48,13 @@ pub struct Closed {
     /// Set by the check. While the volume is closed, only the deletion of a clone changes it: shared bytes
     /// become allocated ones.
     content: OnceLock<Content>,
+    /// Error of the last open, which the next use repeats.
+    failure: Option<(ErrorCode, String)>,
 }
 
 impl From<ClosedVolume> for Closed {
     fn from(volume: ClosedVolume) -> Self {
-        Self { volume, content: OnceLock::new() }
+        Self { volume, content: OnceLock::new(), failure: None }
     }
 }
 
@@ -59,6 +62,16 @@ impl Closed {
     /// Returns the statistics that the check found.
     pub fn content(&self) -> Option<&Content> {
         self.content.get()
+    }
+
+    fn with_failure(&self, failure: Option<(ErrorCode, String)>) -> EntryState {
+        let (volume, content) = (self.volume.clone(), self.content.clone());
+        EntryState::Closed(Arc::new(Self { volume, content, failure }))
+    }
+
+    /// Returns the error of the last open.
+    pub fn failure(&self) -> Option<(ErrorCode, &str)> {
+        self.failure.as_ref().map(|(code, message)| (*code, message.as_str()))
     }
 }
 
@@ -79,10 +92,10 @@ pub enum CheckOutcome {
     NotNeeded,
     /// The volume is intact, and closed again.
     Closed,
-    /// The volume is intact and stays open: a caller needs it, layers may be mergeable, or writes were
-    /// discarded.
+    /// The volume is intact and stays open: a caller needs it, layers may be mergeable, writes were
+    /// discarded, or its close failed.
     Open,
-    /// The volume cannot be used.
+    /// The volume cannot be opened, now or, if it is damaged, at all.
     Failed,
 }
 
@@ -104,19 +117,29 @@ impl VolumeEntry {
             let _running = self.opening.running.lock();
             self.opening.waiting.fetch_sub(1, Ordering::Relaxed);
             if let Some(closed) = self.closed() {
-                let opened = closed.volume.open();
-                self.publish(opened);
+                self.publish(&closed, closed.volume.open());
             }
         });
     }
 
-    fn publish(&self, opened: Result<Arc<Volume>, VolumeError>) {
+    /// Sets the state after an open. After an error other than damage, as on a full disk, the volume stays
+    /// closed, and the next use opens it.
+    fn publish(&self, closed: &Closed, opened: Result<Arc<Volume>, VolumeError>) {
         let is_found = opened.as_ref().map_or(true, |volume| volume.discarded_writes().is_some());
         let state = match opened {
             Ok(volume) => EntryState::Up(volume),
             Err(error) => {
                 tracing::error!(volume = %self.id, name = %self.name, %error, "opening the volume failed");
-                EntryState::Failed(error.to_string())
+                let code = match error.kind() {
+                    VolumeErrorKind::Damaged => None,
+                    VolumeErrorKind::NoSpace => Some(ErrorCode::NoSpace),
+                    _ => Some(ErrorCode::VolumeFailed),
+                };
+                let message = error.to_string();
+                match code {
+                    None => EntryState::Failed(message),
+                    Some(code) => closed.with_failure(Some((code, message))),
+                }
             }
         };
         self.set_state(state);
@@ -128,6 +151,10 @@ impl VolumeEntry {
     /// Opens a closed volume, which reads and verifies all of its metadata, and closes it again unless it is
     /// needed. Blocks.
     pub fn check_closed(&self) -> CheckOutcome {
+        self.check_closed_with(Volume::close)
+    }
+
+    fn check_closed_with(&self, close: impl FnOnce(&Volume) -> Result<(), VolumeError>) -> CheckOutcome {
         let _running = self.opening.running.lock();
         let Some(closed) = self.closed().filter(|closed| closed.content().is_none()) else {
             return CheckOutcome::NotNeeded;
@@ -135,33 +162,45 @@ impl VolumeEntry {
         let volume = match closed.volume.open() {
             Ok(volume) => volume,
             Err(error) => {
-                self.publish(Err(error));
+                self.publish(&closed, Err(error));
                 return CheckOutcome::Failed;
             }
         };
         let is_needed = self.opening.waiting.load(Ordering::Relaxed) > 0
             || closed.volume.may_merge()
+            // The open may have completed a freeze.
+            || volume.stats().merge.layers > 0
             || volume.is_lazy()
             || volume.discarded_writes().is_some();
         if is_needed {
-            self.publish(Ok(volume));
+            self.publish(&closed, Ok(volume));
             return CheckOutcome::Open;
         }
         let mut content = Content::of(&volume);
         content.stats.tracking_bytes = 0;
-        if let Err(error) = volume.close() {
-            self.publish(Err(error));
-            return CheckOutcome::Failed;
+        if let Err(error) = close(&volume) {
+            // A full disk fails the close, not the reads of an open volume.
+            tracing::warn!(volume = %self.id, name = %self.name, %error, "closing the checked volume failed");
+            drop(volume);
+            let opened = closed.volume.open();
+            let outcome = if opened.is_ok() { CheckOutcome::Open } else { CheckOutcome::Failed };
+            self.publish(&closed, opened);
+            return outcome;
         }
         let is_first = closed.content.set(content).is_ok();
         assert!(is_first, "a volume is checked once");
+        if closed.failure().is_some() {
+            self.set_state(closed.with_failure(None));
+        }
         CheckOutcome::Closed
     }
 
     /// Returns the statistics of a volume that is open, or checked; a closed one is checked first, so that
     /// none is shown as empty. Blocks.
     pub fn content(&self) -> Option<Content> {
-        in_place(|| self.check_closed());
+        if self.closed().is_some_and(|closed| closed.content().is_none()) {
+            in_place(|| self.check_closed());
+        }
         self.known(Content::of, |content| *content)
     }
 
@@ -187,12 +226,14 @@ impl VolumeEntry {
         match self.view().state {
             EntryState::Up(volume) => volume.close(),
             EntryState::Closed(_) => {
-                self.set_state(EntryState::Failed("the daemon is stopping".to_owned()));
+                self.set_state(EntryState::Stopping);
                 Ok(())
             }
-            EntryState::Creating | EntryState::Restoring | EntryState::Failed(_) | EntryState::Deleting => {
-                Ok(())
-            }
+            EntryState::Creating
+            | EntryState::Restoring
+            | EntryState::Failed(_)
+            | EntryState::Deleting
+            | EntryState::Stopping => Ok(()),
         }
     }
 }

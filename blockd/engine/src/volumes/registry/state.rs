@@ -19,6 +19,8 @@ pub enum EntryState {
     Failed(String),
     /// In deletion.
     Deleting,
+    /// Closed for the end of the process before its first use.
+    Stopping,
 }
 
 /// View of a volume for a reply.
@@ -38,12 +40,13 @@ impl EntryView {
         }
     }
 
-    /// Returns the cause if the volume failed or could not be opened.
+    /// Returns the cause if the volume failed or the last open did.
     pub fn failure(&self) -> Option<&str> {
         match &self.state {
             EntryState::Up(volume) => volume.failure(),
             EntryState::Failed(reason) => Some(reason),
-            EntryState::Closed(_) | EntryState::Creating | EntryState::Restoring | EntryState::Deleting => {
+            EntryState::Closed(closed) => closed.failure().map(|(_, message)| message),
+            EntryState::Creating | EntryState::Restoring | EntryState::Deleting | EntryState::Stopping => {
                 None
             }
         }

@@ -3,7 +3,10 @@ use crate::volumes::registry::{Registry, VolumeEntry};
 use blockd_catalog::VolumeRow;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::OpenOptions;
-use std::path::PathBuf;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 const ID: VolumeId = VolumeId::from_u64(7);
 const SIZE_BYTES: u64 = 1 << 20;
@@ -137,6 +140,53 @@ fn volume_with_discarded_writes_stays_open() {
     assert!(entry.view().volume().unwrap().discarded_writes().is_some());
 }
 
+/// Moves the only block set away; a directory is in its place.
+fn hide_set(dir: &Path) -> (PathBuf, PathBuf) {
+    let mut names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let set = names.find(|path| path.extension().is_some_and(|end| end == "set")).unwrap();
+    let hidden = dir.parent().unwrap().join("hidden");
+    std::fs::rename(&set, &hidden).unwrap();
+    std::fs::create_dir(&set).unwrap();
+    (set, hidden)
+}
+
+#[test]
+fn volume_whose_close_fails_stays_open() {
+    let files = Files::new();
+    let entry = files.entry();
+    let full = |_: &Volume| {
+        let source = io::Error::from_raw_os_error(28);
+        Err(VolumeError::Io { operation: "append", path: PathBuf::from("1.map"), source })
+    };
+    assert_eq!(entry.check_closed_with(full), CheckOutcome::Open);
+    assert_eq!(content_of(&entry.volume().unwrap()), [1, 0, 2]);
+}
+
+#[test]
+fn failed_open_of_an_intact_volume_is_repeated() {
+    for is_checked in [false, true] {
+        let files = Files::new();
+        let entry = files.entry();
+        let (set, hidden) = hide_set(&files.path());
+        if is_checked {
+            assert_eq!(entry.check_closed(), CheckOutcome::Failed);
+        }
+        let error = entry.volume().err().unwrap();
+        assert_eq!(error.code, ErrorCode::VolumeFailed);
+        assert!(error.message.contains("cannot be opened: "), "{}", error.message);
+        let view = entry.view();
+        assert!(view.failure().is_some() && !view.is_up());
+        std::fs::remove_dir(&set).unwrap();
+        std::fs::rename(&hidden, &set).unwrap();
+        if is_checked {
+            assert_eq!(entry.check_closed(), CheckOutcome::Closed);
+            assert!(entry.view().is_up() && entry.view().volume().is_none());
+        }
+        assert_eq!(content_of(&entry.volume().unwrap()), [1, 0, 2]);
+        assert!(entry.view().is_up());
+    }
+}
+
 #[test]
 fn stopping_daemon_opens_no_volume() {
     let files = Files::new();
@@ -144,7 +194,8 @@ fn stopping_daemon_opens_no_volume() {
     registry.insert(files.entry());
     let entry = registry.by_name("data").unwrap();
     entry.shut_down().unwrap();
-    assert!(entry.volume().err().unwrap().message.contains("the daemon is stopping"));
+    let error = entry.volume().err().unwrap();
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::ShuttingDown, "the daemon is stopping"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
