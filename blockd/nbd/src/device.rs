@@ -323,9 +323,9 @@ pub trait ExportCatalog: Send + Sync + 'static {
     /// reason.
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError>;
 
-    /// Returns true for the name of an export whose opening may wait for the network. Separate threads open
-    /// these, so that they do not delay the opening of others. Called on a ring thread; must not block. By
-    /// default no export waits.
+    /// Returns true for the name of an export whose opening may wait for the network, or for the recovery of
+    /// a volume. Separate threads open these, so that they do not delay the opening of others. Called on a
+    /// ring thread; must not block. By default no export waits.
     fn is_remote(&self, name: &str) -> bool {
         let _ = name;
         false

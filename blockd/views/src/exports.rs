@@ -15,7 +15,7 @@ use crate::{
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_engine::volumes::{
     discarded::UnreportedLoss,
-    registry::{ClientGuard, Registry, SnapshotPoint, VolumeEntry},
+    registry::{ClientGuard, EntryState, Registry, SnapshotPoint, VolumeEntry},
 };
 use blockd_nbd::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
 use blockd_volume::{Volume, VolumeErrorKind};
@@ -95,7 +95,8 @@ impl ExportCatalog for Exports {
     }
 
     fn is_remote(&self, name: &str) -> bool {
-        self.cloud(name).is_some()
+        let is_closed = |entry: Arc<VolumeEntry>| matches!(entry.view().state, EntryState::Closed(_));
+        self.cloud(name).is_some() || self.volume_entry(split_name(name).0).is_some_and(is_closed)
     }
 
     fn list(&self, client: &Client) -> Vec<ExportInfo> {

@@ -1,7 +1,7 @@
 //! Reconciliation of rows and files at the start: interrupted operations are completed or undone.
 //!
 //! A volume whose row and metadata agree stays closed until its first use
-//! ([`Closed`](crate::volumes::registry::Closed)); all others are opened.
+//! ([`Closed`](crate::volumes::registry::Closed)), unless the start uses it; all others are opened.
 
 use crate::{
     data_dir::DataDir,
@@ -9,11 +9,14 @@ use crate::{
     volumes::registry::{EntryState, Registry, VolumeEntry},
 };
 use blockd_api::tasks::TaskKind;
-use blockd_catalog::{Db, DbError, SnapshotRow, SnapshotState, TaskRow, VolumeRow, VolumeState};
+use blockd_catalog::{
+    AttachmentRow, Db, DbError, LazyRow, SnapshotRow, SnapshotState, TaskRow, VolumeRow, VolumeState,
+};
 use blockd_extent::VolumeId;
 use blockd_volume::{ClosedVolume, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind};
+use rusqlite::Transaction;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     path::Path,
     sync::{
         Arc,
@@ -28,10 +31,10 @@ use uuid::Uuid;
 /// # Errors
 /// The database fails.
 pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<Registry, DbError> {
-    let (volumes, snapshots, unfinished) = db.transaction(|tx| -> Result<_, DbError> {
+    let (volumes, snapshots, unfinished, used) = db.transaction(|tx| -> Result<_, DbError> {
         // Resumable tasks need the same as running ones.
         let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::resumable(tx)?);
-        Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?, tasks.collect::<Vec<_>>()))
+        Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?, tasks.collect::<Vec<_>>(), used(tx)?))
     })?;
     let registry = Registry::default();
     let mut to_open = Vec::new();
@@ -49,7 +52,7 @@ pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<R
         }
     }
     let snapshots = Snapshots::by_volume(&snapshots);
-    for (row, found) in find_all(data_dir, &to_open, options, &snapshots) {
+    for (row, found) in find_all(data_dir, &to_open, options, &snapshots, &used) {
         let state = match found {
             Ok(Found::Closed(closed)) => EntryState::Closed(Arc::new(closed.into())),
             Ok(Found::Open(volume)) => {
@@ -125,6 +128,7 @@ fn find_all(
     rows: &[VolumeRow],
     options: &OpenOptions,
     snapshots: &Snapshots<'_>,
+    used: &HashSet<VolumeId>,
 ) -> Vec<FoundVolume> {
     let threads = MAX_CONCURRENT_OPENS.min(rows.len());
     let next = AtomicUsize::new(0);
@@ -132,7 +136,8 @@ fn find_all(
         let mut found = Vec::new();
         while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
             let dir = data_dir.volume_dir(row.id);
-            found.push((row.clone(), find(&dir, row, options, snapshots.of(row.id))));
+            let is_used = used.contains(&row.id);
+            found.push((row.clone(), find(&dir, row, options, snapshots.of(row.id), is_used)));
         }
         found
     };
@@ -149,12 +154,13 @@ fn find_all(
     })
 }
 
-/// Reads the metadata of a volume, and opens it if it differs from its rows.
+/// Reads the metadata of a volume, and opens it if it differs from its rows or this start uses it.
 fn find(
     dir: &Path,
     row: &VolumeRow,
     options: &OpenOptions,
     snapshots: &[&SnapshotRow],
+    is_used: bool,
 ) -> Result<Found, VolumeError> {
     let closed = ClosedVolume::read(dir, options)?;
     // It may be larger: it grew before its row was written.
@@ -173,11 +179,21 @@ fn find(
     // The option for a power loss is of this start only.
     let is_deferrable = agrees && options.recovery == Recovery::Auto;
     // An open makes the metadata durable, before rows are changed after it.
-    if is_deferrable && !closed.may_have_loss() {
-        Ok(Found::Closed(closed))
-    } else {
-        closed.open().map(Found::Open)
+    if !is_deferrable || closed.may_have_loss() {
+        return closed.open().map(Found::Open);
     }
+    match is_used.then(|| closed.open()) {
+        Some(Ok(volume)) => Ok(Found::Open(volume)),
+        Some(Err(error)) if error.kind() == VolumeErrorKind::Damaged => Err(error),
+        // The next use repeats an open that failed for another reason.
+        Some(Err(_)) | None => Ok(Found::Closed(closed)),
+    }
+}
+
+/// Returns the volumes that the start uses: those with a kernel device, and lazy ones.
+fn used(tx: &Transaction<'_>) -> Result<HashSet<VolumeId>, DbError> {
+    let attached = AttachmentRow::all(tx)?.into_iter().map(|row| row.volume);
+    Ok(attached.chain(LazyRow::all(tx)?.into_iter().map(|row| row.volume)).collect())
 }
 
 /// Undoes snapshots in creation, and deletes those in deletion and unknown ones.
@@ -258,6 +274,7 @@ fn report_unknown_files(data_dir: &DataDir, registry: &Registry) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_catalog::AttachmentState;
     use blockd_extent::{Epoch, SnapshotId};
     use jiff::Timestamp;
 
@@ -408,6 +425,30 @@ mod tests {
         let registry = reconcile(&host.db, &host.data_dir(), &lost_power).unwrap();
         assert!(registry.by_name("grown").unwrap().view().volume().is_some());
         assert_eq!(host.rows().0.iter().map(|row| row.size_bytes).sum::<u64>(), 3 * SIZE_BYTES);
+    }
+
+    #[test]
+    fn volume_with_a_device_is_opened_by_the_start() {
+        let host = Host::new();
+        let (attached, other) =
+            (host.row(1, "attached", VolumeState::Up), host.row(2, "other", VolumeState::Up));
+        drop((host.files(attached), host.files(other)));
+        let row = AttachmentRow {
+            volume: attached,
+            state: AttachmentState::Attached,
+            device: Some(0),
+            pinned: false,
+            read_only: false,
+            persistent: true,
+            timeout_s: 1,
+            dead_timeout_s: 1,
+            connections: 1,
+            block_size_bytes: 4096,
+        };
+        host.db.transaction::<_, DbError>(|tx| row.put(tx)).unwrap();
+        let registry = host.start();
+        assert!(registry.by_name("attached").unwrap().view().volume().is_some());
+        assert!(registry.by_name("other").unwrap().view().volume().is_none());
     }
 
     #[test]

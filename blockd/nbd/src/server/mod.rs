@@ -37,8 +37,10 @@ use crate::server::worker::Job;
 
 /// Maximum size of the buffer pool of a ring thread, in bytes.
 const MAX_POOL_BYTES: u64 = 64 << 20;
-/// Number of threads that query the export catalog, and of those that open remote exports.
+/// Number of threads that query the export catalog.
 const LOOKUP_THREADS: usize = 2;
+/// Number of threads that open the exports that wait: most of them sleep.
+const REMOTE_LOOKUP_THREADS: usize = 8;
 /// Number of threads that compute TLS handshakes: it bounds the processor time of clients that only connect.
 const HANDSHAKE_THREADS: usize = 1;
 /// Time after the shutdown timeout in which threads drop aborted connections.
@@ -124,7 +126,7 @@ impl Server {
         let handshake_threads = if config.tls.is_some() { HANDSHAKE_THREADS } else { 0 };
         server.spawn_many("nbd-worker", config.worker_threads, &work(request_queue))?;
         server.spawn_many("nbd-lookup", LOOKUP_THREADS, &work(lookup_queue))?;
-        server.spawn_many("nbd-remote", LOOKUP_THREADS, &work(remote_lookup_queue))?;
+        server.spawn_many("nbd-remote", REMOTE_LOOKUP_THREADS, &work(remote_lookup_queue))?;
         server.spawn_many("nbd-tls", handshake_threads, &work(handshake_queue))?;
         server.spawn_many("nbd-sync", config.worker_threads, &move || sync_items.serve(&*catalog))?;
         server.start_rings(&Arc::new(server_state(config, mailboxes)), listeners)?;

@@ -11,7 +11,9 @@ use blockd_nbd::{
     DeviceErrorKind, Progress, ZeroFlags,
     constants::{STATE_HOLE, STATE_ZERO},
 };
-use blockd_volume::{Op, Storage, VolumeErrorKind, attach_storage, detach_storage};
+use blockd_volume::{
+    ClosedVolume, Op, OpenOptions, Storage, VolumeErrorKind, attach_storage, detach_storage,
+};
 use std::{io, path::Path};
 
 fn add(registry: &Registry, dir: &std::path::Path, number: u64, name: &str) -> Arc<VolumeEntry> {
@@ -50,6 +52,21 @@ fn volume_exports_are_listed_counted_and_served() {
     assert!(reason.contains("disk removed"), "{reason}");
     let names: Vec<_> = exports.list(&Client::default()).into_iter().map(|export| export.name).collect();
     assert_eq!(names, ["two"]);
+}
+
+#[test]
+fn first_opens_do_not_delay_those_of_open_volumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Arc::new(Registry::default());
+    let exports = Exports::new(Arc::clone(&registry));
+    let entry = add(&registry, dir.path(), 1, "one");
+    assert!(!exports.is_remote("one") && !exports.is_remote("two"));
+    entry.view().volume().unwrap().close().unwrap();
+    let closed = ClosedVolume::read(&dir.path().join("one"), &OpenOptions::default()).unwrap();
+    entry.set_state(EntryState::Closed(Arc::new(closed.into())));
+    assert!(exports.is_remote("one") && exports.is_remote(""));
+    drop(exports.open("one", &Client::default()).unwrap());
+    assert!(!exports.is_remote("one"));
 }
 
 #[test]
