@@ -24,6 +24,7 @@ use crate::{
 use blockd_api::activity::{Activity, OperationActivity, VolumeActivity};
 use blockd_catalog::Db;
 use blockd_quiesce::Admission as QuiesceAdmission;
+use blockd_volume::Volume;
 use std::{sync::Arc, time::Duration};
 
 /// Activity and metrics of the daemon.
@@ -72,7 +73,7 @@ impl Monitor {
 }
 
 fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
-    let stats = entry.content().map(|content| content.stats);
+    let stats = entry.known(Volume::stats, |content| content.stats);
     let view = entry.view();
     let number = |value: fn(&blockd_volume::VolumeStats) -> u64| stats.as_ref().map_or(0, value);
     let requests = |operation| {
