@@ -103,11 +103,7 @@ impl Daemon {
         engine.lazy.resume_lazy_volumes().await.map_err(DaemonError::Lazy)?;
         engine.in_place_work.fence_volumes_in_rollback().await.map_err(DaemonError::Lazy)?;
         let nbd::Nbd { servers, identity, access } = nbd::start(&engine, &browser, &config).await?;
-        let nbd_failed = Arc::new(Notify::new());
-        for server in &servers {
-            let nbd_failed = Arc::clone(&nbd_failed);
-            server.on_failure(Box::new(move || nbd_failed.notify_one()));
-        }
+        let nbd_failed = nbd::notify_failure(&servers);
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let served = Arc::new(Served::new(&config, addresses));
         let api =

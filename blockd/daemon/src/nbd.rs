@@ -17,6 +17,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::Notify;
 
 /// Timeout for an NBD address in use, and the interval of attempts.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +29,16 @@ pub(crate) struct Nbd {
     pub(crate) servers: Vec<Server>,
     pub(crate) identity: Option<Arc<TlsIdentity>>,
     pub(crate) access: Arc<Access>,
+}
+
+/// Returns what is notified when a server fails.
+pub(crate) fn notify_failure(servers: &[Server]) -> Arc<Notify> {
+    let failed = Arc::new(Notify::new());
+    for server in servers {
+        let failed = Arc::clone(&failed);
+        server.on_failure(Box::new(move || failed.notify_one()));
+    }
+    failed
 }
 
 /// All renewable certificates.

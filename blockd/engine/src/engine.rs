@@ -310,8 +310,7 @@ impl Engine {
         let drills = service!(Drills { admission, attachments, cloud_snapshots, db, host, registry, repositories, runner, snapshots });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host, leases,
             registry, repositories, runner, scheduler, tasks });
-        let repairs = service!(Repairs { admission, db, deletions, host, registry, repositories, runner, tasks }
-            deletions_started);
+        let repairs = service!(Repairs { admission, db, deletions, host, registry, repositories, runner, tasks } deletions_started);
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
             host, lazy, leases, proofs, registry, repairs, repositories, runner, scrubs, tasks } plan);
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, drills, events, health,
