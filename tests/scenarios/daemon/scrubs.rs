@@ -100,6 +100,8 @@ async fn flipped_bit_is_found_reported_and_repaired() {
 async fn unproven_content_is_not_written() {
     let host = Host::new().await;
     let (_, volume, mut model) = host.one_backup().await;
+    // It keeps the former content of block 60.
+    host.take_snapshot("data", &new_snapshot("before")).await;
     // Not in the backup: block 1000 is new, and block 60 has another content.
     for block in [1000, 60] {
         model.write(&volume, block * BLOCK, 77, BLOCK as usize);
