@@ -102,8 +102,35 @@ async fn run(
     cancel: CancelToken,
 ) -> Result<Manifest, CloudError> {
     progress.enter(Phase::Planning);
-    let clock = RunClock::start();
     spec.check_age(Timestamp::now())?;
+    let job = Arc::new(job_of(&repo, spec, reader, recorder, &options, progress).await?);
+    job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
+    job.packs(options.upload_concurrency.max(1)).await?;
+    job.begin_closing()?;
+    job.progress.enter(Phase::Index);
+    let index = write_index(&job).await?;
+    if !cancel.begin_commit() {
+        return Err(CloudError::Cancelled);
+    }
+    job.progress.enter(Phase::Commit);
+    let manifest = job.commit(&repo, index).await?;
+    job.progress.enter(Phase::Done);
+    Ok(manifest)
+}
+
+/// Lays out a backup of `spec`, which it checks.
+///
+/// # Errors
+/// [`CloudError::InvalidRequest`].
+pub(crate) async fn job_of(
+    repo: &Repository,
+    spec: Arc<BackupSpec>,
+    reader: Arc<dyn BlockSource>,
+    recorder: Recorder,
+    options: &UploadOptions,
+    progress: Arc<Progress>,
+) -> Result<Job, CloudError> {
+    let clock = RunClock::start();
     let planned = spec.clone();
     let layout = run_blocking(move || {
         planned.check()?;
@@ -119,7 +146,7 @@ async fn run(
         recorder: recorder.clone(),
         work: repo.work().clone(),
     };
-    let job = Arc::new(Job {
+    Ok(Job {
         sealer: Sealer::new(&key, &spec.delta_id(), &spec.delta_salt),
         spec,
         layout,
@@ -135,19 +162,7 @@ async fn run(
         was_committing,
         clock,
         is_resumed,
-    });
-    job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
-    job.packs(options.upload_concurrency.max(1)).await?;
-    job.begin_closing()?;
-    job.progress.enter(Phase::Index);
-    let index = write_index(&job).await?;
-    if !cancel.begin_commit() {
-        return Err(CloudError::Cancelled);
-    }
-    job.progress.enter(Phase::Commit);
-    let manifest = job.commit(&repo, index).await?;
-    job.progress.enter(Phase::Done);
-    Ok(manifest)
+    })
 }
 
 impl Job {

@@ -6,19 +6,14 @@
 
 use crate::{
     CloudError, CompressionLevel, MemoryJournal, Repository, SnapshotReader,
-    adaptive::AdaptiveLevel,
-    backup::{UploadOptions, cpu_threads},
+    backup::{UploadOptions, job_of},
     backup_spec::BackupSpec,
-    clock::RunClock,
     frame::{BLOCK, FrameWriter, MAX_STORED_LEN, MIN_STORED_LEN},
     index_writer::write_index,
-    job::{Job, Levels, Packing, Recorder},
+    job::{Job, Recorder},
     pack::OBJECT_HEADER_LEN,
     packing::CHUNK_FRAMES,
-    plan::Layout,
     progress::Progress,
-    repository::run_blocking,
-    seal::Sealer,
 };
 use blockd_extent::{BlockSource, Extent};
 use blockd_store::{DryStore, MeterStore, RequestCounts, Requests, Work};
@@ -43,36 +38,9 @@ pub async fn estimate_backup(
     let requests = Arc::new(Requests::default());
     let dry = Arc::new(DryStore::new(Arc::clone(repo.store())));
     let repo = repo.with_store(Arc::new(MeterStore::new(dry, requests.clone())));
-    let planned = spec.clone();
-    let layout = run_blocking(move || {
-        planned.check()?;
-        Layout::new(&planned.data, &planned.references.blocks(), planned.size_bytes)
-    });
-    let (layout, key) = (layout.await?, repo.key().clone());
     let recorder = Recorder::new(Arc::new(MemoryJournal::default()));
-    let levels = Levels {
-        compression: options.compression,
-        adaptive: AdaptiveLevel::default(),
-        recorder: recorder.clone(),
-        work: repo.work().clone(),
-    };
-    let job = Arc::new(Job {
-        sealer: Sealer::new(&key, &spec.delta_id(), &spec.delta_salt),
-        spec,
-        layout,
-        key,
-        store: repo.store().clone(),
-        work: repo.work().clone(),
-        reader,
-        recorder,
-        progress: Arc::new(Progress::new(requests.clone())),
-        packing: Packing::new(cpu_threads(options.cpu_threads)),
-        write_once: options.write_once,
-        levels,
-        was_committing: false,
-        clock: RunClock::start(),
-        is_resumed: false,
-    });
+    let progress = Arc::new(Progress::new(requests.clone()));
+    let job = Arc::new(job_of(&repo, spec, reader, recorder, options, progress).await?);
     let packs = job.estimate_packs().await?;
     let index = write_index(&job).await?;
     job.commit(&repo, index).await?;
