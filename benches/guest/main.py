@@ -21,6 +21,8 @@ from bench import MIB
 
 # Ratio of p99 beside a load and alone.
 GOALS = {"backup": 1.5, "scrub": 1.2, "drill": 1.2}
+# Rate of the plain reader before a scrub was measured, and the time in which it starts.
+READER_MIB_PER_S, READER_START_S = 100, 1
 PERCENTILES = ("50.000000", "99.000000", "99.900000")
 # Pause between two drills. A drill of this volume takes some 60 ms, and its start and end cost more than its reads.
 DRILL_PAUSE_S = 1
@@ -36,7 +38,11 @@ completed and dirty pages written back, and a snapshot is taken and deleted, so 
 With --load scrub, consecutive scrubs of the volume run beside the writes instead. With --load drill it is a restore drill each second, of another volume:
 an ext4 filesystem with files of half of SIZE.
 
+With --load scrub, a third pass shows the limit of the machine: instead of the scrub, fio reads a file of the same size with direct reads of 64 KiB
+at the lowest priority, at the rate of the scrubs of the passes before.
+
   alone, beside  p50, p99 and p99.9 of the writes, in microseconds; medians over the rounds
+  reader         the same beside the plain reader
   ratio          p99 beside / p99 alone of each round: the median, and the worst and the best round
   load           number of tasks that ended, and MiB/s of blocks that backups and scrubs processed
 
@@ -173,6 +179,27 @@ class Load:
             raise self.failed
 
 
+class Reader:
+    """A plain program that reads a file with direct reads while the context is active."""
+
+    count, done_bytes = 0, 0
+
+    def __init__(self, path):
+        self.command = ["nice", "-n", "19", "fio", "--name=reader", "--ioengine=psync", "--rw=read", "--bs=64k", "--direct=1"]
+        self.command += ["--readonly", f"--filename={path}", "--time_based", "--runtime=1h"]
+        self.mib_per_s = READER_MIB_PER_S
+
+    def __enter__(self):
+        command = [*self.command, f"--rate={max(round(self.mib_per_s), 1)}m"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/")
+        time.sleep(READER_START_S)
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+
+
 def make_filesystem(path, size_bytes):
     """Creates an ext4 image with files of half of its size, a quarter of them incompressible."""
     tree = path.with_suffix(".tree")
@@ -196,7 +223,9 @@ class Bench:
             image = directory / "image"
             make_image(image, given.data)
             self.blockd.make_volume("vm", given.data, image)
-            image.unlink()
+            self.reader = Reader(image) if given.load == "scrub" else None
+            if not self.reader:
+                image.unlink()
             options = ["--provider", "local", "--path", store, "--encryption-passphrase", "bench"]
             self.blockd.ctl("credentials", "create", "nas", *options)
             if given.load == "drill":
@@ -266,14 +295,26 @@ class Bench:
             began = time.monotonic()
             found = self.write(seed)
             took = time.monotonic() - began
-        return {**found, "count": load.count, "load_mib_per_s": load.done_bytes / MIB / took}
+        rate = load.done_bytes / MIB / took
+        if self.reader:
+            self.reader.mib_per_s = rate
+        return {**found, "count": load.count, "load_mib_per_s": rate}
+
+    def limit(self, seed):
+        self.settle()
+        with self.reader:
+            return self.write(seed)
 
     def round(self, nth):
         # The same offsets in both passes, other ones in each round.
         kinds = [("alone", self.alone), ("beside", self.beside)]
+        if self.reader:
+            kinds.append(("reader", self.limit))
         found = {name: act(nth + 1) for name, act in (kinds if nth % 2 == 0 else reversed(kinds))}
         found["ratio"] = found["beside"]["p99"] / found["alone"]["p99"]
         alone, beside = found["alone"], found["beside"]
+        if self.reader:
+            found["reader_ratio"] = found["reader"]["p99"] / alone["p99"]
         say(f"round {nth + 1}: p99 alone {alone['p99']:.0f} us, beside {beside['p99']:.0f} us, {found['ratio']:.2f} x; "
             f"load {self.given.load}: {beside['count']}")
         return found
@@ -281,7 +322,10 @@ class Bench:
 
 def summary(given, rounds):
     names = ("p50", "p99", "p99.9", "mean", "iops")
-    found = {kind: {name: statistics.median(one[kind][name] for one in rounds) for name in names} for kind in ("alone", "beside")}
+    kinds = [kind for kind in ("alone", "beside", "reader") if kind in rounds[0]]
+    found = {kind: {name: statistics.median(one[kind][name] for one in rounds) for name in names} for kind in kinds}
+    if "reader" in kinds:
+        found["reader_ratio"] = statistics.median(one["reader_ratio"] for one in rounds)
     ratios = [one["ratio"] for one in rounds]
     found["ratio"] = {"median": statistics.median(ratios), "best": min(ratios), "worst": max(ratios)}
     found["load_mib_per_s"] = statistics.median(one["beside"]["load_mib_per_s"] for one in rounds)
@@ -294,7 +338,7 @@ def report(given, found):
     rate = f"{given.iops} a second" if given.iops else "at the maximum rate"
     print(f"4k randwrite over NBD, depth {given.depth}, {rate}; {given.rounds} rounds of {given.seconds} s; us")
     print(f"{'':8}{'p50':>10}{'p99':>10}{'p99.9':>10}{'mean':>10}{'writes/s':>10}")
-    for kind in ("alone", "beside"):
+    for kind in (kind for kind in ("alone", "beside", "reader") if kind in found):
         one = found[kind]
         print(f"{kind:8}{one['p50']:10.1f}{one['p99']:10.1f}{one['p99.9']:10.1f}{one['mean']:10.1f}{one['iops']:10.0f}")
     ratio = found["ratio"]
@@ -302,6 +346,8 @@ def report(given, found):
     print(f"load {given.load}: {found['count']}{rate}")
     print(f"p99 beside / alone: {ratio['median']:.2f} x (best {ratio['best']:.2f}, worst {ratio['worst']:.2f}; "
           f"goal <= {GOALS[given.load]:g}: {'met' if found['met'] else 'NOT MET'})")
+    if "reader_ratio" in found:
+        print(f"p99 beside a plain reader of the same rate / alone: {found['reader_ratio']:.2f} x")
 
 
 def interrupted(_signal, _frame):
