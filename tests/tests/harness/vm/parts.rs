@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Programs of the guest from the host.
-const TOOLS: [&str; 13] = [
+const TOOLS: [&str; 15] = [
     "bash",
     "fio",
     "perl",
@@ -28,6 +28,8 @@ const TOOLS: [&str; 13] = [
     "umount",
     "mkfs.xfs",
     "xfs_repair",
+    "mkfs.btrfs",
+    "btrfs",
 ];
 /// Size of the guest's disk; the file is sparse.
 const DISK_BYTES: u64 = 24 << 30;

@@ -123,6 +123,21 @@ grep -q 'isnotchecked:itcannotbeusedalone' /tmp/output || fail "no note of the l
 blockctl volume detach xlog >/dev/null && blockctl volume detach xfs >/dev/null || fail detach
 is_free || fail "a device is left"
 
+step "btrfs is checked"
+blockctl volume create btrfs --size 128MiB >/dev/null || fail create
+blockctl volume attach btrfs >/dev/null || fail attach
+mkfs.btrfs -q -m single /dev/nbd0 >/dev/null 2>&1 || fail mkfs.btrfs
+blockctl cloudsnap backup btrfs --wait >/dev/null || fail backup
+blockctl cloudsnap drill run btrfs@latest --wait >/tmp/output 2>&1 || fail "btrfs: $(cat /tmp/output)"
+blockctl --json cloudsnap drill list btrfs | tr -d ' \n' >/tmp/output
+grep -q 'btrfscheck--readonlyfoundnoinconsistency' /tmp/output || fail "no check of btrfs: $(cat /tmp/output)"
+# The trees are lost; the superblock is before them.
+dd if=/dev/zero of=/dev/nbd0 bs=1M seek=1 count=60 conv=fsync 2>/dev/null || fail dd
+blockctl cloudsnap backup btrfs --wait >/dev/null || fail backup
+refused "failed at step check: a btrfs filesystem: btrfs check --readonly failed" blockctl cloudsnap drill run btrfs@latest --wait
+blockctl volume detach btrfs >/dev/null || fail detach
+is_free || fail "a device is left"
+
 step "the daemon dies during a probe"
 blockctl cloudsnap drill run origin@latest --probe slow >/dev/null || fail "slow"
 becomes_true sleeps || fail "the probe does not run"
