@@ -78,6 +78,10 @@ async fn server_without_such_requests_gets_one_for_each_object() {
     let bench = Bench::new(MemoryStore::with_batches(1000), 1500);
     bench.faults.fail_at(0, Fault::Unauthorized);
     assert_eq!(bench.delete(1500).await, (Ok(1500), 1501));
+    // An internal error at each attempt.
+    let bench = Bench::new(MemoryStore::with_batches(1000), 1500);
+    (0..3).for_each(|attempt| bench.faults.fail_at(attempt, Fault::RetryAfter(0)));
+    assert_eq!(bench.delete(1500).await, (Ok(1500), 1503));
     // A store that does not respond is not asked again for each object.
     let bench = Bench::new(MemoryStore::with_batches(1000), 1500);
     bench.faults.fail_all(Fault::BeforeApply);

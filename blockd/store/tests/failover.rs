@@ -1,7 +1,10 @@
 //! Stores of several servers: which one serves a request, and what follows a silent one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
 
-use blockd_store::{BlobStore, FailoverStore, PutMode, RetryPolicy, RetryStore, StoreErrorKind, task_store};
+use blockd_store::{
+    BlobStore, FailoverStore, PutMode, Request, Response, RetryPolicy, RetryStore, StoreErrorKind,
+    StoreFuture, delete_objects, task_store,
+};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
@@ -63,6 +66,39 @@ async fn failover_leaves_a_server_that_does_not_respond() {
         assert!(brief.is_err());
     }
     assert_eq!((silent.operations(), servers[1].operations()), (2, 2));
+}
+
+/// Store whose responses take 45 s.
+struct SlowStore(Arc<MemoryStore>);
+
+impl blockd_store::Middleware for SlowStore {
+    fn describe(&self) -> &str {
+        "slow"
+    }
+
+    fn wrap<'a, T: Response + 'a>(
+        &'a self,
+        _: Request<'a>,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_secs(45)).await;
+            ask(self.0.clone()).await
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failover_waits_for_a_deletion_of_many_objects() {
+    let content = Arc::new(MemoryStore::with_batches(1000));
+    let keys: Vec<String> = (0..900).map(|number| format!("k{number}")).collect();
+    keys.iter().for_each(|key| content.insert(key, "x"));
+    let other = Arc::new(FaultStore::new(content.clone()));
+    let slow = Arc::new(SlowStore(content.clone()));
+    let store = FailoverStore::new(slow, vec![other.clone()], "two servers".into());
+    let (store, requests) = task_store(Arc::new(store), RetryPolicy::default());
+    assert_eq!(delete_objects(&*store, keys.into_iter()).await.unwrap(), 900);
+    assert_eq!((requests.snapshot().delete, other.operations()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

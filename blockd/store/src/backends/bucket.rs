@@ -7,6 +7,7 @@
 
 mod deletions;
 
+use self::deletions::Batches;
 use super::{
     classify::{classify, is_about_access},
     http::{Hints, with_hints},
@@ -43,8 +44,8 @@ pub(super) fn no_retries() -> RetryConfig {
 /// S3 or Google bucket, or Azure container.
 pub struct BucketStore {
     client: Arc<dyn BucketClient>,
-    /// Client whose deletions take several objects, and their maximum number.
-    batches: Option<(Arc<dyn BucketClient>, usize)>,
+    /// Requests that delete several objects.
+    batches: Option<Batches>,
     description: String,
     attributes: Attributes,
     stall_timeout: Duration,

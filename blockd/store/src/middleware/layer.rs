@@ -13,8 +13,10 @@ pub enum Operation {
     Get,
     /// [`BlobStore::get_range`].
     GetRange,
-    /// [`BlobStore::delete`], [`BlobStore::delete_many`], [`BlobStore::remove_unfinished`].
+    /// [`BlobStore::delete`], [`BlobStore::remove_unfinished`].
     Delete,
+    /// [`BlobStore::delete_many`].
+    DeleteMany,
     /// [`BlobStore::list_page`].
     List,
     /// [`BlobStore::multipart_start`].
@@ -33,7 +35,7 @@ impl Operation {
         match self {
             Self::Put => RequestKind::Put,
             Self::Get | Self::GetRange => RequestKind::Get,
-            Self::Delete => RequestKind::Delete,
+            Self::Delete | Self::DeleteMany => RequestKind::Delete,
             Self::List => RequestKind::List,
             Self::MultipartStart | Self::MultipartPut | Self::MultipartComplete | Self::MultipartAbort => {
                 RequestKind::Multipart
@@ -170,7 +172,7 @@ pub trait Middleware: Any + Send + Sync {
     /// [`BlobStore::delete_many`]: one request, with the first key.
     fn delete_many<'a>(&'a self, keys: &'a [String]) -> StoreFuture<'a, Deletions> {
         let Some(first) = keys.first() else { return Box::pin(async { Ok(Vec::new()) }) };
-        self.wrap(Request::new(Operation::Delete, first), move |store| {
+        self.wrap(Request::new(Operation::DeleteMany, first), move |store| {
             Box::pin(async move {
                 let behind: Vec<String> = keys.iter().map(|key| self.key_behind(key).into_owned()).collect();
                 store.delete_many(&behind).await

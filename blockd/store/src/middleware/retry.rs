@@ -84,7 +84,7 @@ impl crate::Middleware for RetryStore {
     ) -> StoreFuture<'a, T> {
         let body_len_bytes = match request.operation {
             // A long response, or much work in the store: gets the time of a large body.
-            Operation::List | Operation::MultipartComplete => 32 << 20,
+            Operation::List | Operation::MultipartComplete | Operation::DeleteMany => 32 << 20,
             _ => request.sent_bytes.max(request.wanted_bytes),
         };
         let limit = self.policy.timeout(body_len_bytes);

@@ -4,12 +4,27 @@ use super::{BucketClient, BucketStore, with_hints};
 use crate::{Deletions, StoreError, StoreErrorKind};
 use futures::{FutureExt, StreamExt};
 use object_store::{ObjectStoreExt as _, path::Path};
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+/// Requests that delete several objects.
+pub(super) struct Batches {
+    client: Arc<dyn BucketClient>,
+    max_keys: usize,
+    /// The server refused one.
+    are_refused: AtomicBool,
+}
 
 impl BucketStore {
     /// Deletes up to `max_keys` objects with one request of `client`.
     pub(in super::super) fn with_batches(self, client: impl BucketClient, max_keys: usize) -> Self {
-        Self { batches: Some((Arc::new(client), max_keys)), ..self }
+        let are_refused = AtomicBool::new(false);
+        Self { batches: Some(Batches { client: Arc::new(client), max_keys, are_refused }), ..self }
     }
 
     pub(super) async fn delete_one(&self, key: &str) -> Result<bool, StoreError> {
@@ -22,15 +37,31 @@ impl BucketStore {
         }
     }
 
-    /// Deletes the first objects with one request.
+    /// Deletes the first objects with one request. After a response that is neither a result nor an error
+    /// with a known cause, all later requests delete one object.
     pub(super) async fn delete_first(&self, keys: &[String]) -> Result<Deletions, StoreError> {
         let Some(first) = keys.first() else { return Ok(Vec::new()) };
-        let Some((client, max_keys)) = &self.batches else {
+        let Some(batches) = self.batches.as_ref().filter(|batches| !batches.are_refused.load(Relaxed)) else {
             return Ok(vec![Ok(self.delete_one(first).await?)]);
         };
-        let keys = &keys[..keys.len().min(*max_keys)];
+        let deleted = self.delete_batch(batches, first, &keys[..keys.len().min(batches.max_keys)]).await;
+        deleted.map_err(|error| match error.kind {
+            StoreErrorKind::Other | StoreErrorKind::Unsupported => {
+                batches.are_refused.store(true, Relaxed);
+                StoreError { kind: StoreErrorKind::Unsupported, ..error }
+            }
+            _ => error,
+        })
+    }
+
+    async fn delete_batch(
+        &self,
+        batches: &Batches,
+        first: &str,
+        keys: &[String],
+    ) -> Result<Deletions, StoreError> {
         let paths: Vec<Path> = keys.iter().map(|key| self.path("DELETE", key)).collect::<Result<_, _>>()?;
-        let results = client.delete_stream(futures::stream::iter(paths.into_iter().map(Ok)).boxed());
+        let results = batches.client.delete_stream(futures::stream::iter(paths.into_iter().map(Ok)).boxed());
         // The library panics if a server names an object that was not requested.
         let results = AssertUnwindSafe(results.collect::<Vec<_>>()).catch_unwind();
         let (answer, hints) = with_hints(results).await;
@@ -61,7 +92,7 @@ impl BucketStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlobStore, HttpOptions, backends::s3, delete_objects};
+    use crate::{BlobStore, HttpOptions, RetryPolicy, RetryStore, backends::s3, delete_objects};
     use blockd_testkit::store::{FakeHttpServer, HttpReply, HttpRequest};
 
     fn keys(count: usize) -> Vec<String> {
@@ -109,14 +140,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn server_without_batches_deletes_single_objects() {
-        let (server, store) = server(|request| match request.method.as_str() {
-            "POST" => HttpReply::status(501),
-            _ => HttpReply::status(204),
-        })
-        .await;
-        assert_eq!(delete_objects(&store, keys(3).into_iter()).await.unwrap(), 3);
-        let methods: Vec<_> = server.seen().into_iter().map(|request| request.method).collect();
-        assert_eq!(methods, ["POST", "DELETE", "DELETE", "DELETE"]);
+    async fn server_without_batches_is_asked_for_one_once() {
+        for status in [400, 405, 501] {
+            let (server, store) = server(move |request| match request.method.as_str() {
+                "POST" => HttpReply::status(status),
+                _ => HttpReply::status(204),
+            })
+            .await;
+            let store = RetryStore::new(Arc::new(store), RetryPolicy::default());
+            for _ in 0..2 {
+                assert_eq!(delete_objects(&store, keys(3).into_iter()).await.unwrap(), 3);
+            }
+            let methods: Vec<_> = server.seen().into_iter().map(|request| request.method).collect();
+            assert_eq!(methods[..2], ["POST", "DELETE"], "{status}");
+            assert!(
+                methods.len() == 7 && methods[1..].iter().all(|method| method == "DELETE"),
+                "{methods:?}"
+            );
+        }
     }
 }
