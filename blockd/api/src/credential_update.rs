@@ -1,7 +1,7 @@
 //! Update of a credential: authentication and connection settings, but never the location.
 
 use crate::{Labels, SecretInput};
-use blockd_store_config::{Compression, StoreAccess};
+use blockd_store_config::{Compression, Deduplication, StoreAccess};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,9 @@ pub struct UpdateCredential {
     /// Compression of new backups.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
+    /// New deduplication of new backups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deduplicate: Option<Deduplication>,
     /// Current passphrase in another form: a reference, or the passphrase itself, whose keys are then stored
     /// sealed. Another passphrase is refused.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,7 +2,10 @@
 //!
 //! Only request types contain secrets; replies never do.
 
-use crate::{Compression, CredentialName, DailyLimit, Labels, LimitWindow, Secret, SecretInput, SecretRef};
+use crate::{
+    Compression, CredentialName, DailyLimit, Deduplication, Labels, LimitWindow, Secret, SecretInput,
+    SecretRef,
+};
 pub use blockd_store_config::{
     AssumedRole, AzureAccess, AzureAuth, AzureConfig, GoogleAccess, GoogleConfig, InvalidConfig,
     ProviderKind, S3Access, S3Config, S3View, SecretChange, StoreAccess, StoreConfig, StoreView, SwiftAccess,
@@ -94,6 +97,9 @@ pub struct Connection {
     /// Compression of backups, unless their request or schedule has another one.
     #[serde(skip_serializing_if = "Compression::is_auto")]
     pub compression: Compression,
+    /// Stored blocks that backups refer to instead of storing equal ones.
+    #[serde(skip_serializing_if = "Deduplication::is_default")]
+    pub deduplicate: Deduplication,
 }
 
 /// Body of `POST /v1/credentials/{credential}/limits`: bandwidth limits of all tasks of a credential,
@@ -154,6 +160,9 @@ pub struct Credential {
     /// Compression of backups.
     #[serde(default, skip_serializing_if = "Compression::is_auto")]
     pub compression: Compression,
+    /// Stored blocks that backups refer to instead of storing equal ones.
+    #[serde(default, skip_serializing_if = "Deduplication::is_default")]
+    pub deduplicate: Deduplication,
     /// True if the repository is encrypted.
     pub encrypted: bool,
     /// Reference to the passphrase, if external.

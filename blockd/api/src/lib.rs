@@ -41,7 +41,8 @@ pub mod volumes;
 
 pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
 pub use blockd_store_config::{
-    Compression, CompressionLevel, MAX_SECRET_REF_BYTES, Secret, SecretInput, SecretRef, SecretRefError,
+    Compression, CompressionLevel, Deduplication, MAX_SECRET_REF_BYTES, Secret, SecretInput, SecretRef,
+    SecretRefError,
 };
 pub use client::{Client, ClientError};
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};

@@ -11,6 +11,7 @@
 mod azure;
 mod compression;
 mod config;
+mod deduplication;
 mod google;
 mod s3;
 #[cfg(feature = "schema")]
@@ -26,6 +27,7 @@ mod view;
 pub use azure::{AzureAccess, AzureAuth, AzureConfig};
 pub use compression::{BadCompression, Compression, CompressionLevel, MAX_ZSTD_LEVEL};
 pub use config::{StoreAccess, StoreConfig};
+pub use deduplication::{BadDeduplication, Deduplication};
 pub use google::{GoogleAccess, GoogleConfig};
 pub use s3::{AssumedRole, S3Access, S3Config};
 pub use secret::Secret;

@@ -44,6 +44,9 @@ pub fn renew(store: &mut StoreRow, request: &UpdateCredential) -> Result<SecretC
     if let Some(compression) = request.compression {
         store.connection.compression = compression;
     }
+    if let Some(deduplicate) = request.deduplicate {
+        store.connection.deduplicate = deduplicate;
+    }
     match request.access.clone() {
         Some(access) => Ok(store.config.update(access)?),
         None => Ok(SecretChange::Stays),

@@ -215,6 +215,7 @@ pub fn describe(row: &CredentialRow) -> Credential {
         limit_download_windows: connection.limit_download_windows.clone(),
         limit_time_zone: connection.limit_time_zone.clone(),
         compression: connection.compression,
+        deduplicate: connection.deduplicate,
         encrypted: row.encrypted,
         encryption_key_from: row.passphrase_from.clone(),
         conditional_put: row.capabilities.conditional_put,

@@ -429,8 +429,9 @@ impl Location {
         }
         let encrypted = self.has_passphrase().then_some(true).or(self.encrypted);
         values.insert(ENCRYPTED.to_owned(), encrypted.into());
-        // The default is not reported.
+        // The defaults are not reported.
         values.retain(|setting, value| setting != "compression" || *value != "auto");
+        values.retain(|setting, value| setting != "deduplicate" || *value != "repository");
         values.insert(DEFAULT.to_owned(), self.default.filter(|is_it| *is_it).into());
         spelled(self.settings.provider.unwrap_or_default(), &values)
     }
@@ -473,6 +474,7 @@ pub fn view_of(one: &Credential) -> Value {
         "provider": store.provider, "path": path.unwrap_or_default(), "prefix": one.prefix, "proxy": one.proxy,
         "limit-upload": upload, "limit-download": download, "limit-time-zone": one.limit_time_zone,
         "compression": (!one.compression.is_auto()).then_some(one.compression),
+        "deduplicate": (!one.deduplicate.is_default()).then_some(one.deduplicate),
         "encrypted": one.encrypted, "default": one.is_default.then_some(true), "use-iam": auth.ends_with(" identity").then_some(true),
         "s3-endpoint": store.endpoint, "azure-endpoint": store.endpoint, "google-endpoint": store.endpoint,
         "s3-region": store.region, "s3-access-key": store.s3.access_key, "s3-storage-class": store.s3.storage_class,

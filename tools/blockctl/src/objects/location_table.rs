@@ -35,6 +35,7 @@ pub const FIELDS: &[(&str, &str, &str)] = &[
     ("limit-download", "limitDownload", ""),
     ("limit-time-zone", "limitTimeZone", ""),
     ("compression", "compression", ""),
+    ("deduplicate", "deduplicate", ""),
     ("s3-endpoint", "s3Config.endpoint", "endpoint"),
     ("s3-region", "s3Config.region", "region"),
     ("s3-access-key", "s3Config.accessKeyID", "AWS_ACCESS_KEY_ID accessKeyID"),

@@ -88,5 +88,6 @@ fn connection(settings: &Settings) -> Result<Connection, Failure> {
         limit_download_windows: download.windows,
         limit_time_zone: settings.limit_time_zone.clone(),
         compression: settings.compression.unwrap_or_default(),
+        deduplicate: settings.deduplicate.unwrap_or_default(),
     })
 }

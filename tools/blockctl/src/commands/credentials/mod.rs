@@ -286,6 +286,7 @@ fn facts(one: &Credential) -> Facts {
     facts
         .add("Default", yes_or_no(one.is_default))
         .add("Compression", one.compression)
+        .add("Deduplication", one.deduplicate)
         .add("Encryption", yes_or_no(one.encrypted))
         .add("Create if absent", if one.conditional_put { "yes, probed" } else { "no, blockd does without" })
         .add("Created", format_time(one.created_at))

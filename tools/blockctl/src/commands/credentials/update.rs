@@ -53,6 +53,7 @@ pub fn as_update(arg: Arg) -> Arg {
         "ca-certificate" => "PEM file of additional CA certificates, empty for none",
         "proxy" => "Proxy, http://HOST:PORT without a password, empty for the daemon's environment",
         "compression" => "Compression of new backups: auto, none, lz4 or zstd:1 to zstd:19",
+        "deduplicate" => "Stored blocks that new backups share: off, volume or repository",
         "encryption-passphrase" => "Current passphrase, to store the keys on the host, sealed; prefer a file",
         "encryption-passphrase-file" => "File with the current passphrase, - for stdin",
         "encryption-passphrase-from" => {
@@ -118,6 +119,7 @@ pub fn request(settings: &Settings, kept: ProviderKind) -> Result<UpdateCredenti
         ca_certificates,
         proxy: settings.proxy.clone(),
         compression: settings.compression,
+        deduplicate: settings.deduplicate,
         encryption_passphrase: settings.passphrase(Defaults::None)?,
         labels: None,
     };

@@ -85,6 +85,7 @@ fn check_settings(given: &Settings, found: &Credential) -> Result<(), Failure> {
         ("limit-download", limit(&given.limit_download), download),
         ("limit-time-zone", given.limit_time_zone.clone(), found.limit_time_zone.clone()),
         ("compression", given.compression.map(|one| one.to_string()), Some(found.compression.to_string())),
+        ("deduplicate", given.deduplicate.map(|one| one.to_string()), Some(found.deduplicate.to_string())),
         (
             "encryption-passphrase-from",
             key_from(&given.encryption_passphrase_from),

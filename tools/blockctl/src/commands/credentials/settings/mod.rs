@@ -11,7 +11,7 @@ pub use checks::is_changeable;
 
 use crate::{failure::Failure, secrets::Sources};
 use blockd_api::{
-    Compression, DailyLimit, Secret, SecretInput, SecretRef,
+    Compression, DailyLimit, Deduplication, Secret, SecretInput, SecretRef,
     credentials::{AssumedRole, GoogleAccess, ProviderKind, S3Access, S3Config, StoreAccess, StoreConfig},
 };
 use clap::{
@@ -191,6 +191,9 @@ pub struct Settings {
     /// Compression of backups: auto, none, lz4 or zstd:1 to zstd:19 [default: auto]
     #[arg(long, value_name = "COMPRESSION", help_heading = "Backups")]
     pub compression: Option<Compression>,
+    /// Stored blocks that backups share: off, volume or repository [default: repository]
+    #[arg(long, value_name = "SCOPE", help_heading = "Backups")]
+    pub deduplicate: Option<Deduplication>,
     /// Passphrase that encrypts the backups [env: BLOCKD_ENCRYPTION_PASSPHRASE]
     #[arg(
         long,
