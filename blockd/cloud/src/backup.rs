@@ -70,7 +70,7 @@ pub(crate) fn cpu_threads(asked: usize) -> usize {
 /// byte of every object is fetched after the commit, because a collector with another clock may have deleted
 /// it. [`Progress::was_in_doubt`] reports the first case.
 ///
-/// # Errors [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
+/// # Errors [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::NeededDeleted`];
 /// [`CloudError::BaseUnknown`] and [`CloudError::CommitNotUndone`], after which the snapshot is listed and
 /// the backup must be resumed; [`CloudError::DeletedConcurrently`]; [`CloudError::ReadVolume`];
 /// [`CloudError::Journal`]; [`CloudError::JournalLost`]; errors of the store. Stored objects stay for a

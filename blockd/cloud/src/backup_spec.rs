@@ -4,6 +4,7 @@ use crate::{
     CloudError, CloudSnapshotId,
     clock::MAX_CLOCK_DIFFERENCE_S,
     error::random,
+    index::MAX_SOURCES,
     manifest::{Delta, MAX_CHAIN, Manifest, SnapshotDescription},
     names::DeltaId,
     references::References,
@@ -39,8 +40,12 @@ pub struct BackupSpec {
     pub zero: BlockSet,
     /// Base of an incremental. It may be a snapshot of another volume from which this one was created.
     pub base: Option<Manifest>,
-    /// Blocks whose content other deltas have; disjoint from `data` and `zero`.
+    /// Blocks whose content other deltas, or other blocks of this one, have; disjoint from `data` and `zero`.
     pub references: References,
+    /// Snapshots besides the base that name sources of the references: they must exist after the commit.
+    pub donors: Vec<CloudSnapshotId>,
+    /// Referenced blocks that may have changed since the base; the others did not.
+    pub deduplicated: BlockSet,
     /// The backup is full: its base provides the sources of the references, and no chain.
     pub synthetic: bool,
     /// Snapshot that this one repairs; excludes a base.
@@ -75,6 +80,11 @@ impl BackupSpec {
         }
     }
 
+    /// Returns the number of bytes that changed since the base; all that may have data without one.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.data.len_bytes() + self.zero.len_bytes() + self.deduplicated.len_bytes()
+    }
+
     /// Returns the deltas below the new one, newest first.
     pub(crate) fn chain(&self) -> impl Iterator<Item = &Delta> {
         let repaired = self.repair.iter().flat_map(|repair| &repair.chain);
@@ -95,10 +105,10 @@ impl BackupSpec {
     }
 
     /// Returns the snapshots that must exist after the commit: a deletion of one of them may have removed
-    /// deltas of the chain.
-    pub(crate) fn owners(&self) -> impl Iterator<Item = CloudSnapshotId> {
+    /// deltas of the chain, or sources.
+    pub fn owners(&self) -> impl Iterator<Item = CloudSnapshotId> {
         let repaired = self.repair.iter().flat_map(|repair| repair.owners.iter().copied());
-        self.base.iter().map(Manifest::id).chain(repaired)
+        self.base.iter().map(Manifest::id).chain(self.donors.iter().copied()).chain(repaired)
     }
 
     pub(crate) fn delta_id(&self) -> DeltaId {
@@ -134,9 +144,7 @@ impl BackupSpec {
         if let Some(block) = both.first() {
             return invalid(format!("block {block} is both a data block and a zero block"));
         }
-        both = self.data.clone();
-        both.union_with(&self.zero);
-        if let Err(what) = self.references.check(self.delta_id(), &both, end) {
+        if let Err(what) = self.references.check(self.delta_id(), &self.data, &self.zero, end) {
             return invalid(what);
         }
         if self.chain().any(|delta| delta.snapshot == self.snapshot) {
@@ -144,6 +152,9 @@ impl BackupSpec {
         }
         if self.chain().count() > MAX_CHAIN {
             return invalid(format!("a chain has at most {MAX_CHAIN} snapshots: make a full backup"));
+        }
+        if self.sources().len() > MAX_SOURCES {
+            return invalid(format!("a snapshot has at most {MAX_SOURCES} sources: make a full backup"));
         }
         let Some(base) = &self.base else { return Ok(()) };
         if base.size_bytes > self.size_bytes {

@@ -55,7 +55,7 @@ impl Job {
             backup_type: if chain.is_empty() { BackupType::Full } else { BackupType::Incremental },
             started: spec.started,
             finished: Timestamp::now(),
-            dirty_bytes: (self.layout.data_blocks + delta.zero_blocks) * BLOCK_SIZE_BYTES,
+            dirty_bytes: spec.dirty_bytes(),
             stored_bytes,
             pack_count: self.layout.pack_count,
             requests: self.progress.snapshot().requests,
@@ -196,7 +196,7 @@ where
 /// backup is not done: its resumption checks again.
 ///
 /// # Errors
-/// [`CloudError::BaseDeleted`]; the snapshot's manifest is then deleted. [`CloudError::BaseUnknown`] if the
+/// [`CloudError::NeededDeleted`]; the snapshot's manifest is then deleted. [`CloudError::BaseUnknown`] if the
 /// store does not reply, [`CloudError::CommitNotUndone`] if it does not delete the manifest: the snapshot is
 /// listed, but does not count yet.
 pub async fn check_base(
@@ -219,7 +219,7 @@ pub async fn check_base(
         Ok(false) => {
             let own_key = id.manifest_key();
             match retry(|| async { Ok(store.delete(&own_key).await?) }).await {
-                Ok(_) => Err(CloudError::BaseDeleted { base }),
+                Ok(_) => Err(CloudError::NeededDeleted { needed: base }),
                 Err(source) => Err(CloudError::CommitNotUndone { id, base, source: Box::new(source) }),
             }
         }

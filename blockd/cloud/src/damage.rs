@@ -42,6 +42,11 @@ impl Damage {
         self.total == 0
     }
 
+    /// Returns the keys of all damaged objects.
+    pub fn objects(&self) -> impl Iterator<Item = &str> {
+        self.objects.keys().map(String::as_str)
+    }
+
     pub(crate) fn add(&mut self, error: CloudError, blocks: impl IntoIterator<Item = Extent>) {
         self.add_displaced(error, blocks.into_iter().map(|extent| (extent, 0)));
     }

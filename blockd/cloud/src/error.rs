@@ -169,13 +169,11 @@ pub enum CloudError {
         /// Observation that shows the loss.
         found: String,
     },
-    /// The base of an incremental was deleted during the backup.
-    #[error(
-        "cloud snapshot {base} was deleted during the incremental backup based on it: make a full backup"
-    )]
-    BaseDeleted {
-        /// Base.
-        base: CloudSnapshotId,
+    /// The base of a backup, or another snapshot that names its sources, was deleted during the backup.
+    #[error("cloud snapshot {needed} was deleted during the backup that needs it: start a new backup")]
+    NeededDeleted {
+        /// The base or the other snapshot.
+        needed: CloudSnapshotId,
     },
     /// A snapshot was committed, but the state of its base is unknown: deltas may be gone.
     #[error(

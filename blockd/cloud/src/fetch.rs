@@ -85,7 +85,6 @@ impl DeltaReader {
         let said = (delta.pack_count, delta.frames, delta.data_blocks, delta.zero_blocks);
         if (root.pack_count, root.frames, root.data_blocks, root.zero_blocks) != said
             || root.reference_blocks != delta.reference_blocks
-            || root.sources.contains(&id)
         {
             return Err(damaged("its root and the manifest disagree about its blocks"));
         }

@@ -207,6 +207,8 @@ async fn write(kind: Kind) -> MemoryStore {
             zero,
             base,
             references: References::default(),
+            donors: Vec::new(),
+            deduplicated: BlockSet::new(),
             synthetic: false,
             repair: None,
             delta_salt: [generation as u8; 32],
@@ -345,6 +347,8 @@ async fn synthetic_full_equals_its_golden_files() {
             data,
             zero: BlockSet::new(),
             base: Some(base),
+            donors: Vec::new(),
+            deduplicated: BlockSet::new(),
             synthetic: true,
             repair: None,
             delta_salt: [8; 32],
@@ -358,6 +362,63 @@ async fn synthetic_full_equals_its_golden_files() {
         let manifest = Manifest { started: time(1_700_000_700), finished: time(1_700_000_800), ..done };
         store.insert(&manifest.id().manifest_key(), manifest.encode(&key(kind.mode), &[0x58; 32]).unwrap());
         compare_new(*kind, "synthetic", &before, &store);
+        let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
+        let read = reader.read_blocks(Extent::new(BlockIndex(0), 1100)).await.unwrap();
+        assert!((0..).zip(read.chunks_exact(BLOCK)).all(|(number, block)| block == live.block(number)));
+    }
+}
+
+/// An incremental on the second generation with references to its own blocks and to those of its base.
+#[tokio::test]
+async fn deduplicated_backup_equals_its_golden_files() {
+    for kind in &KINDS[..2] {
+        let before = files(*kind);
+        let store = Arc::new(before.fork());
+        let repo = Repository::open(store.clone(), kind.passphrase(), &OpenOptions::default()).await.unwrap();
+        let listed = repo.list_manifests(&ManifestFilter::default(), &NoCache).await.unwrap();
+        let base = listed[1].manifest.as_ref().unwrap().clone();
+        let set = |start, len| BlockSet::from_iter([Extent::new(BlockIndex(start), len)]);
+        let live = volume(2);
+        (60..64).for_each(|block| live.set(block, &[block as u8; BLOCK]));
+        (70..74).for_each(|block| live.set(block, &[block as u8 - 10; BLOCK]));
+        (80..82).for_each(|block| live.set(block, &live.block(block - 69)));
+        let snapshot = SnapshotId::from_u64(951_325_819_047_337_071);
+        let own = crate::names::DeltaId { cluster: base.cluster, volume: base.volume, snapshot };
+        let (second, first) = (base.delta.id(), base.chain[0].id());
+        let groups = BTreeMap::from([
+            ((own, -10), set(70, 4)),
+            ((second, -69), set(80, 1)),
+            ((first, -69), set(81, 1)),
+        ]);
+        let spec = BackupSpec {
+            cluster: base.cluster,
+            volume: base.volume,
+            snapshot,
+            description: SnapshotDescription {
+                snapshot_name: "deduplicated".into(),
+                ..base.description.clone()
+            },
+            size_bytes: base.size_bytes,
+            started: Timestamp::now(),
+            references: References::new(groups, base.deltas(), Some(own)).unwrap(),
+            donors: Vec::new(),
+            deduplicated: [set(70, 4), set(80, 2)].iter().flat_map(BlockSet::extents).collect(),
+            data: set(60, 4),
+            zero: BlockSet::new(),
+            base: Some(base),
+            synthetic: false,
+            repair: None,
+            delta_salt: [9; 32],
+        };
+        let (progress, journal) =
+            (Arc::new(Progress::new(Arc::default())), Arc::new(MemoryJournal::default()));
+        let (options, cancel) = (UploadOptions::default(), CancelToken::new());
+        let reader = Arc::new(live.fork());
+        let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
+        let time = |second| Timestamp::from_second(second).unwrap();
+        let manifest = Manifest { started: time(1_700_000_700), finished: time(1_700_000_800), ..done };
+        store.insert(&manifest.id().manifest_key(), manifest.encode(&key(kind.mode), &[0x59; 32]).unwrap());
+        compare_new(*kind, "deduplicated", &before, &store);
         let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
         let read = reader.read_blocks(Extent::new(BlockIndex(0), 1100)).await.unwrap();
         assert!((0..).zip(read.chunks_exact(BLOCK)).all(|(number, block)| block == live.block(number)));

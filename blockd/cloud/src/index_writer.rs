@@ -8,7 +8,7 @@ use crate::{
     cipher::{Domain, TAG_LEN_BYTES},
     index::{MAX_PAGE_LEN, MAX_ROOT_LEN, Page, PageRef, Root, encode_page},
     job::Job,
-    manifest::{Delta, IndexRef},
+    manifest::IndexRef,
     names::ObjectKind,
     pack::{OBJECT_HEADER_LEN, object_header},
     plan::{PACK_FRAMES, PageSpan},
@@ -83,7 +83,7 @@ impl IndexUpload {
             zero_blocks: self.job.spec.zero.len_blocks(),
             reference_blocks: layout.reference_blocks,
             pack_count: layout.pack_count,
-            sources: self.job.spec.references.sources().iter().map(Delta::id).collect(),
+            sources: self.job.spec.references.source_ids().to_vec(),
             pages,
         };
         let parsed = root;
@@ -209,7 +209,7 @@ fn seal_page(
         lengths.total += u64::from(*len);
     }
     let mut page = encode_page(&data, &zero, &references, first_offset_bytes as u32, &lens);
-    let sources = job.spec.references.sources().len();
+    let sources = job.spec.references.source_ids().len();
     let stored = Page::parse(&page, &page_ref(span, &page, OBJECT_HEADER_LEN as u64), sources);
     assert!(
         stored.is_ok_and(|stored| stored.data == data

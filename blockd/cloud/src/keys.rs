@@ -111,15 +111,19 @@ impl Cipher {
     pub fn derived(key: &DataKey, salt: &[u8; 32], info: &[&[u8]]) -> Self {
         match key.mode() {
             EncryptionMode::Checksummed => Self::Checksum,
-            EncryptionMode::Aes256GcmSiv => {
-                let mut derived = Zeroizing::new([0; 32]);
-                let hkdf = Hkdf::<Sha256>::new(Some(salt), key.secret());
-                #[allow(clippy::expect_used, reason = "HKDF gives up to 255 * 32 bytes, this is 32")]
-                hkdf.expand_multi_info(info, &mut *derived).expect("32 bytes are never too many");
-                Self::with_key(&derived)
-            }
+            EncryptionMode::Aes256GcmSiv => Self::with_key(&derived_bytes(key, salt, info)),
         }
     }
+}
+
+/// Derives 32 bytes from the data key, a salt and their purpose. Without a passphrase the data key is known:
+/// the result is then as secret as the salt.
+pub(crate) fn derived_bytes(key: &DataKey, salt: &[u8; 32], info: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+    let mut derived = Zeroizing::new([0; 32]);
+    let hkdf = Hkdf::<Sha256>::new(Some(salt), key.secret());
+    #[allow(clippy::expect_used, reason = "HKDF gives up to 255 * 32 bytes, this is 32")]
+    hkdf.expand_multi_info(info, &mut *derived).expect("32 bytes are never too many");
+    derived
 }
 
 /// Cost parameters of Argon2id.

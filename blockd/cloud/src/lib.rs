@@ -16,6 +16,7 @@ mod codec;
 mod commit;
 mod compression_report;
 mod damage;
+mod dedup;
 mod delete;
 mod drill;
 mod error;
@@ -66,6 +67,10 @@ pub use clock::{CLOCK_CHECK, MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use commit::check_base;
 pub use compression_report::{CompressionReport, LevelUse};
 pub use damage::{Damage, DamagedPart, MAX_DAMAGE_DESCRIBED};
+pub use dedup::{
+    DedupRequest, DedupSource, Deduplicated, FingerprintKey, dedup_sources, deduplicate,
+    fingerprint_file_name, fingerprint_file_of, parse_fingerprint_file,
+};
 pub use delete::{DeleteMode, DeleteReport, delete_damaged, delete_snapshot, delete_with_manifest};
 pub use drill::{DrillReport, DrillStep, MAX_DRILL_ITEMS, MAX_DRILL_TEXT_BYTES, drill_text};
 pub use error::{ClockUnknownCause, CloudError};
@@ -75,7 +80,7 @@ pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};
 pub use lease::{LEASE_LIFETIME, Lease, LeaseHolder, LeaseId, ListedLease};
 pub use listing::{ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache};
-pub use manifest::{BackupType, Delta, IndexRef, MAX_CHAIN, Manifest, SnapshotDescription};
+pub use manifest::{BackupType, Delta, IndexRef, Manifest, SnapshotDescription};
 pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use proof::{ListedProof, MAX_PROOF_AHEAD, Proof, ProofId, ProofKind, location_id};

@@ -3,7 +3,7 @@
 use crate::{
     CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, cipher::Domain,
     compression_report::CompressionReport, index::MAX_SOURCES, keys::DataKey, names::DeltaId,
-    plan::PACK_FRAMES, sealed_json::SealedJson,
+    plan::PACK_FRAMES, sealed_json::SealedJson, synthetic::MAX_PLANNED_SOURCES,
 };
 use blockd_extent::{MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use blockd_store::RequestCounts;
@@ -21,7 +21,7 @@ pub(crate) const MANIFEST: SealedJson = SealedJson {
     too_long_hint: "make a full backup",
 };
 /// Maximum length of a chain.
-pub const MAX_CHAIN: usize = 4096;
+pub(crate) const MAX_CHAIN: usize = 4096;
 
 /// Type of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -71,7 +71,7 @@ pub struct Delta {
     pub data_blocks: u64,
     /// Number of blocks that became zero.
     pub zero_blocks: u64,
-    /// Number of blocks whose content is in other deltas.
+    /// Number of blocks whose content is in other deltas, or in other blocks of this one.
     pub reference_blocks: u64,
     /// Total bytes of its packs and index.
     pub stored_bytes: u64,
@@ -145,7 +145,7 @@ pub struct Manifest {
     pub started: Timestamp,
     /// End of the backup, before the manifest was stored.
     pub finished: Timestamp,
-    /// Bytes of data and zero blocks of its own delta.
+    /// Bytes of data, zero and deduplicated blocks of its own delta.
     pub dirty_bytes: u64,
     /// Bytes of the stored packs and index.
     pub stored_bytes: u64,
@@ -197,6 +197,11 @@ impl Manifest {
     /// Returns all deltas that the snapshot needs: its [`layers`](Self::layers), then their sources.
     pub fn deltas(&self) -> impl Iterator<Item = &Delta> {
         self.layers().chain(&self.sources)
+    }
+
+    /// Returns true if an incremental backup on this one stays within the maximum numbers of deltas.
+    pub fn may_have_incremental(&self) -> bool {
+        self.chain.len() < MAX_CHAIN && self.sources.len() + MAX_PLANNED_SOURCES <= MAX_SOURCES
     }
 
     fn check(&self, id: &CloudSnapshotId) -> Result<(), &'static str> {
@@ -285,6 +290,16 @@ mod hex32 {
 pub(crate) mod tests {
     use super::*;
     use crate::{Compression, CompressionLevel, EncryptionMode, LevelUse};
+
+    #[test]
+    fn incremental_has_room_for_its_sources() {
+        let with = |count| Manifest { sources: vec![sample().delta; count], ..sample() };
+        assert!(with(MAX_SOURCES - MAX_PLANNED_SOURCES).may_have_incremental());
+        assert!(!with(MAX_SOURCES - MAX_PLANNED_SOURCES + 1).may_have_incremental());
+        let chained = |count| Manifest { chain: vec![sample().delta; count], ..sample() };
+        assert!(chained(MAX_CHAIN - 1).may_have_incremental());
+        assert!(!chained(MAX_CHAIN).may_have_incremental());
+    }
 
     pub fn sample() -> Manifest {
         let delta = Delta {

@@ -3,15 +3,20 @@
 //! A reference never leads to another reference: a read takes one further index page.
 
 use crate::{
-    CloudError, Manifest,
+    CloudError, CloudSnapshotId, Manifest,
+    dedup::MAX_FOUND_GROUPS,
     index::{Cursor, MAX_SOURCES, parse_set},
     manifest::Delta,
     names::DeltaId,
     plan::PAGE_BLOCKS,
+    synthetic::MAX_UNCHANGED_GROUPS,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use std::collections::BTreeMap;
 use uuid::Uuid;
+
+/// Maximum number of groups of a planned backup, more than a page has.
+const MAX_SAVED_GROUPS: u64 = (MAX_UNCHANGED_GROUPS + MAX_FOUND_GROUPS) as u64;
 
 /// Blocks with the content of blocks of one source.
 #[derive(Clone, PartialEq, Debug)]
@@ -61,9 +66,18 @@ pub(crate) fn parse_groups(
     range: Extent,
     sources: usize,
 ) -> Result<Vec<ReferenceGroup>, &'static str> {
+    parse_at_most(bytes, range, sources, PAGE_BLOCKS)
+}
+
+fn parse_at_most(
+    bytes: &[u8],
+    range: Extent,
+    sources: usize,
+    max: u64,
+) -> Result<Vec<ReferenceGroup>, &'static str> {
     let mut cursor = Cursor { rest: bytes };
     let count = cursor.u32()?;
-    if u64::from(count) > PAGE_BLOCKS {
+    if u64::from(count) > max {
         return Err("it has too many groups of references");
     }
     let mut groups: Vec<ReferenceGroup> = Vec::new();
@@ -95,17 +109,20 @@ pub(crate) fn parse_groups(
 /// References of a new delta.
 #[derive(Clone, Default, PartialEq, Debug)]
 pub struct References {
-    /// Ascending by id.
-    sources: Vec<Delta>,
+    /// Ascending; the delta itself is one of them if it has blocks with equal content.
+    sources: Vec<DeltaId>,
+    /// The other sources, ascending by id.
+    deltas: Vec<Delta>,
     groups: Vec<ReferenceGroup>,
 }
 
 impl References {
-    /// Creates references from the blocks of each source and displacement. Sources are among `deltas`; of
-    /// those that are not, the ids are returned.
+    /// Creates references from the blocks of each source and displacement. Sources are among `deltas`, or the
+    /// new delta itself; of one that is not, the id is returned.
     pub(crate) fn new<'a>(
         blocks: BTreeMap<(DeltaId, i64), BlockSet>,
         deltas: impl Iterator<Item = &'a Delta>,
+        own: Option<DeltaId>,
     ) -> Result<Self, DeltaId> {
         let known: BTreeMap<DeltaId, &Delta> = deltas.map(|delta| (delta.id(), delta)).collect();
         let mut references = Self::default();
@@ -113,8 +130,11 @@ impl References {
             if blocks.is_empty() {
                 continue;
             }
-            if references.sources.last().is_none_or(|last| last.id() != id) {
-                references.sources.push((*known.get(&id).ok_or(id)?).clone());
+            if references.sources.last() != Some(&id) {
+                if own != Some(id) {
+                    references.deltas.push((*known.get(&id).ok_or(id)?).clone());
+                }
+                references.sources.push(id);
             }
             let source = references.sources.len() as u32 - 1;
             references.groups.push(ReferenceGroup { source, displacement, blocks });
@@ -122,9 +142,60 @@ impl References {
         Ok(references)
     }
 
-    /// Returns the deltas that have the content, ascending by id.
+    /// Returns the other deltas that have the content, ascending by id.
     pub fn sources(&self) -> &[Delta] {
+        &self.deltas
+    }
+
+    /// Returns the other deltas that have the content of some of these blocks.
+    pub fn sources_of(&self, blocks: &BlockSet) -> Vec<&Delta> {
+        let is_used = |id: DeltaId| {
+            let of_source = self.groups.iter().filter(|group| self.sources[group.source as usize] == id);
+            let mut of_source = of_source.map(|group| &group.blocks);
+            of_source.any(|group| {
+                let mut both = blocks.clone();
+                both.intersect_with(group);
+                !both.is_empty()
+            })
+        };
+        self.deltas.iter().filter(|delta| is_used(delta.id())).collect()
+    }
+
+    /// Returns the ids of all sources, ascending, with that of the delta itself.
+    pub(crate) fn source_ids(&self) -> &[DeltaId] {
         &self.sources
+    }
+
+    /// Returns true without any.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Returns the number of blocks.
+    pub fn len_blocks(&self) -> u64 {
+        self.groups.iter().map(|group| group.blocks.len_blocks()).sum()
+    }
+
+    /// Adds references from other blocks.
+    #[must_use]
+    pub(crate) fn and(self, other: Self) -> Self {
+        let mut blocks: BTreeMap<(DeltaId, i64), BlockSet> = BTreeMap::new();
+        for references in [&self, &other] {
+            for group in &references.groups {
+                let key = (references.sources[group.source as usize], group.displacement);
+                blocks.entry(key).or_default().union_with(&group.blocks);
+            }
+        }
+        let deltas: BTreeMap<DeltaId, Delta> =
+            self.deltas.into_iter().chain(other.deltas).map(|delta| (delta.id(), delta)).collect();
+        let mut all = Self { deltas: deltas.into_values().collect(), ..Self::default() };
+        for ((id, displacement), blocks) in blocks {
+            if all.sources.last() != Some(&id) {
+                all.sources.push(id);
+            }
+            all.groups.push(ReferenceGroup { source: all.sources.len() as u32 - 1, displacement, blocks });
+        }
+        all
     }
 
     /// Returns the blocks.
@@ -136,8 +207,10 @@ impl References {
 
     /// Removes the references to these blocks of each source; returns the blocks that had them.
     pub(crate) fn take(&mut self, blocks_of: impl Fn(&Delta) -> BlockSet) -> BlockSet {
-        let sources = std::mem::take(&mut self.sources);
-        let blocks_of: Vec<BlockSet> = sources.iter().map(blocks_of).collect();
+        let (sources, deltas) = (std::mem::take(&mut self.sources), std::mem::take(&mut self.deltas));
+        let delta = |id: &DeltaId| deltas.iter().find(|delta| delta.id() == *id);
+        let blocks_of: Vec<BlockSet> =
+            sources.iter().map(|id| delta(id).map(&blocks_of).unwrap_or_default()).collect();
         let mut taken = BlockSet::new();
         for mut group in std::mem::take(&mut self.groups) {
             let number = group.source as usize;
@@ -149,7 +222,8 @@ impl References {
                 continue;
             }
             if self.sources.last() != Some(&sources[number]) {
-                self.sources.push(sources[number].clone());
+                self.sources.push(sources[number]);
+                self.deltas.extend(delta(&sources[number]).cloned());
             }
             group.source = self.sources.len() as u32 - 1;
             self.groups.push(group);
@@ -159,18 +233,26 @@ impl References {
 
     /// Returns the references from a range.
     pub(crate) fn within(&self, range: Extent) -> Vec<ReferenceGroup> {
+        let overlaps = |group: &&ReferenceGroup| group.blocks.intersection_len(range) > 0;
         let within = |group: &ReferenceGroup| {
             let mut blocks = BlockSet::from_iter([range]);
             blocks.intersect_with(&group.blocks);
             blocks.optimize();
             ReferenceGroup { blocks, ..*group }
         };
-        self.groups.iter().map(within).filter(|group| !group.blocks.is_empty()).collect()
+        self.groups.iter().filter(overlaps).map(within).collect()
     }
 
-    /// Returns an error if a reference is not valid in a delta with these other blocks.
-    pub(crate) fn check(&self, own: DeltaId, others: &BlockSet, end: BlockIndex) -> Result<(), String> {
-        let mut all = others.clone();
+    /// Returns an error if a reference is not valid in a delta with these data and zero blocks.
+    pub(crate) fn check(
+        &self,
+        own: DeltaId,
+        data: &BlockSet,
+        zero: &BlockSet,
+        end: BlockIndex,
+    ) -> Result<(), String> {
+        let mut all = data.clone();
+        all.union_with(zero);
         for group in &self.groups {
             let before = all.len_blocks();
             all.union_with(&group.blocks);
@@ -181,8 +263,16 @@ impl References {
         if self.sources.len() > MAX_SOURCES {
             return Err(format!("a delta has at most {MAX_SOURCES} sources"));
         }
-        if self.sources.iter().any(|source| source.id() == own) {
-            return Err("a delta cannot be its own source".to_owned());
+        if self.deltas.iter().any(|source| source.id() == own) {
+            return Err("the delta of another backup has the id of this one".to_owned());
+        }
+        let of_own = self.groups.iter().filter(|group| self.sources[group.source as usize] == own);
+        for group in of_own {
+            let mut missing = displaced(&group.blocks, group.displacement);
+            missing.subtract(data);
+            if !missing.is_empty() {
+                return Err("a block refers to one of its own delta that is no data block".to_owned());
+            }
         }
         match self.blocks().last().filter(|last| *last >= end) {
             Some(last) => Err(format!("reference block {last} is beyond the end of the volume")),
@@ -202,26 +292,38 @@ impl References {
         out
     }
 
-    /// Decodes [`to_bytes`](Self::to_bytes); the sources are those of a manifest.
+    /// Decodes [`to_bytes`](Self::to_bytes); the sources are the delta of the snapshot itself, and those that
+    /// these manifests name.
     ///
     /// # Errors
-    /// [`CloudError::InvalidRequest`] if the bytes are damaged, or the manifest lacks a source.
-    pub fn from_bytes(bytes: &[u8], base: &Manifest) -> Result<Self, CloudError> {
+    /// [`CloudError::InvalidRequest`] if the bytes are damaged, or the manifests lack a source.
+    pub fn from_bytes(
+        bytes: &[u8],
+        own: CloudSnapshotId,
+        manifests: &[Manifest],
+    ) -> Result<Self, CloudError> {
+        let own = DeltaId { cluster: own.cluster, volume: own.volume, snapshot: own.snapshot };
         let decode = || {
             let mut cursor = Cursor { rest: bytes };
             let count = cursor.u32()?;
-            let mut sources = Vec::new();
+            let (mut sources, mut deltas) = (Vec::new(), Vec::new());
             for _ in 0..count {
                 let id = DeltaId {
                     cluster: Uuid::from_slice(cursor.take(16)?).map_err(|_| "an id is damaged")?,
                     volume: VolumeId::from_u64(cursor.u64()?),
                     snapshot: SnapshotId::from_u64(cursor.u64()?),
                 };
-                let delta = base.deltas().find(|delta| delta.id() == id);
-                sources.push(delta.ok_or("the base does not name a source")?.clone());
+                let delta = manifests.iter().flat_map(Manifest::deltas).find(|delta| delta.id() == id);
+                match delta {
+                    Some(delta) => deltas.push(delta.clone()),
+                    None if id == own => {}
+                    None => return Err("the base does not name a source"),
+                }
+                sources.push(id);
             }
-            let groups = parse_groups(cursor.rest, Extent::whole(MAX_VOLUME_BYTES), sources.len())?;
-            Ok::<_, &'static str>(Self { sources, groups })
+            let groups =
+                parse_at_most(cursor.rest, Extent::whole(MAX_VOLUME_BYTES), sources.len(), MAX_SAVED_GROUPS)?;
+            Ok::<_, &'static str>(Self { sources, deltas, groups })
         };
         decode().map_err(|what| CloudError::InvalidRequest { what: format!("unusable references: {what}") })
     }
@@ -318,28 +420,52 @@ mod tests {
             ((second.id(), -10), set(&[(20, 4)])),
             ((second.id(), 3), set(&[(30, 4)])),
         ]);
-        let all = References::new(blocks, [&first, &second].into_iter()).unwrap();
+        let all = References::new(blocks, [&first, &second].into_iter(), None).unwrap();
         let mut left = all.clone();
         let taken =
             left.take(|source| if *source == first { set(&[(0, 9)]) } else { set(&[(12, 1), (33, 9)]) });
         assert_eq!(taken, set(&[(0, 4), (22, 1), (30, 4)]));
-        assert_eq!((left.sources(), left.blocks()), (&[second][..], set(&[(20, 2), (23, 1)])));
+        assert_eq!(
+            (left.sources(), left.blocks()),
+            (std::slice::from_ref(&second), set(&[(20, 2), (23, 1)]))
+        );
+        assert_eq!(all.sources_of(&set(&[(0, 1), (24, 6)])), [&first]);
+        assert_eq!(all.sources_of(&set(&[(23, 8)])), [&second]);
         let mut whole = all.clone();
         assert!(whole.take(|_| BlockSet::new()).is_empty());
         assert_eq!(whole, all);
     }
 
     #[test]
+    fn saved_references_may_have_more_groups_than_a_page() {
+        let manifest = sample();
+        let group = |n: u64| ((manifest.delta.id(), n as i64), set(&[(2 * n, 1)]));
+        let blocks: BTreeMap<_, _> = (0..PAGE_BLOCKS + 9).map(group).collect();
+        let references = References::new(blocks, manifest.deltas(), None).unwrap();
+        let own = CloudSnapshotId { snapshot: SnapshotId::from_u64(9), ..manifest.id() };
+        let saved = references.to_bytes();
+        let loaded = References::from_bytes(&saved, own, std::slice::from_ref(&manifest)).unwrap();
+        assert!(loaded == references);
+        let range = Extent::whole(MAX_VOLUME_BYTES);
+        assert!(parse_at_most(&saved[36..], range, 1, 9).is_err());
+    }
+
+    #[test]
     fn saved_references_need_their_sources() {
         let manifest = sample();
         let blocks = BTreeMap::from([((manifest.delta.id(), 0), set(&[(3, 4)]))]);
-        let references = References::new(blocks.clone(), manifest.deltas()).unwrap();
+        let references = References::new(blocks.clone(), manifest.deltas(), None).unwrap();
         let bytes = references.to_bytes();
-        assert_eq!(References::from_bytes(&bytes, &manifest).unwrap(), references);
+        let (own, all) =
+            (CloudSnapshotId { snapshot: SnapshotId::from_u64(9), ..manifest.id() }, manifest.clone());
+        let decoded = |bytes: &[u8], manifest: &Manifest| {
+            References::from_bytes(bytes, own, std::slice::from_ref(manifest))
+        };
+        assert_eq!(decoded(&bytes, &all).unwrap(), references);
         let mut other = sample();
         other.delta.snapshot = SnapshotId::from_u64(77);
-        assert!(References::from_bytes(&bytes, &other).is_err());
-        assert_eq!(References::new(blocks, other.deltas()), Err(manifest.delta.id()));
-        assert!(References::from_bytes(&bytes[..bytes.len() - 1], &manifest).is_err());
+        assert!(decoded(&bytes, &other).is_err());
+        assert_eq!(References::new(blocks, other.deltas(), None), Err(manifest.delta.id()));
+        assert!(decoded(&bytes[..bytes.len() - 1], &manifest).is_err());
     }
 }

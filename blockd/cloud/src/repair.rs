@@ -198,6 +198,8 @@ impl Repair {
             zero,
             base: None,
             references: References::default(),
+            donors: Vec::new(),
+            deduplicated: BlockSet::new(),
             synthetic: false,
             repair: Some(RepairedSnapshot {
                 id: manifest.id(),

@@ -1,15 +1,19 @@
 //! Synthetic full backups: blocks that did not change since an earlier snapshot become references.
 
 use crate::{
-    CloudError, Manifest, Repository, SnapshotReader, manifest::Delta, names::DeltaId, reader::BulkRead,
-    references::References,
+    CloudError, Manifest, Repository, SnapshotReader, dedup::MAX_FOUND_GROUPS, manifest::Delta,
+    names::DeltaId, reader::BulkRead, references::References,
 };
 use blockd_extent::{BlockSet, Extent};
 use std::collections::BTreeMap;
 
 /// Maximum number of sources of a planned backup. Blocks of further ones, those with the fewest blocks, are
 /// stored again, so that the number of deltas that a snapshot needs stays bounded.
-const MAX_PLANNED_SOURCES: usize = 256;
+pub(crate) const MAX_PLANNED_SOURCES: usize = 256;
+
+/// Maximum number of sets by source and displacement of a planned backup, and twice as many meanwhile.
+/// Blocks of further ones are stored again.
+pub(crate) const MAX_UNCHANGED_GROUPS: usize = 8 * MAX_FOUND_GROUPS;
 
 /// A source is sparse if less than this share of its data blocks is referenced. Its blocks are stored again,
 /// so that it can be deleted with the snapshots that need the rest.
@@ -50,7 +54,7 @@ pub async fn unchanged_since(
     let reader = SnapshotReader::open(repo, base).await?;
     let what = BulkRead { skip: Some(changed), ..BulkRead::default() };
     let mut pages = reader.visible(Extent::whole(base.size_bytes), &what);
-    let mut found = Found::new();
+    let (mut found, mut again) = (Found::new(), BlockSet::new());
     while let Some(page) = pages.next().await? {
         let mut add = |source, displacement, blocks: &BlockSet| {
             let mut blocks = blocks.clone();
@@ -63,11 +67,15 @@ pub async fn unchanged_since(
         for group in &page.page.references {
             add(page.delta.reader.source(group), group.displacement, &group.blocks);
         }
+        if found.len() > 2 * MAX_UNCHANGED_GROUPS {
+            again.union_with(&take_smallest_groups(&mut found, MAX_UNCHANGED_GROUPS));
+        }
     }
-    let mut again = take_smallest(&mut found, MAX_PLANNED_SOURCES);
+    again.union_with(&take_smallest_groups(&mut found, MAX_UNCHANGED_GROUPS));
+    again.union_with(&take_smallest(&mut found, MAX_PLANNED_SOURCES));
     let data_blocks = base.deltas().map(|delta| (delta.id(), delta.data_blocks)).collect();
     again.union_with(&take_sparse(&mut found, &data_blocks));
-    let references = References::new(found, base.deltas()).map_err(|missing| {
+    let references = References::new(found, base.deltas(), None).map_err(|missing| {
         let what = format!("its references name {}, which the manifest does not", missing.prefix());
         CloudError::damaged(&base.delta.id().index_key(), 0, what)
     })?;
@@ -110,6 +118,17 @@ fn take_smallest(found: &mut Found, max: usize) -> BlockSet {
     let (mut again, mut small) = (BlockSet::new(), by_size(found));
     small.truncate(small.len().saturating_sub(max));
     small.into_iter().for_each(|(_, source)| again.union_with(&take(found, source, u64::MAX)));
+    again
+}
+
+/// Removes the blocks of all but `max` groups, those with the most blocks.
+fn take_smallest_groups(found: &mut Found, max: usize) -> BlockSet {
+    let (mut again, too_many) = (BlockSet::new(), found.len().saturating_sub(max));
+    let mut sizes: Vec<_> = found.iter().map(|(group, blocks)| (blocks.len_blocks(), *group)).collect();
+    sizes.sort_unstable();
+    for (_, group) in sizes.into_iter().take(too_many) {
+        again.union_with(&found.remove(&group).unwrap_or_default());
+    }
     again
 }
 
@@ -156,6 +175,23 @@ mod tests {
         assert_eq!(found.len(), 3);
         assert_eq!(take_smallest(&mut found, 1), set(30, 5));
         assert!(found.keys().all(|(source, _)| *source == id(1)));
+    }
+
+    #[test]
+    fn blocks_of_the_smallest_groups_are_stored_again() {
+        let mut found = BTreeMap::from([
+            ((id(1), 0), set(0, 3)),
+            ((id(1), 5), set(10, 1)),
+            ((id(2), 0), set(20, 4)),
+            ((id(2), 7), set(30, 2)),
+        ]);
+        let all = found.clone();
+        assert!(take_smallest_groups(&mut found, 4).is_empty());
+        assert_eq!(found, all);
+        let mut taken = set(10, 1);
+        taken.union_with(&set(30, 2));
+        assert_eq!(take_smallest_groups(&mut found, 2), taken);
+        assert!(found.keys().all(|(_, displacement)| *displacement == 0));
     }
 
     #[test]

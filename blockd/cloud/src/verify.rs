@@ -21,7 +21,7 @@ use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, MAX_VOLUME_B
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
     sync::Arc,
 };
@@ -126,6 +126,8 @@ pub struct VerifyReport {
     pub snapshots: Vec<VerifiedSnapshot>,
     /// Findings by object; at most [`MAX_DAMAGE_DESCRIBED`](crate::MAX_DAMAGE_DESCRIBED).
     pub findings: Vec<VerifyFinding>,
+    /// Keys of all damaged objects, also of those in which no snapshot loses blocks.
+    pub damaged_objects: BTreeSet<String>,
     /// Other snapshots that lose blocks.
     pub others: Vec<AffectedSnapshot>,
     /// Copies of key slots that were damaged, missing or forged, some of them repaired. They are also among

@@ -228,7 +228,7 @@ async fn deleted_base_takes_the_incremental_back() {
     let journal = Arc::new(MemoryJournal::default());
     let cancel = blockd_cloud::CancelToken::new();
     let error = run_with(&repo, incremental, Arc::new(live.fork()), journal, &cancel).await.err().unwrap();
-    assert!(matches!(error, CloudError::BaseDeleted { .. }), "{error}");
+    assert!(matches!(error, CloudError::NeededDeleted { .. }), "{error}");
     assert!(store.objects().keys().all(|key| !key.starts_with("blockd/manifests/")));
 }
 

@@ -382,7 +382,7 @@ async fn backup_that_cannot_check_its_base_checks_it_when_resumed() {
         let resumed = go_on(&repo).await;
         if is_gone {
             let error = resumed.err().expect("a backup without its base");
-            assert!(matches!(error, CloudError::BaseDeleted { .. }), "{error}");
+            assert!(matches!(error, CloudError::NeededDeleted { .. }), "{error}");
             assert!(repo.manifest(&spec.id()).await.is_err(), "its manifest is still listed");
         } else {
             let manifest = resumed.unwrap().manifest;
@@ -418,7 +418,7 @@ async fn backup_cut_off_before_its_base_check_checks_when_resumed() {
     assert!(repo.manifest(&spec.id()).await.is_ok(), "it is listed until the resume");
     delete(&repo, &base).await;
     let error = go_on(&repo, &CancelToken::new()).await.err();
-    assert!(matches!(error, Some(CloudError::BaseDeleted { .. })), "{error:?}");
+    assert!(matches!(error, Some(CloudError::NeededDeleted { .. })), "{error:?}");
     assert!(repo.manifest(&spec.id()).await.is_err(), "its manifest is still listed");
 }
 

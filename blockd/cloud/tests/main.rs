@@ -8,6 +8,7 @@ mod common;
 mod compression;
 mod costs;
 mod damage;
+mod dedup;
 mod deletions;
 mod estimates;
 mod fixtures;

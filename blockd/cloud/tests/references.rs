@@ -213,7 +213,7 @@ async fn synthetic_full_without_its_base_takes_itself_back() {
         delete_snapshot(&repo, &gone.id(), &[], &NoCache, CHECKED).await.unwrap();
     }
     let error = run(&repo, spec, &live).await.err().unwrap();
-    assert!(matches!(error, CloudError::BaseDeleted { base } if base == third.id()), "{error}");
+    assert!(matches!(error, CloudError::NeededDeleted { needed } if needed == third.id()), "{error}");
     assert!(store.objects().keys().all(|key| !key.starts_with("blockd/manifests/")));
 }
 
@@ -300,7 +300,8 @@ fn displaced(source: &Manifest, groups: &[(i64, BlockSet)]) -> References {
         bytes.extend((blocks.len() as u32).to_le_bytes());
         bytes.extend(blocks);
     }
-    References::from_bytes(&bytes, source).unwrap()
+    let own = CloudSnapshotId { snapshot: SnapshotId::from_u64(99), ..source.id() };
+    References::from_bytes(&bytes, own, std::slice::from_ref(source)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -287,7 +287,7 @@ async fn repair_fails_if_a_needed_snapshot_is_deleted() {
         let needed = [of_full.id(), damaged.manifest.id()][gone];
         store.remove(&needed.manifest_key());
         let error = store_repair(&repo, repair, 102).await.unwrap_err();
-        assert!(matches!(error, CloudError::BaseDeleted { base } if base == needed), "{error}");
+        assert!(matches!(error, CloudError::NeededDeleted { needed } if needed == needed), "{error}");
         assert!(!store.objects().keys().any(|key| key.contains("-102")), "its manifest is deleted again");
     }
 }

@@ -258,7 +258,7 @@ pub fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::PlainRepository { .. } => ErrorCode::RepositoryNotEncrypted,
         CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,
         CloudError::SnapshotNotFound { .. }
-        | CloudError::BaseDeleted { .. }
+        | CloudError::NeededDeleted { .. }
         | CloudError::DeletedConcurrently { .. } => ErrorCode::CloudsnapNotFound,
         CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
         CloudError::TooManyKeys { .. }

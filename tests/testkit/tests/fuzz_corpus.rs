@@ -24,6 +24,11 @@ fn ext4() {
 }
 
 #[test]
+fn fingerprint_file() {
+    replay("fingerprint_file", fuzz::fingerprint_files);
+}
+
+#[test]
 fn frame_table() {
     replay("frame_table", fuzz::frame_tables);
 }

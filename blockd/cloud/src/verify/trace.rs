@@ -28,18 +28,16 @@ pub(super) async fn trace(
 ) -> Result<BTreeMap<CloudSnapshotId, BlockSet>, CloudError> {
     let mut damaged: BTreeMap<CloudSnapshotId, BlockSet> = BTreeMap::new();
     report.findings_total += found.total;
+    report.damaged_objects.extend(found.objects().map(str::to_owned));
     if found.is_empty() {
         return Ok(damaged);
     }
     let mut all: BTreeMap<CloudSnapshotId, Manifest> =
         manifests.iter().map(|manifest| (manifest.id(), manifest.clone())).collect();
-    let volumes: BTreeSet<_> = all.keys().map(|id| (id.cluster, id.volume)).collect();
-    for (cluster, volume) in volumes {
-        let filter = ManifestFilter { cluster: Some(cluster), volume: Some(volume) };
-        for listed in repo.list_manifests(&filter, cache).await? {
-            if let Ok(manifest) = listed.manifest {
-                all.entry(manifest.id()).or_insert(manifest);
-            }
+    // Snapshots of any volume may refer to the damaged deltas.
+    for listed in repo.list_manifests(&ManifestFilter::default(), cache).await? {
+        if let Ok(manifest) = listed.manifest {
+            all.entry(manifest.id()).or_insert(manifest);
         }
     }
     let mut lost_of: BTreeMap<String, (DeltaId, BlockSet)> = BTreeMap::new();
@@ -110,10 +108,10 @@ impl Hiding<'_> {
     ) -> Result<Displaced, CloudError> {
         let (mut affected, whole) = (Vec::new(), Extent::whole(manifest.size_bytes));
         for (at, layer) in manifest.layers().enumerate() {
-            let mut found = match layer.id() == delta {
-                true => vec![(0, lost.slice(whole))],
-                false => self.referring(layer, delta, lost).await?,
-            };
+            let mut found = self.referring(layer, delta, lost).await?;
+            if layer.id() == delta {
+                found.push((0, lost.slice(whole)));
+            }
             for (_, blocks) in &mut found {
                 for newer in manifest.layers().take(at) {
                     self.hide(newer, blocks).await?;

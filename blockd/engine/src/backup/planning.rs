@@ -19,8 +19,8 @@ use crate::{
 };
 use blockd_catalog::{BackupTask, Chain, DbError, DbManifestCache, ProofRow, SnapshotRow, TaskRow};
 use blockd_cloud::{
-    BackupSpec, CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, References,
-    Repository, Unchanged, new_delta_salt, unchanged_since,
+    BackupSpec, CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, References, Repository,
+    Unchanged, new_delta_salt, unchanged_since,
 };
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
@@ -82,14 +82,16 @@ pub(crate) async fn planned(
                 // it.
                 Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
                     tracing::warn!(base = %id, %error, "base of the interrupted backup is gone");
-                    return Err(CloudError::BaseDeleted { base: id }.into());
+                    return Err(CloudError::NeededDeleted { needed: id }.into());
                 }
                 Err(error) => return Err(error),
             },
             None => None,
         };
         let references = match &base {
-            Some(base) if plan.synthetic => References::from_bytes(&plan.references, base)?,
+            Some(base) if plan.synthetic => {
+                References::from_bytes(&plan.references, live.view().cloudsnap, std::slice::from_ref(base))?
+            }
             _ => References::default(),
         };
         return Ok((plan, base, references));
@@ -206,8 +208,8 @@ async fn based_on(
         }
         Err(error) => return Err(error),
     };
-    let is_longest = manifest.chain.len() + 1 > MAX_CHAIN;
-    let full = full.or(is_longest.then_some("the chain of the last backup has its maximum length"));
+    let is_longest = !manifest.may_have_incremental();
+    let full = full.or(is_longest.then_some("the last backup needs the maximum number of others"));
     let changed = Arc::clone(volume);
     let changes = match blocking(move || changed.changes(Some(since), until)).await {
         Ok(changes) => changes,

@@ -46,7 +46,7 @@ use blockd_cloud::{
     BackupJournal, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal, JournalBinding,
     Manifest, ManifestKey, Progress, Repository, SnapshotDescription, UploadOptions, check_base,
 };
-use blockd_extent::{BlockSource, SnapshotId, VolumeId};
+use blockd_extent::{BlockSet, BlockSource, SnapshotId, VolumeId};
 use jiff::Timestamp;
 use rusqlite::Transaction;
 use std::{path::Path, sync::Arc};
@@ -90,8 +90,8 @@ pub(crate) async fn run(
     let first = attempt(work, live, &frozen).await;
     let uploaded = match first {
         Err(ServiceError::Cloud(error)) => match *error {
-            CloudError::BaseDeleted { base } => {
-                restart_as_full(work, live, base).await?;
+            CloudError::NeededDeleted { needed } => {
+                restart_as_full(work, live, needed).await?;
                 work.host.failpoints.reached("backup restarted as full")?;
                 attempt(work, live, &frozen).await?
             }
@@ -159,6 +159,8 @@ pub(crate) async fn spec_of(
         zero: plan.zero,
         base,
         references,
+        donors: Vec::new(),
+        deduplicated: BlockSet::new(),
         synthetic: plan.synthetic,
         repair: None,
         delta_salt: plan.salt,

@@ -5,7 +5,7 @@ use blockd_cloud::{
     CloudSnapshotId, DataKey, EncryptionMode, FORMAT_VERSION, LeaseId, Manifest, ManifestKey, ProofId,
 };
 use uuid::Uuid;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// Length of the header of packs and indexes, in bytes.
 pub(super) const OBJECT_HEADER_LEN: usize = 64;
@@ -21,6 +21,32 @@ pub fn data_key(id: u128, mode: EncryptionMode, secret: [u8; 32]) -> DataKey {
     let mode = u8::from(mode == EncryptionMode::Aes256GcmSiv);
     let bytes = [&[1, mode][..], &id.to_be_bytes(), &secret].concat();
     DataKey::from_bytes(&bytes).expect("encoded key")
+}
+
+/// Gives bytes the magic and the checksums of a fingerprint file with the numbers of entries and hooks that
+/// they have; does nothing if they are too short.
+pub(super) fn fingerprint_file(file: &mut [u8]) {
+    const HEADER: usize = 104;
+    if file.len() < HEADER + 8 {
+        return;
+    }
+    file[..16].copy_from_slice(b"BLKDFPRT\x01\0\0\0\0\0\0\0");
+    let entries = u32::from_le_bytes([file[96], file[97], file[98], file[99]]) as usize;
+    let content = HEADER + entries * 24;
+    for (nth, first) in (0..entries).step_by(1024).enumerate() {
+        let place = content + nth * 16;
+        if place + 24 > file.len() {
+            return;
+        }
+        let chunk = HEADER + first * 24..HEADER + entries.min(first + 1024) * 24;
+        let sum = xxh3_64(&file[chunk]).to_le_bytes();
+        file[place + 8..place + 16].copy_from_slice(&sum);
+    }
+    if content + 8 <= file.len() {
+        let end = file.len() - 8;
+        let sum = xxh3_64(&[&file[..HEADER], &file[content..end]].concat()).to_le_bytes();
+        file[end..].copy_from_slice(&sum);
+    }
 }
 
 /// Returns the content with its tag.

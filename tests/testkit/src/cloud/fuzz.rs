@@ -2,7 +2,8 @@
 //!
 //! The first byte of an input selects the kind of object, and whether this module seals it: the parsers run
 //! only behind valid seals. [`objects`] takes all kinds but proofs and leases; [`manifests`],
-//! [`proofs`], [`leases`], [`frame_tables`] and [`key_slots`] one each.
+//! [`proofs`], [`leases`], [`frame_tables`] and [`key_slots`] one each; [`fingerprint_files`] takes files of
+//! a data directory.
 #![allow(clippy::expect_used, clippy::panic, reason = "a violated property must be found")]
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 use crate::store::MemoryStore;
 use blockd_cloud::{
     CloudSnapshotId, DataKey, Delta, EncryptionMode, IndexRef, KdfParams, KnownKeys, LeaseId, Manifest,
-    ManifestKey, ProofId, ProofKind, Repository, SnapshotReader,
+    ManifestKey, ProofId, ProofKind, Repository, SnapshotReader, parse_fingerprint_file,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use sha2::{Digest, Sha256};
@@ -357,5 +358,22 @@ fn names(bytes: &[u8]) {
     if let Ok(id) = text.parse::<CloudSnapshotId>() {
         assert_eq!(id.to_string(), text, "the text of an id is unique");
         assert_eq!(CloudSnapshotId::from_manifest_key(&id.manifest_key()), Some(id));
+    }
+}
+
+/// Fingerprint files: arbitrary bytes, or bytes with the magic and the checksums of a file.
+///
+/// # Panics
+/// If a property is violated.
+pub fn fingerprint_files(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let mut file = rest.to_vec();
+    if kind % 3 > 0 {
+        forge::fingerprint_file(&mut file);
+    }
+    if let Ok(entries) = parse_fingerprint_file(&file) {
+        assert_eq!(file[96..100], (entries as u32).to_le_bytes(), "all entries of the header are read");
     }
 }

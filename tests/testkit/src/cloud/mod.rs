@@ -51,6 +51,8 @@ pub fn spec(
         zero,
         base: base.cloned(),
         references: References::default(),
+        donors: Vec::new(),
+        deduplicated: BlockSet::new(),
         synthetic: false,
         repair: None,
         delta_salt: [snapshot as u8; 32],
