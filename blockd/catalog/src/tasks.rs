@@ -237,6 +237,8 @@ pub struct TaskDetail {
     pub resumable: bool,
     /// It failed for a cause that may pass without an administrator's action.
     pub retryable: bool,
+    /// Snapshots besides the base that the references of the backup need.
+    pub donors: Vec<CloudSnapshotId>,
     /// The commit was started, so its cloud snapshot may exist.
     pub may_be_committed: bool,
     /// Run of the daemon that created it.

@@ -63,6 +63,16 @@ impl DataDir {
         self.join("volumes")
     }
 
+    /// Returns the directory with the fingerprints of the blocks that a credential stored.
+    pub fn fingerprints_dir(&self, credential: Uuid) -> PathBuf {
+        self.all_fingerprints_dir().join(credential.to_string())
+    }
+
+    /// Returns the directory with the fingerprints of all credentials.
+    pub fn all_fingerprints_dir(&self) -> PathBuf {
+        self.join("fingerprints")
+    }
+
     /// Returns the directory of the running drill.
     pub fn drill_dir(&self) -> PathBuf {
         self.join("drill")

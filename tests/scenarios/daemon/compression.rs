@@ -2,7 +2,7 @@
 
 use super::*;
 use blockd_api::{
-    Compression, CompressionLevel, CredentialRef,
+    Compression, CompressionLevel, CredentialRef, Deduplication,
     cloudsnaps::VerifyDepth,
     credential_update::UpdateCredential,
     schedules::{CreateSchedule, UpdateSchedule},
@@ -36,6 +36,9 @@ async fn compression_of_the_request_precedes_the_location() {
     let mut model = Model::new();
     let nas: CredentialRef = "nas".parse().unwrap();
     let fixed = |text: &str| (compression(text), text.parse().unwrap());
+    // Each backup stores the same content.
+    let update = UpdateCredential { deduplicate: Some(Deduplication::Off), ..UpdateCredential::default() };
+    host.call_at(UPDATE_CREDENTIAL, &nas, &update).await;
     // The schedule has its own one, then none.
     let schedule = CreateSchedule {
         selector: select_volume("v"),

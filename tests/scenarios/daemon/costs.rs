@@ -51,11 +51,12 @@ fn restore_estimate(snap: &str, in_place: Option<&str>) -> EstimateRestore {
 
 impl Host {
     /// Estimates a backup, which must leave no trace, and makes it.
-    async fn estimated_backup(&self, request: &StartBackup) -> Task {
+    pub(super) async fn estimated_backup(&self, request: &StartBackup) -> Task {
         let objects = walk(self.store.path());
         let estimated = self.call(ESTIMATE_BACKUP, request).await.items.remove(0);
         assert_eq!(walk(self.store.path()), objects, "an estimate stores nothing");
         assert!(self.volume("data").snapshots().is_empty(), "its snapshot is deleted");
+        assert!(walk(&self.dir.path().join("data/tasks")).is_empty(), "its files are deleted");
         assert_eq!((estimated.added_bytes, estimated.price.is_some()), (estimated.upload_bytes, false));
         let made = self.run_backup(request).await;
         assert_within_5_percent(of_estimate(&estimated), of_task(&made));

@@ -175,7 +175,7 @@ async fn synthetic_full_without_its_base_stores_all_data() {
             host.start().await;
         }
         let done = host.done(task).await;
-        assert_eq!(done.note.as_deref(), Some("the base of the backup was deleted"));
+        assert_eq!(done.note.as_deref(), Some("a snapshot that the backup needed was deleted or damaged"));
         let id = full_id(done, 3 << 20);
         assert_eq!(host.ids().await, [id.as_str()], "its first commit was taken back");
         model.assert_is(&*host.restore(&id, "copy").await);

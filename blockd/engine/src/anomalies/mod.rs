@@ -128,7 +128,8 @@ impl ObservedBackup {
         let Some(blocks) = &self.blocks else {
             // Their classes are unknown now.
             let Some(mut profile) = known else { return Ok(()) };
-            profile.forget(self.spec.data.extents().chain(self.spec.zero.extents()));
+            let written = [&self.spec.data, &self.spec.deduplicated, &self.spec.zero];
+            profile.forget(written.into_iter().flat_map(BlockSet::extents));
             return of.put_profile(tx, &profile);
         };
         let history = of.history(tx)?;
@@ -142,7 +143,7 @@ impl ObservedBackup {
         let activity = self.activity(blocks, &profile);
         let is_replaced = std::mem::take(&mut profile.is_replaced);
         // A full backup that was read as a whole shows what was discarded.
-        let is_whole = blocks.classes.observed_bytes() / 3 >= self.spec.data.len_bytes() / 4;
+        let is_whole = blocks.classes.observed_bytes() / 3 >= self.data_bytes() / 4;
         if activity.is_full() && is_whole {
             profile.compressible = BlockSet::new();
         }
@@ -196,6 +197,11 @@ impl ObservedBackup {
         };
         row.insert(tx)?;
         event_of(&row, self.task).insert(tx)
+    }
+
+    /// Returns the bytes of the blocks with data.
+    fn data_bytes(&self) -> u64 {
+        self.spec.data.len_bytes() + self.spec.deduplicated.len_bytes()
     }
 
     fn activity(&self, blocks: &ObservedBlocks, profile: &ContentProfile) -> BackupActivity {

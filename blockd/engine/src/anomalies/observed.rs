@@ -1,11 +1,18 @@
 //! Source of a backup that observes the content of the blocks that are read.
 
 use super::ObservedBlocks;
-use crate::backup::shared_reader::SharedReader;
+use crate::{
+    backup::shared_reader::SharedReader,
+    error::{ServiceError, blocking},
+};
 use blockd_anomaly::{BlockClass, Observation, Sample};
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSource, Extent};
+use blockd_cloud::{BackupSpec, CancelToken};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use parking_lot::Mutex;
 use std::{io, sync::Arc};
+
+/// Blocks of the sample that are read at a time.
+const SAMPLED_AT_ONCE: usize = 256;
 
 /// Source whose extents are observed as they are read.
 pub(crate) struct ObservedSource {
@@ -15,9 +22,38 @@ pub(crate) struct ObservedSource {
 }
 
 impl ObservedSource {
-    pub(crate) fn new(reader: Arc<SharedReader>) -> Self {
+    /// Creates the source of a backup, and observes the blocks that it does not read because their content is
+    /// stored. That comes before the upload: the commit must be recorded at once.
+    ///
+    /// # Errors
+    /// The daemon stops.
+    pub(crate) async fn of_backup(
+        reader: Arc<SharedReader>,
+        spec: &BackupSpec,
+        cancel: CancelToken,
+    ) -> Result<Arc<Self>, ServiceError> {
         let sample = Sample::of_volume(reader.size_bytes());
-        Self { reader, sample, observation: Mutex::new(Observation::new(sample)) }
+        let observation = Mutex::new(Observation::new(sample));
+        let (source, unread) = (Self { reader, sample, observation }, spec.deduplicated.clone());
+        blocking(move || {
+            if let Err(error) = source.read_sampled(&unread, &cancel) {
+                tracing::warn!(%error, "the content of the deduplicated blocks is not observed");
+            }
+            Ok::<_, ServiceError>(Arc::new(source))
+        })
+        .await
+    }
+
+    fn read_sampled(&self, blocks: &BlockSet, cancel: &CancelToken) -> io::Result<()> {
+        let sampled = blocks.blocks().filter(|block| self.sample.contains(*block));
+        let sampled: Vec<Extent> = sampled.map(|block| Extent::new(block, 1)).collect();
+        for part in sampled.chunks(SAMPLED_AT_ONCE) {
+            if cancel.is_cancelled() {
+                break;
+            }
+            self.read_extents(part, &mut vec![0; part.len() * BLOCK_SIZE_BYTES as usize])?;
+        }
+        Ok(())
     }
 
     /// Returns the observation of all blocks that were read, and counts the files.

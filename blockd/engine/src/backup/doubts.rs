@@ -73,6 +73,11 @@ pub(crate) fn doubt_of_restart(credential: Uuid, former: CloudSnapshotId) -> Dou
     Doubt { checked: true, ..doubt(credential, former) }
 }
 
+/// Marks a cloud snapshot as no base for anything on this host, such as a volume restored from it.
+pub(super) fn committed_in_doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
+    Doubt { abandoned: false, ..doubt(credential, cloudsnap) }
+}
+
 impl BackupWork {
     /// Verifies abandoned backups in reachable stores; a failing store delays only its own.
     ///

@@ -12,7 +12,7 @@ use crate::{
     costs,
     error::{ServiceError, blocking},
     ids::random_id,
-    tasks::LiveTask,
+    tasks::{LiveTask, clean_files},
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{ErrorCode, List, SnapshotName, cloudsnaps::StartBackup, costs::CostEstimate};
@@ -120,6 +120,10 @@ impl Backups {
         let planned = make_plan(work, &live, &frozen, &repository, &manifests).await;
         if proven.is_none() {
             self.repositories.proven.lock().remove(&credential.uuid);
+        }
+        // The fingerprints of its blocks.
+        if let Err(error) = clean_files(&work.tasks, live.id).await {
+            tracing::warn!(%error, "deleting the files of an estimate failed; the next start retries");
         }
         let (planned, note) = planned?;
         let planning = requests.snapshot();

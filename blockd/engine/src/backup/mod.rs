@@ -1,5 +1,6 @@
 //! Start of backups: of one volume or a consistency group, to one or several backup locations.
 
+mod deduplication;
 pub mod doubts;
 mod estimate;
 mod existing;

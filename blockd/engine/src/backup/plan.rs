@@ -11,7 +11,7 @@
 //! | 8 | 2 | version, 1 |
 //! | 10 | 1 | base: 0 none, 1 a full backup, 2 an incremental one |
 //! | 11 | 1 | 1 for a synthetic full backup, which has a base, otherwise 0 |
-//! | 12 | 4 | zero |
+//! | 12 | 4 | number n of donors |
 //! | 16 | 16 | the task |
 //! | 32 | 32 | salt of the delta |
 //! | 64 | 16 | cluster of the base (zero without one) |
@@ -23,8 +23,10 @@
 //! | 120 | 8 | length z of the set of zero blocks |
 //! | 128 | 8 | volume of the base, another one for a lazy volume's first backup (zero without one) |
 //! | 136 | 8 | length r of the references |
-//! | 144 | d + z + r | both sets, and the references as [`blockd_cloud::References`] encodes them |
-//! | 144 + d + z + r | 8 | xxh3-64 of all before |
+//! | 144 | 8 | length u of the set of deduplicated blocks |
+//! | 152 | d + z + u + r | these sets, and the references as [`blockd_cloud::References`] encodes them |
+//! | … | 33 n | donors: cluster (16), volume (8), snapshot (8), 1 for an incremental or 0 |
+//! | … | 8 | xxh3-64 of all before |
 
 use crate::error::ServiceError;
 use blockd_api::cloudsnaps::BackupOptions;
@@ -38,7 +40,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDPLAN";
 const VERSION: u16 = 1;
-const HEADER_BYTES: usize = 144;
+const HEADER_BYTES: usize = 152;
+const DONOR_BYTES: usize = 33;
 
 /// Reason for a full backup without a chain, which only the last backup has.
 const NO_LAST_BACKUP: &str = "no last backup of the volume to this location is recorded on this host: none was made, it was deleted, or its end was unknown";
@@ -118,6 +121,10 @@ pub struct Plan {
     pub zero: BlockSet,
     /// Encoded [`blockd_cloud::References`]; empty without any.
     pub references: Vec<u8>,
+    /// Snapshots besides the base that name sources of the references.
+    pub donors: Vec<CloudSnapshotId>,
+    /// Referenced blocks that may have changed since the base.
+    pub deduplicated: BlockSet,
 }
 
 fn number(body: &[u8], at: usize) -> Result<u64, &'static str> {
@@ -125,14 +132,30 @@ fn number(body: &[u8], at: usize) -> Result<u64, &'static str> {
     bytes.map(|bytes| u64::from_le_bytes(*bytes)).ok_or("file too short")
 }
 
-/// Returns the data blocks, the zero blocks and the references of a file.
-fn parts(body: &[u8]) -> Result<[&[u8]; 3], &'static str> {
+/// Returns the data, zero and deduplicated blocks, the references and the donors of a file.
+fn parts(body: &[u8]) -> Result<[&[u8]; 5], &'static str> {
     const WRONG: &str = "inconsistent lengths";
     let len = |at| usize::try_from(number(body, at)?).map_err(|_| WRONG);
     let all = body.get(HEADER_BYTES..).ok_or("file too short")?;
     let (data, rest) = all.split_at_checked(len(112)?).ok_or(WRONG)?;
-    let (zero, references) = rest.split_at_checked(len(120)?).ok_or(WRONG)?;
-    if references.len() == len(136)? { Ok([data, zero, references]) } else { Err(WRONG) }
+    let (zero, rest) = rest.split_at_checked(len(120)?).ok_or(WRONG)?;
+    let (deduplicated, references) = rest.split_at_checked(len(144)?).ok_or(WRONG)?;
+    let (references, donors) = references.split_at_checked(len(136)?).ok_or(WRONG)?;
+    let count = u32::from_le_bytes([body[12], body[13], body[14], body[15]]) as usize;
+    if donors.len() == count * DONOR_BYTES {
+        Ok([data, zero, deduplicated, references, donors])
+    } else {
+        Err(WRONG)
+    }
+}
+
+fn parse_donor(bytes: &[u8]) -> Result<CloudSnapshotId, &'static str> {
+    Ok(CloudSnapshotId {
+        cluster: bytes.get(..16).and_then(|id| Uuid::from_slice(id).ok()).ok_or("invalid id of a donor")?,
+        volume: VolumeId::from_u64(number(bytes, 16)?),
+        snapshot: SnapshotId::from_u64(number(bytes, 24)?),
+        incremental: bytes.last() == Some(&1),
+    })
 }
 
 fn path(dir: &Path) -> PathBuf {
@@ -158,13 +181,14 @@ impl Plan {
 
     fn encode(&self) -> Vec<u8> {
         let (data, zero) = (self.data.to_bytes(), self.zero.to_bytes());
+        let deduplicated = self.deduplicated.to_bytes();
         let mut bytes =
             Vec::with_capacity(HEADER_BYTES + data.len() + zero.len() + self.references.len() + 8);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.push(self.base.map_or(0, |base| 1 + u8::from(base.incremental)));
         bytes.push(self.synthetic.into());
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&(self.donors.len() as u32).to_le_bytes());
         bytes.extend_from_slice(self.task.as_bytes());
         bytes.extend_from_slice(&self.salt);
         bytes.extend_from_slice(self.base.map_or(Uuid::nil(), |base| base.cluster).as_bytes());
@@ -176,9 +200,17 @@ impl Plan {
         bytes.extend_from_slice(&(zero.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&self.base.map_or(0, |base| base.volume.as_u64()).to_le_bytes());
         bytes.extend_from_slice(&(self.references.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&(deduplicated.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&data);
         bytes.extend_from_slice(&zero);
+        bytes.extend_from_slice(&deduplicated);
         bytes.extend_from_slice(&self.references);
+        for donor in &self.donors {
+            bytes.extend_from_slice(donor.cluster.as_bytes());
+            bytes.extend_from_slice(&donor.volume.as_u64().to_le_bytes());
+            bytes.extend_from_slice(&donor.snapshot.as_u64().to_le_bytes());
+            bytes.push(donor.incremental.into());
+        }
         bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
         bytes
     }
@@ -207,7 +239,7 @@ impl Plan {
             }),
             _ => return Err("unknown backup type"),
         };
-        let [data, zero, references] = parts(body)?;
+        let [data, zero, deduplicated, references, donors] = parts(body)?;
         let mut salt = [0; 32];
         salt.copy_from_slice(&body[32..64]);
         // The 8 bytes of a signed number are those of an unsigned one.
@@ -226,6 +258,9 @@ impl Plan {
             data: BlockSet::from_bytes(data).map_err(|_| "damaged set of data blocks")?,
             zero: BlockSet::from_bytes(zero).map_err(|_| "damaged set of zero blocks")?,
             references: references.to_vec(),
+            donors: donors.chunks_exact(DONOR_BYTES).map(parse_donor).collect::<Result<_, _>>()?,
+            deduplicated: BlockSet::from_bytes(deduplicated)
+                .map_err(|_| "damaged set of deduplicated blocks")?,
         })
     }
 
@@ -354,6 +389,8 @@ mod tests {
             data,
             zero,
             references: vec![3, 1, 4, 1, 5],
+            donors: vec![id(false), id(true)],
+            deduplicated: BlockSet::from_iter([Extent::new(BlockIndex(200), 9)]),
         }
     }
 

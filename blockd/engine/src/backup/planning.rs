@@ -1,13 +1,14 @@
-//! Planning of a backup: its base, its blocks, and the restart as a full one.
+//! Planning of a backup: its base, its blocks, and the restart without what is gone.
 //!
 //! The base of a backup comes from this host's manifest cache, which is exact, as manifests never
 //! change. Its existence is checked once, after the commit, because only that counts (see "Committing" in the
-//! format's description); if it is gone, the backup restarts as a full one without
-//! references under another name.
+//! format's description); if it is gone, the backup restarts as a full one under another name. If a donor is
+//! gone, it restarts without donors.
 
 use crate::{
     backup::{
-        doubts::doubt_of_restart,
+        deduplication::{claimed, deduplicated},
+        doubts::{doubt, doubt_of_restart},
         plan::{Decision, Plan, decide},
         work::BackupWork,
     },
@@ -19,8 +20,8 @@ use crate::{
 };
 use blockd_catalog::{BackupTask, Chain, DbError, DbManifestCache, ProofRow, SnapshotRow, TaskRow};
 use blockd_cloud::{
-    BackupSpec, CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, References, Repository,
-    Unchanged, new_delta_salt, unchanged_since,
+    BackupSpec, CloudError, CloudSnapshotId, Deduplicated, Delta, Manifest, ManifestCache, ManifestKey,
+    References, Repository, Unchanged, fingerprint_file_name, new_delta_salt, unchanged_since,
 };
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
@@ -28,8 +29,8 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Reason for the full backup of a restart.
-const BASE_DELETED: &str = "the base of the backup was deleted";
+/// Reason for a backup without references to other snapshots, after a restart.
+pub(super) const RESTARTED: &str = "a snapshot that the backup needed was deleted or damaged";
 
 /// Frozen snapshot with its request and store settings.
 pub(crate) struct FrozenBackup<'a> {
@@ -76,23 +77,16 @@ pub(crate) async fn planned(
     if let Some(plan) = kept.filter(|plan| plan.is_of(snapshot)) {
         work.repositories.prove_location(live.view().credential, repository).await?;
         let base = match plan.base {
-            Some(id) => match base_manifest(repository, manifests, id).await {
-                Ok(base) => Some(base),
-                // An unreadable base is no proof of its deletion: a restart would delete a commit based on
-                // it.
-                Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
-                    tracing::warn!(base = %id, %error, "base of the interrupted backup is gone");
-                    return Err(CloudError::NeededDeleted { needed: id }.into());
-                }
-                Err(error) => return Err(error),
-            },
+            Some(id) => Some(existing_manifest(repository, manifests, id).await?),
             None => None,
         };
-        let references = match &base {
-            Some(base) if plan.synthetic => {
-                References::from_bytes(&plan.references, live.view().cloudsnap, std::slice::from_ref(base))?
-            }
-            _ => References::default(),
+        let mut named: Vec<Manifest> = base.iter().cloned().collect();
+        for donor in &plan.donors {
+            named.push(existing_manifest(repository, manifests, *donor).await?);
+        }
+        let references = match plan.references.is_empty() {
+            true => References::default(),
+            false => References::from_bytes(&plan.references, live.view().cloudsnap, &named)?,
         };
         return Ok((plan, base, references));
     }
@@ -102,6 +96,8 @@ pub(crate) async fn planned(
         zero_blocks = plan.zero.len_blocks(),
         base = plan.base.map(tracing::field::display),
         synthetic = plan.synthetic,
+        deduplicated_blocks = plan.deduplicated.len_blocks(),
+        donors = plan.donors.len(),
         why = note,
         "backup planned"
     );
@@ -109,6 +105,22 @@ pub(crate) async fn planned(
     let (saved, dir) = (plan.clone(), work.host.data_dir.task_dir(live.id));
     blocking(move || saved.save(&dir)).await?;
     Ok((plan, base, references))
+}
+
+/// Returns the manifest of the base or a donor of an interrupted backup.
+async fn existing_manifest(
+    repository: &Repository,
+    manifests: &DbManifestCache,
+    id: CloudSnapshotId,
+) -> Result<Manifest, ServiceError> {
+    match base_manifest(repository, manifests, id).await {
+        // An unreadable base is no proof of its deletion: a restart would delete a commit based on it.
+        Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
+            tracing::warn!(needed = %id, %error, "a snapshot that the interrupted backup needs is gone");
+            Err(CloudError::NeededDeleted { needed: id }.into())
+        }
+        found => found,
+    }
 }
 
 /// Returns the manifest of a base.
@@ -128,13 +140,15 @@ async fn base_manifest(
 /// Changes since a base.
 struct Based {
     changes: Changes,
+    /// Blocks whose stored content is not to be used.
+    again: BlockSet,
     base: Manifest,
     /// References of a synthetic full backup.
     synthetic: Option<References>,
 }
 
 /// Plans a new backup. Its reasons for a full one besides those of [`decide`] are in [`based_on`] and in
-/// [`restart_as_full`].
+/// [`restart_without`].
 pub(crate) async fn make_plan(
     work: &BackupWork,
     live: &LiveTask,
@@ -148,7 +162,7 @@ pub(crate) async fn make_plan(
     let chain = work.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
     let (found, note) = match decide(chain.as_ref(), &asked.options, work.host.settings.full_every, until) {
         // Its restart removed the chain.
-        Decision::Full { .. } if row.detail.note.as_deref() == Some(BASE_DELETED) => (None, BASE_DELETED),
+        Decision::Full { .. } if row.detail.note.as_deref() == Some(RESTARTED) => (None, RESTARTED),
         Decision::Full { why } => (None, why),
         Decision::Incremental { base } => {
             based_on(work, &row, frozen, repository, manifests, base, None).await?
@@ -157,32 +171,41 @@ pub(crate) async fn make_plan(
             based_on(work, &row, frozen, repository, manifests, base, Some(why)).await?
         }
     };
-    // Before the first upload: an unmounted disk is an empty directory that accepts everything. The base is
-    // checked after the commit in every case.
-    if found.is_none() || !work.repositories.was_proven_recently(credential).await? {
-        work.repositories.prove_location(credential, repository).await?;
-    }
-    let (changes, base, synthetic) = match found {
-        Some(Based { changes, base, synthetic }) => (changes, Some(base), synthetic),
+    let stores_all = found.is_none();
+    let (changes, again, base, synthetic) = match found {
+        Some(Based { changes, again, base, synthetic }) => (changes, again, Some(base), synthetic),
         None => {
             let volume = Arc::clone(volume);
-            (blocking(move || volume.changes(None, until)).await?, None, None)
+            (blocking(move || volume.changes(None, until)).await?, BlockSet::new(), None, None)
         }
     };
+    let (salt, references) = (new_delta_salt()?, synthetic.clone().unwrap_or_default());
+    let found =
+        deduplicated(work, live, frozen, repository, (salt, &changes.data, again), base.as_ref()).await?;
+    let found = claimed(work, live, found.unwrap_or_else(|| Deduplicated::none(changes.data))).await?;
+    // Before the first upload and after the search, which may take hours: an unmounted disk is an empty
+    // directory that accepts everything. The base is checked after the commit in every case.
+    if stores_all || !work.repositories.was_proven_recently(credential).await? {
+        work.repositories.prove_location(credential, repository).await?;
+    }
+    let deduplicated = found.references.blocks();
+    let Deduplicated { data, references, donors, .. } = found.with(references);
     let plan = Plan {
         task: live.id,
         epoch: until,
         frozen: snapshot.created,
         base: base.as_ref().map(Manifest::id),
         synthetic: synthetic.is_some(),
-        salt: new_delta_salt()?,
+        salt,
         // In microseconds, as in the plan's file: each run must put the same time into the manifest.
         started: Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or(snapshot.created),
-        data: changes.data,
+        data,
         zero: changes.zero,
-        references: synthetic.as_ref().map(References::to_bytes).unwrap_or_default(),
+        references: if references.is_empty() { Vec::new() } else { references.to_bytes() },
+        donors,
+        deduplicated,
     };
-    Ok(((plan, base, synthetic.unwrap_or_default()), note))
+    Ok(((plan, base, references), note))
 }
 
 /// Plans a backup on a base, a synthetic full one for the given reason. Without a result, the reason for a
@@ -220,14 +243,15 @@ async fn based_on(
         Err(error) => return Err(error),
     };
     let proofs = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
-    let changes = heal(volume, base.cloudsnap, until, changes, &proofs).await?;
+    let (changes, mut again) = heal(volume, base.cloudsnap, until, changes, &proofs).await?;
     let Some(why) = full else {
-        let found = Based { changes, base: manifest, synthetic: None };
+        let found = Based { changes, again, base: manifest, synthetic: None };
         return Ok((Some(found), "incremental to the last backup"));
     };
     match referenced(volume, repository, &manifest, until, changes, &proofs).await {
-        Ok((changes, references)) => {
-            Ok((Some(Based { changes, base: manifest, synthetic: Some(references) }), why))
+        Ok((changes, references, sparse)) => {
+            again.union_with(&sparse);
+            Ok((Some(Based { changes, again, base: manifest, synthetic: Some(references) }), why))
         }
         Err(ServiceError::Cloud(error)) if is_unusable_base(&error) => {
             tracing::warn!(base = %base.cloudsnap, %error, "the full backup stores all data again");
@@ -237,22 +261,59 @@ async fn based_on(
     }
 }
 
-/// Adds the blocks that verifications found damaged in the base: the volume still has their content.
+/// Returns the blocks of a delta that verifications found damaged.
+fn damaged_in(source: &Delta, proofs: &[ProofRow]) -> BlockSet {
+    let mut lost = BlockSet::new();
+    let of_source = proofs.iter().filter(|proof| source.is_of(&proof.cloudsnap));
+    of_source.for_each(|proof| lost.union_with(&proof.damaged));
+    lost
+}
+
+/// Returns true if the plan of an interrupted backup refers to content that was found damaged since. After
+/// the start of its commit it is too late: a verification finds the damage in the backup.
+pub(crate) async fn has_damaged_sources(work: &BackupWork, live: &LiveTask) -> Result<bool, ServiceError> {
+    let row = live.view();
+    let (task, dir, credential) = (live.id, work.host.data_dir.task_dir(live.id), row.credential);
+    let Some(plan) = blocking(move || Plan::load(&dir, task)).await? else { return Ok(false) };
+    if plan.references.is_empty() || row.detail.may_be_committed {
+        return Ok(false);
+    }
+    let manifests = DbManifestCache::new(Arc::clone(&work.db), credential);
+    let proofs = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
+    let fingerprints = work.host.data_dir.fingerprints_dir(credential);
+    blocking(move || {
+        let ids = plan.base.iter().chain(&plan.donors);
+        let named: Vec<Manifest> = ids.filter_map(|id| manifests.load(&id.manifest_key())).collect();
+        // The plan is checked further when it is used.
+        let Ok(references) = References::from_bytes(&plan.references, row.cloudsnap, &named) else {
+            return Ok(false);
+        };
+        let is_forgotten = |source: &&Delta| !fingerprints.join(fingerprint_file_name(source)).exists();
+        let is_damaged = references.sources_of(&plan.deduplicated).iter().any(is_forgotten);
+        let unchanged = Unchanged { references, again: BlockSet::new() };
+        let lost = unchanged.without(|source| damaged_in(source, &proofs)).again;
+        Ok::<_, ServiceError>(is_damaged || !lost.is_empty())
+    })
+    .await
+}
+
+/// Adds the blocks that verifications found damaged in the base, and returns them: the volume still has their
+/// content.
 async fn heal(
     volume: &Arc<Volume>,
     base: CloudSnapshotId,
     until: Epoch,
     changes: Changes,
     proofs: &[ProofRow],
-) -> Result<Changes, ServiceError> {
+) -> Result<(Changes, BlockSet), ServiceError> {
     // Any credential of the repository may have found damage.
     let mut lost = BlockSet::new();
     proofs.iter().filter(|proof| proof.cloudsnap == base).for_each(|proof| lost.union_with(&proof.damaged));
-    store_again(volume, until, changes, lost).await
+    Ok((store_again(volume, until, changes, lost.clone()).await?, lost))
 }
 
 /// Finds the stored content of the blocks that did not change since the base. Blocks that verifications found
-/// damaged in a source are stored again.
+/// damaged in a source are stored again, and returned with those of sparse sources.
 async fn referenced(
     volume: &Arc<Volume>,
     repository: &Repository,
@@ -260,17 +321,12 @@ async fn referenced(
     until: Epoch,
     changes: Changes,
     proofs: &[ProofRow],
-) -> Result<(Changes, References), ServiceError> {
+) -> Result<(Changes, References, BlockSet), ServiceError> {
     let mut changed = changes.data.clone();
     changed.union_with(&changes.zero);
     let unchanged = unchanged_since(repository, base, &changed).await?;
-    let Unchanged { references, again } = unchanged.without(|source| {
-        let mut lost = BlockSet::new();
-        let of_source = proofs.iter().filter(|proof| source.is_of(&proof.cloudsnap));
-        of_source.for_each(|proof| lost.union_with(&proof.damaged));
-        lost
-    });
-    Ok((store_again(volume, until, changes, again).await?, references))
+    let Unchanged { references, again } = unchanged.without(|source| damaged_in(source, proofs));
+    Ok((store_again(volume, until, changes, again.clone()).await?, references, again))
 }
 
 /// Adds blocks of the volume to its changes.
@@ -307,7 +363,7 @@ pub(crate) async fn changed_bytes(
     spec: &BackupSpec,
     until: Epoch,
 ) -> u64 {
-    let stored = spec.data.len_bytes();
+    let stored = spec.data.len_bytes() + spec.deduplicated.len_bytes();
     let Some(before) = before.filter(|_| spec.base.is_some()) else { return stored };
     let (volume, since) = (Arc::clone(volume), before.epoch);
     let changes = blocking(move || volume.changes(Some(since), until)).await;
@@ -324,19 +380,20 @@ fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudSnapsh
     DbManifestCache::remove(tx, credential, &tip.manifest_key())
 }
 
-/// Restarts a backup whose base is gone as a full backup of the same snapshot without references.
+/// Restarts a backup of the same snapshot without donors: its base or a donor is gone, or a source damaged.
+/// Without its base it is a full one.
 ///
-/// The full backup gets another name, because objects under the current one remain, sealed with another
-/// salt. If the daemon dies before the plan is deleted, the plan still names the missing base, and the
-/// restart is repeated.
+/// It gets another name, because objects under the current one remain, sealed with another salt. If nothing
+/// is gone, a manifest under the current name stays, in doubt: it may be a whole backup. If the daemon dies
+/// before the plan is deleted, the plan still names the missing base, and the restart is repeated.
 ///
 /// # Errors
 /// The store is not the one that was opened, so the base may still exist; or the store or the database
 /// fails.
-pub(crate) async fn restart_as_full(
+pub(crate) async fn restart_without(
     work: &BackupWork,
     live: &LiveTask,
-    base: CloudSnapshotId,
+    gone: Option<CloudSnapshotId>,
 ) -> Result<(), ServiceError> {
     let row = live.view();
     let (volume, _) = ids(&row)?;
@@ -344,11 +401,14 @@ pub(crate) async fn restart_as_full(
     work.repositories.prove_location(row.credential, &repository).await?;
     let (task, dir) = (live.id, work.host.data_dir.task_dir(live.id));
     let plan = blocking(move || Plan::load(&dir, task)).await?;
-    // An earlier run may have committed it without checking its base.
     let former =
         CloudSnapshotId { incremental: plan.is_none_or(|plan| plan.is_incremental()), ..row.cloudsnap };
-    repository.store().delete(&former.manifest_key()).await?;
-    tracing::warn!(%base, %former, "the backup restarts as a full one, because its base is gone from the store");
+    if gone.is_some() {
+        // An earlier run may have committed it without checking its base.
+        repository.store().delete(&former.manifest_key()).await?;
+    }
+    let missing = gone.map(tracing::field::display);
+    tracing::warn!(missing, %former, "the backup restarts without a snapshot that is gone or damaged");
     let name = CloudSnapshotId {
         cluster: work.host.cluster,
         volume,
@@ -360,18 +420,22 @@ pub(crate) async fn restart_as_full(
     live.update(|row| {
         row.cloudsnap = name;
         row.base = None;
+        row.detail.donors.clear();
         // Only this run of the daemon knows the new name.
         row.detail.run = Some(run);
         row.detail.may_be_committed = false;
         row.detail.backup_type = None;
-        row.detail.note = Some(BASE_DELETED.to_owned());
+        row.detail.note = Some(RESTARTED.to_owned());
     });
     let (stored, credential) = (live.view(), row.credential);
     work.db
         .run(move |tx| -> Result<(), DbError> {
-            forget_tip(tx, credential, base)?;
+            gone.map_or(Ok(()), |gone| forget_tip(tx, credential, gone))?;
             // A put request may still be in flight.
-            doubt_of_restart(credential, former).put(tx)?;
+            match gone {
+                Some(_) => doubt_of_restart(credential, former).put(tx)?,
+                None => doubt(credential, former).put(tx)?,
+            }
             TaskRow::put(&stored, tx)
         })
         .await?;

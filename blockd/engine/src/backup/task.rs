@@ -8,8 +8,9 @@
 //! 4. the manifest in the store: the backup exists; a repeated put of the same manifest is no conflict;
 //! 5. one transaction: chain, manifest, task done, snapshot `deleting`; each start removes the leftovers.
 //!
-//! If the base of the backup is gone after step 4, or when a resumed run reads the plan, the backup
-//! resumes from step 2 as a full one without references under another name.
+//! If its base or a donor is gone after step 4, or when a resumed run reads the plan, or if a source was
+//! found damaged before step 4, the backup resumes from step 2 under another name without donors, as a full
+//! one without its base.
 //!
 //! Facts about earlier attempts of the commit:
 //!
@@ -27,9 +28,13 @@
 use crate::{
     anomalies::{ObservedBackup, ObservedBlocks, observed::ObservedSource},
     backup::{
+        deduplication::keep_fingerprints,
+        doubts::committed_in_doubt,
         freeze::snapshot_for_backup,
         plan::{Plan, journal_path},
-        planning::{FrozenBackup, Planned, changed_bytes, ids, planned, restart_as_full},
+        planning::{
+            FrozenBackup, Planned, changed_bytes, has_damaged_sources, ids, planned, restart_without,
+        },
         work::BackupWork,
     },
     error::{ServiceError, blocking, spawned},
@@ -39,15 +44,13 @@ use crate::{
 };
 use blockd_api::{CredentialRef, ErrorCode, ORIGIN_LABELS, anomalies::AnomalyPolicy};
 use blockd_catalog::{
-    BackupTask, Chain, CredentialRow, DbError, DbManifestCache, Doubt, RetentionOverride, SnapshotRow,
-    TaskRow,
+    BackupTask, Chain, CredentialRow, DbError, DbManifestCache, RetentionOverride, SnapshotRow, TaskRow,
 };
 use blockd_cloud::{
     BackupJournal, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal, JournalBinding,
     Manifest, ManifestKey, Progress, Repository, SnapshotDescription, UploadOptions, check_base,
 };
-use blockd_extent::{BlockSet, BlockSource, SnapshotId, VolumeId};
-use jiff::Timestamp;
+use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use rusqlite::Transaction;
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
@@ -56,6 +59,9 @@ use uuid::Uuid;
 pub fn trigger_of(asked: &BackupTask) -> &'static str {
     if asked.schedule.is_some() { "Scheduled" } else { "Manual" }
 }
+
+/// Maximum number of restarts: without donors, then without the base.
+const MAX_RESTARTS: u32 = 2;
 
 pub(crate) async fn run(
     work: &Arc<BackupWork>,
@@ -87,20 +93,28 @@ pub(crate) async fn run(
         .conditional_put;
     let frozen = FrozenBackup { asked, entry, volume, snapshot, write_once };
     let before = previous_backup(work, &row, volume_id).await?;
-    let first = attempt(work, live, &frozen).await;
-    let uploaded = match first {
-        Err(ServiceError::Cloud(error)) => match *error {
-            CloudError::NeededDeleted { needed } => {
-                restart_as_full(work, live, needed).await?;
-                work.host.failpoints.reached("backup restarted as full")?;
-                attempt(work, live, &frozen).await?
-            }
-            other => return Err(other.into()),
-        },
-        result => result?,
+    let mut restarts = 0;
+    let uploaded = loop {
+        if restarts == 0 && has_damaged_sources(work, live).await? {
+            restart_without(work, live, None).await?;
+            restarts += 1;
+        }
+        match attempt(work, live, &frozen).await {
+            Err(ServiceError::Cloud(error)) => match *error {
+                CloudError::NeededDeleted { needed } if restarts < MAX_RESTARTS => {
+                    restart_without(work, live, Some(needed)).await?;
+                    work.host.failpoints.reached("backup restarted")?;
+                    restarts += 1;
+                }
+                other => return Err(other.into()),
+            },
+            result => break result?,
+        }
     };
     work.host.failpoints.reached("backup stored")?;
+    let delta = uploaded.manifest.delta.clone();
     let done = commit(work, live, &frozen, uploaded, before).await?;
+    keep_fingerprints(work, live.id, row.credential, &delta).await;
     work.host.failpoints.reached("backup committed")?;
     if let Err(error) = clean_up(work, &done).await {
         tracing::warn!(%error, "cleanup of the backup failed; the next start retries");
@@ -159,8 +173,8 @@ pub(crate) async fn spec_of(
         zero: plan.zero,
         base,
         references,
-        donors: Vec::new(),
-        deduplicated: BlockSet::new(),
+        donors: plan.donors,
+        deduplicated: plan.deduplicated,
         synthetic: plan.synthetic,
         repair: None,
         delta_salt: plan.salt,
@@ -190,9 +204,10 @@ async fn attempt(
     live.update(|row| {
         row.cloudsnap = spec.id();
         row.base = spec.base.as_ref().map(Manifest::id);
+        row.detail.donors.clone_from(&spec.donors);
         row.detail.backup_type =
             Some(if spec.id().incremental { BackupType::Incremental } else { BackupType::Full });
-        row.detail.bytes_dirty = spec.data.len_bytes() + spec.zero.len_bytes();
+        row.detail.bytes_dirty = spec.dirty_bytes();
     });
     work.tasks.store_progress(live).await;
 
@@ -202,8 +217,8 @@ async fn attempt(
             upload(work, frozen, &spec, &repository, Arc::clone(&progress), live).await?;
         return Ok(Uploaded { manifest, in_doubt: progress.was_in_doubt(), blocks, spec });
     };
-    if let Some(base) = &spec.base {
-        check_base(repository.store().as_ref(), &manifest, base.id()).await?;
+    for owner in spec.owners() {
+        check_base(repository.store().as_ref(), &manifest, owner).await?;
     }
     Ok(Uploaded { manifest, in_doubt: true, blocks: None, spec })
 }
@@ -273,8 +288,10 @@ async fn upload(
         compression: row.spec.backup().and_then(|asked| asked.options.compression).unwrap_or_default(),
     };
     let (repository, spec) = (repository.clone(), Arc::clone(spec));
-    let is_observed = work.anomalies.policy(&frozen.entry) != AnomalyPolicy::Off;
-    let observed = is_observed.then(|| Arc::new(ObservedSource::new(Arc::clone(&reader))));
+    let observed = match work.anomalies.policy(&frozen.entry) {
+        AnomalyPolicy::Off => None,
+        _ => Some(ObservedSource::of_backup(Arc::clone(&reader), &spec, cancel.clone()).await?),
+    };
     let blocks = match &observed {
         Some(observed) => Arc::clone(observed) as Arc<dyn BlockSource>,
         None => Arc::clone(&reader) as Arc<dyn BlockSource>,
@@ -429,11 +446,6 @@ fn put_mark(tx: &rusqlite::Transaction<'_>, asked: RetentionOverride) -> Result<
         }
         None => asked.put(tx),
     }
-}
-
-/// Marks a cloud snapshot as no base for anything on this host, such as a volume restored from it.
-fn committed_in_doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
-    Doubt { credential, cloudsnap, since: Timestamp::now(), abandoned: false, checked: false }
 }
 
 /// Releases the snapshot of a backup, unless another backup needs it.

@@ -218,9 +218,11 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
 async fn protected(work: &DeleteWork) -> Result<Vec<SnapshotId>, ServiceError> {
     let backups =
         work.tasks.unfinished_tasks().await?.into_iter().filter(|task| task.kind() == TaskKind::Backup);
-    let deltas = backups
-        .flat_map(|task| [Some(task.cloudsnap), task.base].into_iter().flatten().map(|id| id.snapshot));
-    Ok(deltas.collect())
+    let needed = |task: TaskRow| {
+        let ids = [Some(task.cloudsnap), task.base].into_iter().flatten().chain(task.detail.donors);
+        ids.map(|id| id.snapshot)
+    };
+    Ok(backups.flat_map(needed).collect())
 }
 
 /// Returns the deltas that the cached manifests need, of all volumes: a volume restored from a snapshot uses

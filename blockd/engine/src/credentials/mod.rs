@@ -316,6 +316,9 @@ impl Credentials {
         let uuid = row.uuid;
         self.runner.abandon_matching(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
+        if let Err(error) = blockd_files::remove_dir(&self.host.data_dir.fingerprints_dir(uuid)) {
+            tracing::warn!(%error, "fingerprint files of the deleted credential stay");
+        }
         self.repositories.forget(uuid);
         self.meters.forget(uuid);
         self.readers.forget(uuid);

@@ -29,7 +29,7 @@ pub(crate) fn needed_by(task: &TaskRow, chains: &[Chain]) -> Vec<Untyped> {
             };
             // A resumed backup may revoke its commit if its base is missing.
             let bases = chains.iter().filter(is_possible_base).map(|chain| &chain.cloudsnap);
-            bases.chain(&task.base).chain([&task.cloudsnap]).map(untyped).collect()
+            bases.chain(&task.base).chain(&task.detail.donors).chain([&task.cloudsnap]).map(untyped).collect()
         }
     }
 }
@@ -71,6 +71,8 @@ mod tests {
         (backup.base, backup.detail.backup_type) = (None, None);
         backup.state = TaskStage::Stopped;
         assert_eq!(needed_by(&backup, &chains), [own]);
+        backup.detail.donors = vec![snap(7)];
+        assert_eq!(needed_by(&backup, &chains), [untyped(&snap(7)), own]);
         let restore = task(TaskSpec::Restore(RestoreTask::LazyVolume));
         assert_eq!(needed_by(&restore, &chains), [own]);
         assert!(needed_by(&task(TaskSpec::Delete(DeleteTask::default())), &chains).is_empty());
