@@ -15,6 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod events;
 pub mod failpoints;
+mod fingerprints;
 pub mod free_space;
 pub mod health;
 pub mod host;

@@ -9,6 +9,7 @@
 use crate::{
     backup::{plan::Plan, work::BackupWork},
     error::{ServiceError, blocking, spawned},
+    fingerprints,
     tasks::findings::proofs,
 };
 use blockd_api::{
@@ -131,6 +132,8 @@ impl BackupWork {
         // The directory of an unmounted disk is empty. If it is mounted during the check, the result is wrong
         // until the next check.
         repository.prove_key_slot().await?;
+        let manifests = DbManifestCache::new(Arc::clone(&self.db), credential);
+        fingerprints::forget_reported(&self.host.data_dir, &manifests, &report);
         let stored = doubt.clone();
         self.db
             .run(move |tx| -> Result<(), DbError> {

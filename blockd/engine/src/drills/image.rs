@@ -1,6 +1,10 @@
 //! Image of a cloud snapshot that a drill reads, until its timeout or a stop.
 
-use crate::error::{ServiceError, cloud_code};
+use crate::{
+    data_dir::DataDir,
+    error::{ServiceError, cloud_code},
+    fingerprints,
+};
 use blockd_api::{ApiError, ErrorCode};
 use blockd_cloud::{CancelToken, CloudError, SnapshotReader};
 use blockd_extent::{BlockSet, BlockSource, DataRange, Extent};
@@ -26,6 +30,13 @@ pub(super) enum ReadFailure {
 }
 
 impl ReadFailure {
+    /// Deletes the fingerprints of a damaged delta.
+    pub fn forget_damaged(&self, data_dir: &DataDir) {
+        if let Self::Cloud { error, .. } = self {
+            fingerprints::forget_unreadable(data_dir, error);
+        }
+    }
+
     /// Returns the finding of the drill, and the unreadable blocks if an object is damaged.
     ///
     /// # Errors

@@ -118,6 +118,7 @@ impl Opened {
         let mut unreadable = Vec::new();
         for (drill, one) in drills.iter_mut().zip(&images) {
             if let Some(failure) = one.image.failure() {
+                failure.forget_damaged(&work.host.data_dir);
                 let (finding, damage) = failure.finding()?;
                 drill.damage = damage;
                 unreadable.push(finding);

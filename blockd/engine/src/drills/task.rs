@@ -11,6 +11,7 @@ use super::{
 use crate::{
     cloud_snapshots::is_not_found,
     error::{ServiceError, blocking},
+    fingerprints,
     health::ComponentHealth,
     host::Host,
     proofs::Proofs,
@@ -198,6 +199,7 @@ impl Opened {
         let reader = match reader {
             Ok(reader) => reader,
             Err(error @ CloudError::Damaged { .. }) => {
+                fingerprints::forget_unreadable(&work.host.data_dir, &error);
                 report.find(&error.to_string());
                 return Ok((manifest, Err(Examined { report, damage: Some(BlockSet::new()) })));
             }
@@ -239,7 +241,11 @@ impl Opened {
                 DrillStage::Open | DrillStage::Probe => Ok(()),
             },
         };
-        on_thread("drill", set_background_reader, || steps.run()).await?
+        let examined = on_thread("drill", set_background_reader, || steps.run()).await?;
+        if let Some(failure) = self.image.failure() {
+            failure.forget_damaged(&work.host.data_dir);
+        }
+        examined
     }
 }
 

@@ -6,6 +6,7 @@
 use crate::{
     backup::task,
     error::{ALTERED_BLOCKS_HINT, ServiceError, blocking, spawned},
+    fingerprints,
     host::Host,
     maintenance::{
         compare::{Comparison, DiffBase},
@@ -163,6 +164,8 @@ async fn record(
     let known: BTreeMap<CloudSnapshotId, ProofRow> =
         known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     let recorded = compare_with_recorded(&mut report, &known);
+    let manifests = DbManifestCache::new(Arc::clone(&work.db), credential);
+    fingerprints::forget_reported(&work.host.data_dir, &manifests, &report);
     let proofs = proofs(&report, &known, row.credential, depth, Timestamp::now());
     let mut found = findings::of_report(&report);
     // Blocks of the volume are compared with content that the digest covers, too.

@@ -3,6 +3,7 @@
 use super::task::{Known, RepairWork};
 use crate::{
     error::{ServiceError, spawned},
+    fingerprints,
     repositories::opening::is_missing_or_damaged,
     tasks::{LiveTask, findings},
 };
@@ -67,6 +68,8 @@ impl RepairWork {
             for one in report.snapshots.iter_mut().filter(|one| known.unreadable.contains(&one.id)) {
                 one.has_manifest = false;
             }
+            let manifests = DbManifestCache::new(Arc::clone(&self.db), live.view().credential);
+            fingerprints::forget_reported(&self.host.data_dir, &manifests, &report);
             self.put_proofs(live, &report).await?;
             let found = report.snapshots.iter().map(|one| (one.id, &one.damaged));
             let found = found.chain(report.others.iter().map(|one| (one.id, &one.blocks)));

@@ -5,6 +5,7 @@
 
 use crate::{
     error::{ServiceError, blocking, spawned},
+    fingerprints,
     host::Host,
     repositories::Repositories,
     restore::checkpoint::{self, Checkpoint, RestoredBlocks, Writer},
@@ -140,6 +141,7 @@ async fn fill(
     tracing::debug!(blocks = summary.blocks, requests = summary.frame_requests, "blocks restored");
     if !summary.damage.is_empty() {
         let id = row.cloudsnap.to_string();
+        fingerprints::forget_objects(&work.host.data_dir, summary.damage.objects());
         live.detail(|detail| detail.findings = Some(findings::of_restore(&id, &summary.damage)));
     }
     volume?.ok_or_else(|| ServiceError::Internal("the restored volume is gone".into()))

@@ -3,6 +3,7 @@
 use crate::{
     error::{ServiceError, spawned},
     events::EventLog,
+    fingerprints,
     health::{self, ComponentHealth},
     host::Host,
     leases::Leases,
@@ -228,6 +229,7 @@ impl RetentionChecks {
         let indexes: HashSet<String> = checked.flat_map(Manifest::layer_indexes).collect();
         let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
         let (checked, cancel) = (ids.clone(), self.host.stopping.clone().into());
+        let manifests = proven.manifest_cache.clone();
         let report = spawned(async move {
             let progress = Arc::new(Progress::new(proven.requests));
             let manifest_cache = proven.manifest_cache;
@@ -235,6 +237,7 @@ impl RetentionChecks {
                 .await
         })
         .await?;
+        fingerprints::forget_reported(&self.host.data_dir, &manifests, &report);
         let is_repaired =
             |object: &str| report.slots.iter().any(|one| one.object == object && one.is_repaired());
         // Newer deltas hide the damage from all cloud snapshots, such as that of a repaired one.

@@ -7,6 +7,7 @@ use crate::{
     drills::task::{self as task_of_drill, DrillWork},
     error::ServiceError,
     events::EventLog,
+    fingerprints,
     health::ComponentHealth,
     host::{Admission, Host},
     maintenance::verify_task::{self, VerifyWork},
@@ -341,6 +342,9 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
     };
     let outcome =
         outcome.unwrap_or_else(|_| Err(ServiceError::Internal("the task panicked; see the log".into())));
+    if let Err(error) = &outcome {
+        fingerprints::forget_failed(&runner.host.data_dir, error);
+    }
     match outcome {
         Ok(row) => {
             let detail = &row.detail;

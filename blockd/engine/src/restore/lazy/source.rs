@@ -6,6 +6,7 @@
 
 use crate::{
     error::{ServiceError, blocking, spawned},
+    fingerprints,
     restore::lazy::{LazyVolumes, fetcher::Fetcher},
     tasks::LiveTask,
 };
@@ -198,6 +199,9 @@ impl CloudSource {
             let take = move |start, data: &[u8]| sink.put(start, data).map_err(io::Error::other);
             let read = reader.read_sound_blocks_to(extent, take).await;
             let damage = read.map_err(|error| source_error(&error.into()))?;
+            if let Some(lazy) = self.lazy.upgrade() {
+                fingerprints::forget_objects(&lazy.host.data_dir, damage.objects());
+            }
             first = first.or_else(|| damage_error(&damage));
             let mut left = left.lock();
             left.remove_extent(extent);
