@@ -47,6 +47,7 @@ mod crashes;
 mod credential_updates;
 mod damaged_manifests;
 mod damaged_packs;
+mod deduplication;
 mod deletions;
 mod discarded_restores;
 mod drill_groups;

@@ -192,6 +192,10 @@ async fn lost_index_of_a_hidden_source_stops_no_retention() {
     write(1);
     let source = host.run_backup(&full).await.cloud_snapshot_id.unwrap();
     let index = walk(host.store.path()).into_iter().find(|path| path.ends_with("/index")).unwrap();
+    let fingerprints = host.dir.path().join("data/fingerprints");
+    let is_usable =
+        || walk(&fingerprints).iter().any(|path| path.rsplit('/').next() == source.rsplit('/').next());
+    assert!(is_usable());
     let synthetic = host.run_backup(&full).await.cloud_snapshot_id.unwrap();
     write(2);
     let schedule = host.schedule(2).await;
@@ -208,5 +212,6 @@ async fn lost_index_of_a_hidden_source_stops_no_retention() {
     eventually(deleted).await;
     assert_eq!(host.events_of("retention-stopped").await.len(), 0);
     assert_eq!(host.ids().await, [kept[1].as_str()]);
+    assert!(!is_usable(), "no later backup refers to the lost source");
     host.stop().await;
 }
