@@ -3,6 +3,7 @@
 
 mod figures;
 mod repairs;
+mod simulation;
 use crate::common::{BLOCK, CHECKED, Noise, requests, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
     BackupSpec, CancelToken, CloudError, CloudSnapshotId, DedupRequest, Deduplicated, Delta, EncryptionMode,
