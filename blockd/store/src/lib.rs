@@ -8,6 +8,7 @@
 
 mod backends;
 mod deletion;
+mod memory;
 mod middleware;
 mod probe;
 mod work;
@@ -15,6 +16,7 @@ mod work;
 pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, create_bucket, open};
 pub use blockd_store_config::StoreConfig;
 pub use deletion::delete_objects;
+pub use memory::{TransferBuffer, TransferMemory};
 pub use middleware::{
     BadPrefix, Bandwidth, BudgetCheck, ClientFuture, ClientSource, DryStore, FailoverStore, LimitStore,
     MeterStore, Middleware, Operation, ReloadStore, Request, RequestCounts, RequestKind, RequestObserver,
@@ -97,6 +99,21 @@ pub trait BlobStore: Any + Send + Sync {
 
     /// Reads exactly `len_bytes` bytes from `offset_bytes` on; fails if the object is shorter.
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes>;
+
+    /// Reads like [`get_range`](Self::get_range), into memory that is reserved at the latest when the body
+    /// arrives.
+    fn get_range_in<'a>(
+        &'a self,
+        key: &'a str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        memory: &'a TransferMemory,
+    ) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            let room = memory.reserve(len_bytes as usize).await;
+            Ok(room.hold(self.get_range(key, offset_bytes, len_bytes).await?))
+        })
+    }
 
     /// Deletes an object; returns false if the store reports that it did not exist.
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool>;

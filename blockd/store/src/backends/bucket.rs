@@ -6,6 +6,7 @@
 //! HTTP client.
 
 mod deletions;
+mod reads;
 
 use self::deletions::Batches;
 use super::{
@@ -13,15 +14,13 @@ use super::{
     http::{Hints, with_hints},
 };
 use crate::{
-    BlobStore, Deletions, ListPage, ObjectInfo, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
-    check_key, check_prefix,
+    BlobStore, Deletions, ListPage, ObjectInfo, PutMode, StoreError, StoreErrorKind, StoreFuture,
+    TransferMemory, blocking, check_key, check_prefix,
 };
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use bytes::Bytes;
 use md5::{Digest, Md5};
 use object_store::{
-    Attribute, Attributes, BackoffConfig, GetOptions, GetRange, PutMultipartOptions, PutOptions, PutPayload,
-    RetryConfig,
+    Attribute, Attributes, BackoffConfig, PutMultipartOptions, PutOptions, PutPayload, RetryConfig,
     list::{PaginatedListOptions, PaginatedListStore},
     multipart::{MultipartStore, PartId},
     path::Path,
@@ -124,58 +123,6 @@ impl BucketStore {
         Err(StoreError::new(StoreErrorKind::Altered, operation, key, &self.description)
             .with_detail("the MD5 reported by the store differs from that of the sent data"))
     }
-
-    async fn fetch(
-        &self,
-        key: &str,
-        range: Option<std::ops::Range<u64>>,
-        max_len_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        let path = self.path("GET", key)?;
-        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
-        let (answer, _) = self.ask("GET", key, self.client.get_opts(&path, options)).await?;
-        let len_bytes = answer.range.end.saturating_sub(answer.range.start);
-        let fail =
-            |kind, detail: String| StoreError::new(kind, "GET", key, &self.description).with_detail(detail);
-        if range.is_some_and(|range| range != answer.range) {
-            return Err(fail(
-                StoreErrorKind::RangeBeyondEnd,
-                format!("the object has {} bytes", answer.meta.size),
-            ));
-        }
-        if len_bytes > max_len_bytes {
-            return Err(fail(
-                StoreErrorKind::TooLarge,
-                format!("{len_bytes} bytes, at most {max_len_bytes} are expected"),
-            ));
-        }
-        let mut body = BytesMut::with_capacity(len_bytes as usize);
-        let mut stream = answer.into_stream();
-        loop {
-            let Ok(next) = tokio::time::timeout(self.stall_timeout, stream.next()).await else {
-                let waited = self.stall_timeout.as_secs();
-                let detail =
-                    format!("no data received for {waited} s after {} of {len_bytes} bytes", body.len());
-                return Err(fail(StoreErrorKind::Timeout, detail));
-            };
-            let Some(piece) = next else { break };
-            let piece = piece.map_err(|error| self.error("GET", key, error))?;
-            if (body.len() + piece.len()) as u64 > len_bytes {
-                return Err(fail(
-                    StoreErrorKind::Other,
-                    "the body is longer than its announced length".into(),
-                ));
-            }
-            body.extend_from_slice(&piece);
-        }
-        if body.len() as u64 != len_bytes {
-            return Err(fail(
-                StoreErrorKind::ShortBody,
-                format!("{} of {len_bytes} bytes received", body.len()),
-            ));
-        }
-        Ok(body.freeze())
-    }
 }
 
 impl BlobStore for BucketStore {
@@ -205,7 +152,7 @@ impl BlobStore for BucketStore {
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(self.fetch(key, None, max_len_bytes))
+        Box::pin(self.fetch(key, None, max_len_bytes, None))
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
@@ -213,7 +160,24 @@ impl BlobStore for BucketStore {
             if len_bytes == 0 {
                 return Ok(Bytes::new());
             }
-            self.fetch(key, Some(offset_bytes..offset_bytes.saturating_add(len_bytes)), len_bytes).await
+            let range = offset_bytes..offset_bytes.saturating_add(len_bytes);
+            self.fetch(key, Some(range), len_bytes, None).await
+        })
+    }
+
+    fn get_range_in<'a>(
+        &'a self,
+        key: &'a str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        memory: &'a TransferMemory,
+    ) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            if len_bytes == 0 {
+                return Ok(Bytes::new());
+            }
+            let range = offset_bytes..offset_bytes.saturating_add(len_bytes);
+            self.fetch(key, Some(range), len_bytes, Some(memory)).await
         })
     }
 

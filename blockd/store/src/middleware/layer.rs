@@ -1,6 +1,8 @@
 //! Requests as seen by middleware, and the trait that turns a layer into a store.
 
-use crate::{BlobStore, Deletions, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use crate::{
+    BlobStore, Deletions, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture, TransferMemory,
+};
 use bytes::Bytes;
 use std::{any::Any, borrow::Cow, sync::Arc};
 
@@ -162,6 +164,21 @@ pub trait Middleware: Any + Send + Sync {
         })
     }
 
+    /// [`BlobStore::get_range_in`].
+    fn get_range_in<'a>(
+        &'a self,
+        key: &'a str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        memory: &'a TransferMemory,
+    ) -> StoreFuture<'a, Bytes> {
+        self.wrap(Request::new(Operation::GetRange, key).wanting(len_bytes), move |store| {
+            Box::pin(async move {
+                store.get_range_in(&self.key_behind(key), offset_bytes, len_bytes, memory).await
+            })
+        })
+    }
+
     /// [`BlobStore::delete`].
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
         self.wrap(Request::new(Operation::Delete, key), move |store| {
@@ -208,6 +225,16 @@ impl<L: Middleware> BlobStore for L {
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
         Middleware::get_range(self, key, offset_bytes, len_bytes)
+    }
+
+    fn get_range_in<'a>(
+        &'a self,
+        key: &'a str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        memory: &'a TransferMemory,
+    ) -> StoreFuture<'a, Bytes> {
+        Middleware::get_range_in(self, key, offset_bytes, len_bytes, memory)
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {

@@ -1,7 +1,8 @@
 //! Store with fault injection.
 
 use blockd_store::{
-    BlobStore, Middleware, Operation, Request, RequestKind, Response, StoreError, StoreErrorKind, StoreFuture,
+    BlobStore, Middleware, Operation, Request, RequestKind, Response, StoreError, StoreErrorKind,
+    StoreFuture, TransferMemory,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -164,5 +165,15 @@ impl Middleware for FaultStore {
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
         let request = Request::new(Operation::GetRange, key);
         self.run(request, |body| flip(&body), self.inner.get_range(key, offset_bytes, len_bytes))
+    }
+
+    fn get_range_in<'a>(
+        &'a self,
+        key: &'a str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        _: &'a TransferMemory,
+    ) -> StoreFuture<'a, Bytes> {
+        Middleware::get_range(self, key, offset_bytes, len_bytes)
     }
 }

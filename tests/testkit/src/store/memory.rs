@@ -132,7 +132,8 @@ impl BlobStore for MemoryStore {
                 }
                 _ => {}
             }
-            objects.insert(key.to_owned(), body);
+            // A copy: the sender waits until the memory of its body is free.
+            objects.insert(key.to_owned(), Bytes::copy_from_slice(&body));
             self.stamp(key);
             Ok(())
         })
