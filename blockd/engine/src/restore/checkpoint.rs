@@ -139,20 +139,30 @@ pub(crate) fn load(path: &Path, task: Uuid, manifest: &Manifest) -> io::Result<O
     Ok(Some(Checkpoint { restored: found, fingerprint, end: end as u64 }))
 }
 
-/// Open checkpoint file, with the blocks since its last record.
+/// Blocks since the last record.
+#[derive(Default)]
+struct Pending {
+    blocks: RestoredBlocks,
+    bytes: u64,
+}
+
+/// Open checkpoint file.
 struct CheckpointFile {
     file: File,
-    pending: RestoredBlocks,
-    pending_bytes: u64,
-    /// Bytes between two durable records.
-    every_bytes: u64,
+    /// A sync failed: the kernel may have dropped any block that is not recorded.
+    has_failed: bool,
 }
 
 /// Writer of a restored volume that records its blocks. The volume is removed from it on request, not when
 /// the last thread drops it.
 pub(crate) struct Writer {
     target: RwLock<Option<RestoreTarget>>,
+    /// Held briefly, so that blocks are written while others are synced.
+    pending: Mutex<Pending>,
+    /// Held during a sync.
     record: Mutex<CheckpointFile>,
+    /// Bytes between two durable records.
+    every_bytes: u64,
 }
 
 impl Writer {
@@ -181,9 +191,8 @@ impl Writer {
     pub(crate) fn append(target: RestoreTarget, path: &Path, end: u64, every_bytes: u64) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).open(path)?;
         file.set_len(end)?;
-        let record =
-            CheckpointFile { file, pending: RestoredBlocks::default(), pending_bytes: 0, every_bytes };
-        Ok(Self { target: RwLock::new(Some(target)), record: Mutex::new(record) })
+        let record = Mutex::new(CheckpointFile { file, has_failed: false });
+        Ok(Self { target: RwLock::new(Some(target)), pending: Mutex::default(), record, every_bytes })
     }
 
     /// Removes the volume from the writer, after running writes; later writes fail.
@@ -198,15 +207,34 @@ impl Writer {
     pub(crate) fn checkpoint(&self) -> io::Result<()> {
         let target = self.target.read();
         let target = target.as_ref().ok_or_else(over)?;
-        self.checkpoint_of(target, &mut self.record.lock())
+        self.checkpoint_from(target, 1)
     }
 
-    fn checkpoint_of(&self, target: &RestoreTarget, record: &mut CheckpointFile) -> io::Result<()> {
-        if record.pending_bytes == 0 {
-            return Ok(());
+    /// Writes a record, if at least `min_bytes` bytes are pending.
+    fn checkpoint_from(&self, target: &RestoreTarget, min_bytes: u64) -> io::Result<()> {
+        let mut record = self.record.lock();
+        let pending = {
+            let mut pending = self.pending.lock();
+            // Another thread may just have recorded them.
+            if pending.bytes < min_bytes {
+                return Ok(());
+            }
+            std::mem::take(&mut *pending)
+        };
+        if record.has_failed {
+            return Err(io::Error::other("an earlier sync of restored blocks failed"));
         }
+        record.has_failed = true;
         target.sync().map_err(to_io)?;
-        let (settled, written) = (record.pending.settled.to_bytes(), record.pending.written.to_bytes());
+        record.write(&pending.blocks)?;
+        record.has_failed = false;
+        Ok(())
+    }
+}
+
+impl CheckpointFile {
+    fn write(&mut self, blocks: &RestoredBlocks) -> io::Result<()> {
+        let (settled, written) = (blocks.settled.to_bytes(), blocks.written.to_bytes());
         let mut bytes = Vec::with_capacity(16 + settled.len() + written.len());
         for set in [&settled, &written] {
             let len = u32::try_from(set.len()).map_err(|_| io::Error::other("too many blocks at once"))?;
@@ -215,11 +243,8 @@ impl Writer {
         bytes.extend_from_slice(&settled);
         bytes.extend_from_slice(&written);
         bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
-        record.file.write_all(&bytes)?;
-        record.file.sync_data()?;
-        record.pending = RestoredBlocks::default();
-        record.pending_bytes = 0;
-        Ok(())
+        self.file.write_all(&bytes)?;
+        self.file.sync_data()
     }
 }
 
@@ -233,22 +258,22 @@ impl BlockWriter for Writer {
         let target = target.as_ref().ok_or_else(over)?;
         target.write_blocks(start, data).map_err(to_io)?;
         let extent = Extent::new(start, data.len() as u64 / BLOCK_SIZE_BYTES);
-        self.record.lock().pending.written.insert_extent(extent);
+        self.pending.lock().blocks.written.insert_extent(extent);
         Ok(())
     }
 
     fn settled(&self, extents: &[Extent]) -> io::Result<()> {
         let target = self.target.read();
         let target = target.as_ref().ok_or_else(over)?;
-        let mut record = self.record.lock();
-        for extent in extents {
-            record.pending.settled.insert_extent(*extent);
-            record.pending_bytes += extent.len_bytes();
-        }
-        if record.pending_bytes >= record.every_bytes {
-            self.checkpoint_of(target, &mut record)?;
-        }
-        Ok(())
+        let is_due = {
+            let mut pending = self.pending.lock();
+            for extent in extents {
+                pending.blocks.settled.insert_extent(*extent);
+                pending.bytes += extent.len_bytes();
+            }
+            pending.bytes >= self.every_bytes
+        };
+        if is_due { self.checkpoint_from(target, self.every_bytes) } else { Ok(()) }
     }
 }
 
@@ -332,6 +357,24 @@ mod tests {
         };
         let end = golden.len() as u64;
         assert_eq!(load(&file, task, &manifest).unwrap(), Some(Checkpoint { restored, fingerprint, end }));
+    }
+
+    #[test]
+    fn blocks_are_written_during_a_sync() {
+        let folder = tempfile::tempdir().unwrap();
+        let target =
+            RestoreTarget::create(&folder.path().join("1"), VolumeId::from_u64(1), SIZE_BYTES).unwrap();
+        let file = path(&folder.path().join("task"));
+        let writer = Writer::begin(target, &file, Uuid::nil(), &manifest(), 1 << 20).unwrap();
+        let mut syncing = writer.record.lock();
+        writer.write_blocks(BlockIndex(3), &[1; 8192]).unwrap();
+        writer.settled(&[blocks(0, 9)]).unwrap();
+        // The sync fails: the kernel may have dropped these blocks as well.
+        syncing.has_failed = true;
+        drop(syncing);
+        assert!(writer.checkpoint().is_err());
+        let found = load(&file, Uuid::nil(), &manifest()).unwrap().unwrap().restored;
+        assert_eq!(found, RestoredBlocks::default());
     }
 
     #[test]
