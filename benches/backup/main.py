@@ -15,6 +15,7 @@ import data
 import guest
 import peers
 import places
+import rates
 import report
 import subject
 
@@ -33,6 +34,11 @@ restic and borg read the image of the device; borg uses fixed-size chunks withou
 no incremental backups. rclone sends only the data of the image. CPU is that of the tool; for blockd, of its daemon. SeaweedFS runs on the same cores
 and is not included. Requests are counted for blockd only. Caches are not dropped: the image and the volume are in memory if they fit.
 
+--rates measures full backups (--reupload) and restores through a proxy that delays each request, to SeaweedFS and Azurite, without other tools.
+Beside them, a probe with the same store client sends as many objects of the same length with bare PUTs and reads them with bare GETs, with the
+number of requests in flight (1 to 32, in parentheses) that was fastest before. Rates are MiB of stored bytes per second; `peak` is the daemon's
+memory in MiB. Rounds alternate; medians, and the highest peak. `noise` is incompressible, so that sealing takes the least CPU time for each byte.
+
 `seal` is the rate of zstd:1 and AES-256-GCM-SIV in memory on all cores, with the same data.
 """
 
@@ -48,10 +54,13 @@ def size(text):
 def arguments():
     parser = shared.arguments("backup", "Measures full and incremental backups and restores, to a directory and to SeaweedFS, compared with other tools.", EPILOG)
     parser.add_argument("--data", type=size, default=4 << 30, help="data in the filesystem, such as 1G [4G]")
-    parser.add_argument("--places", default="local,s3", help="backup locations [local,s3]")
+    parser.add_argument("--places", default="local,s3", help="backup locations [local,s3; with --rates s3,azure]")
+    parser.add_argument("--rates", choices=("noise", "files"), help="measure only rates beside bare PUTs and GETs, with this data")
+    parser.add_argument("--delays-ms", default="0,20,100", help="with --rates: delays of each request [0,20,100]")
+    parser.add_argument("--rounds", type=int, default=3, help="with --rates: rounds of each delay [3]")
     parser.add_argument("--guest-seconds", type=int, default=8, help="duration of each pass of guest writes; 0 for none [8]")
     parser.add_argument("--no-install", action="store_true", help="skip missing tools")
-    parser.add_argument("--blockd", help="blockd binary; blockctl in the same directory [the release build]")
+    parser.add_argument("--blockd", help="blockd binary; blockctl, with --rates delay_proxy and transfer_probe too, in the same directory [the release build]")
     parser.add_argument("--weed", help="SeaweedFS [target/venv/bin/weed, or in PATH]")
     return parser.parse_args()
 
@@ -222,6 +231,15 @@ def print_report(bench, limit, found):
 def main():
     given = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if given.rates:
+        if given.places == "local,s3":
+            given.places = "s3,azure"
+        try:
+            document = rates.run(given)
+        except shared.Failed as error:
+            sys.exit(f"bench: {error}")
+        shared.write_figures(given, "backup-rates", document)
+        return
     for program, package in (("mke2fs", "e2fsprogs"), ("nbdcopy", "libnbd-bin"), ("qemu-img", "qemu-utils"), ("setpriv", "util-linux")):
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             sys.exit(f"bench: {program} is missing: apt-get install {package}")

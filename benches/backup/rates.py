@@ -1,0 +1,196 @@
+"""Upload and restore rates of blockd beside bare PUTs and GETs of objects of the same size, through a proxy that delays each request."""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import urllib.request
+from email.utils import formatdate
+from pathlib import Path
+
+import bench
+import data
+import places
+from lazy.proxy import Proxy
+from subject import Blockd
+
+MIB = 1 << 20
+PACK_BYTES = 32 * MIB
+PARALLEL = (1, 2, 4, 8, 16, 32)
+GOAL_RATIO = 0.9
+GOAL_PEAK_MIB = 160
+
+
+class Azure:
+    """Container of an Azurite on this host."""
+
+    name = "azure"
+    account, container = "benchacct", "bkt"
+    key = base64.b64encode(b"bench" * 8).decode()
+
+    def __init__(self, directory, main):
+        port = places.free_ports()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        command = ["env", f"AZURITE_ACCOUNTS={self.account}:{self.key}", "node", main, "--blobHost", "127.0.0.1", "--blobPort", port]
+        command += ["--location", directory / "azurite", "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+        (directory / "azurite").mkdir()
+        self.process = bench.Process(command, directory / "azurite.log")
+        self.process.wait_until(self.create)
+
+    def create(self):
+        """Creates the container."""
+        date = formatdate(usegmt=True)
+        text = "PUT\n" + "\n" * 11 + f"x-ms-date:{date}\nx-ms-version:2021-12-02\n/{self.account}/{self.account}/{self.container}\nrestype:container"
+        signature = base64.b64encode(hmac.new(base64.b64decode(self.key), text.encode(), hashlib.sha256).digest()).decode()
+        headers = {"x-ms-date": date, "x-ms-version": "2021-12-02", "Authorization": f"SharedKey {self.account}:{signature}"}
+        url = f"{self.endpoint}/{self.account}/{self.container}?restype=container"
+        return urllib.request.urlopen(urllib.request.Request(url, b"", headers, method="PUT"), timeout=5).status == 201
+
+    def credential(self, _label):
+        options = ["--provider", "azure", "--azure-endpoint", self.endpoint, "--bucket", self.container]
+        return [*options, "--azure-account-name", self.account, "--azure-account-key", self.key]
+
+    def config(self):
+        auth = {"kind": "accountKey", "key": self.key}
+        return {"type": "azure", "account": self.account, "container": self.container, "endpoint": self.endpoint, "auth": auth}
+
+    def stop(self):
+        self.process.stop()
+
+
+class S3(places.S3):
+    """The bucket of SeaweedFS, for the probe too."""
+
+    def config(self):
+        access, secret = self.keys
+        address = self.endpoint.removeprefix("http://")
+        keys = {"accessKey": access, "secretKey": secret}
+        return {"type": "s3", "endpoint": address, "region": "us-east-1", "bucket": self.bucket, "disableSsl": True, **keys}
+
+
+class Probe:
+    """The program `transfer_probe`."""
+
+    def __init__(self, program, place):
+        self.child = subprocess.Popen([str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.child.stdin.write(json.dumps(place.config()) + "\n")
+
+    def measure(self, objects, length, puts, gets):
+        """Returns the MiB/s of PUTs and of GETs."""
+        self.child.stdin.write(f"{objects} {length} {puts} {gets}\n")
+        line = self.child.stdout.readline()
+        if not line:
+            raise bench.Failed("the probe ended")
+        return [objects * length / MIB / float(seconds) for seconds in line.split()]
+
+    def stop(self):
+        self.child.stdin.close()
+        self.child.wait()
+
+
+def make_image(directory, given):
+    """Returns an image: incompressible, or with the files of this host."""
+    if given.rates == "files":
+        size = (given.data * 23 // 20 // PACK_BYTES + 2) * PACK_BYTES
+        return data.make_image(directory, size, given.data)[0]
+    image = directory / "image"
+    with open(image, "wb") as out:
+        for _ in range(given.data // PACK_BYTES):
+            out.write(os.urandom(PACK_BYTES))
+    return image
+
+
+def measure(blockd, probe, given):
+    """Returns the medians of all rounds, in which probe and daemon alternate."""
+    first = blockd.backup("vm", "store", "--full", "--reupload")
+    objects = first["puts"] - 2
+    length = first["stored_bytes"] // objects
+    found = [probe.measure(objects, length, parallel, parallel) for parallel in PARALLEL]
+    puts, gets = (max(zip(rates, PARALLEL))[1] for rates in zip(*found))
+    rounds = []
+    for _ in range(given.rounds):
+        put, get = probe.measure(objects, length, puts, gets)
+        up = blockd.backup("vm", "store", "--full", "--reupload")
+        down = blockd.restore(up["snap"], "store", "restored")
+        blockd.ctl("volume", "delete", "restored")
+        stored = up["stored_bytes"] / MIB
+        rounds.append({
+            "put": put, "get": get, "up": stored / up["seconds"], "down": stored / down["seconds"],
+            "up_ratio": stored / up["seconds"] / put, "down_ratio": stored / down["seconds"] / get,
+            "up_cpu_seconds": up["cpu_seconds"], "down_cpu_seconds": down["cpu_seconds"],
+            "up_peak_mib": up["peak_mib"], "down_peak_mib": down["peak_mib"],
+        })
+    medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    for name in ("up_peak_mib", "down_peak_mib"):
+        medians[name] = max(one[name] for one in rounds)
+    return {"objects": objects, "object_mib": length / MIB, "puts": puts, "gets": gets, **medians, "rounds": rounds}
+
+
+def places_of(given, directory):
+    for name in given.places.split(","):
+        if name == "s3":
+            weed = places.find_weed(given.weed)
+            yield weed and S3(directory, weed)
+        elif name == "azure":
+            main = bench.ROOT / "target/azurite/node_modules/azurite/dist/src/blob/main.js"
+            yield Azure(directory, main) if main.is_file() and shutil.which("node") else None
+
+
+def run(given):
+    """Measures all places and delays; prints the table and returns the document."""
+    blockd = given.blockd or bench.build("-p", "blockd", "-p", "blockctl", "-p", "blockd-benches", "--bins")
+    target = Path(blockd).parent
+    found = []
+    with bench.directory(given.dir) as directory:
+        servers = [place for place in places_of(given, directory) if place]
+        image = make_image(directory, given)
+        try:
+            for place in servers:
+                found += of_place(place, given, blockd, target, directory, image)
+        finally:
+            for place in servers:
+                place.stop()
+    report(found)
+    return {"rates": found, "data": given.rates, "data_bytes": given.data}
+
+
+def of_place(place, given, blockd, target, directory, image):
+    found = []
+    folder = directory / f"of-{place.name}"
+    folder.mkdir()
+    proxy = Proxy(target / "delay_proxy", int(place.endpoint.rsplit(":", 1)[1]))
+    place.endpoint = f"http://127.0.0.1:{proxy.port}"
+    daemon, probe = Blockd(blockd, folder), Probe(target / "transfer_probe", place)
+    try:
+        daemon.make_volume("vm", os.path.getsize(image), image)
+        daemon.make_credential("store", place, True)
+        for delay_ms in (int(delay) for delay in given.delays_ms.split(",")):
+            proxy.delay(delay_ms)
+            found.append({"place": place.name, "delay_ms": delay_ms, **measure(daemon, probe, given)})
+            print(f"bench: {place.name}, {delay_ms} ms: measured", flush=True)
+    finally:
+        daemon.stop()
+        probe.stop()
+        proxy.stop()
+    return found
+
+
+def report(found):
+    print(f"{'store':7}{'delay':>7}{'objects':>14}{'PUT':>12}{'backup':>8}{'ratio':>7}{'peak':>6}{'GET':>12}{'restore':>9}{'ratio':>7}{'peak':>6}")
+    for one in found:
+        print(
+            f"{one['place']:7}{one['delay_ms']:4} ms{one['objects']:4} x {one['object_mib']:4.1f} M"
+            f"{one['put']:7.0f} ({one['puts']:2}){one['up']:8.0f}{one['up_ratio']:7.2f}{one['up_peak_mib']:6.0f}"
+            f"{one['get']:7.0f} ({one['gets']:2}){one['down']:9.0f}{one['down_ratio']:7.2f}{one['down_peak_mib']:6.0f}"
+        )
+    print("\ngoals")
+    for one in found:
+        for what in ("up", "down"):
+            ratio, peak = one[f"{what}_ratio"], one[f"{what}_peak_mib"]
+            met = {f"{ratio:.2f} of the probe >= {GOAL_RATIO}": ratio >= GOAL_RATIO, f"{peak:.0f} <= {GOAL_PEAK_MIB} MiB": peak <= GOAL_PEAK_MIB}
+            texts = ", ".join(f"{text}: {'met' if is_met else 'NOT MET'}" for text, is_met in met.items())
+            print(f"  {one['place']:6}{one['delay_ms']:4} ms {'backup' if what == 'up' else 'restore':8} {texts}")
