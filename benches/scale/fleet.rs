@@ -12,7 +12,7 @@ pub const VOLUMES: u32 = 10;
 pub const FULL_EVERY: u64 = 7;
 /// Backups that transfer data concurrently: default of `task_concurrency`.
 pub const TASKS: u32 = 2;
-/// Concurrent pack uploads of a backup: default of `upload_concurrency`.
+/// Concurrent pack uploads of a backup: as many as each begins with (`blockd/cloud/src/window.rs`).
 pub const UPLOADS: u32 = 4;
 /// Concurrent fetches of a hydration: default of `hydration_concurrency`.
 pub const FETCHES: u32 = 8;

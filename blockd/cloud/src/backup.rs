@@ -1,10 +1,11 @@
 //! Backup: stores packs concurrently, then the index, then the manifest.
 //!
-//! Memory does not depend on the volume's size: at most `upload_concurrency` packs (33 MiB each), one of them
-//! twice during its assembly, and 32 MiB of raw blocks, so by default 5 * 33 + 32 MiB. The pool keeps up to
-//! 192 MiB of that until the end, beside 100 MiB for a part of the index. A pack that the store already has,
-//! such as one that an earlier run did not record, is fetched for comparison: its memory is needed twice. In
-//! addition some dozen bytes per 32 MiB of blocks, and the block sets.
+//! Memory depends neither on the volume's size nor on the store's latency: packs have 97 MiB from their
+//! assembly to the end of their upload, chunks of blocks 2 MiB each, at most 32 MiB. Blocks are read and
+//! sealed while packs are uploaded, until that memory is in use; a [`Window`] limits the uploads. The index
+//! takes up to 100 MiB afterwards. A pack that the store already has, such as one that an earlier run did not
+//! record, is fetched for comparison: its memory is needed twice. In addition some dozen bytes per 32 MiB of
+//! blocks, and the block sets.
 
 use crate::{
     CloudError, Compression, CompressionLevel, ManifestKey,
@@ -17,8 +18,9 @@ use crate::{
     manifest::Manifest,
     plan::Layout,
     progress::{CancelToken, Phase, Progress},
-    repository::{Repository, run_blocking},
+    repository::{Repository, run_blocking, run_request},
     seal::Sealer,
+    window::Window,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSource};
 use blockd_store::{RequestCounts, StoreError, StoreErrorKind};
@@ -29,8 +31,10 @@ use std::sync::Arc;
 /// Resource options of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UploadOptions {
-    /// Packs in flight; the description of this module has their memory.
+    /// Maximum number of concurrent uploads of packs; their number follows latency and bandwidth.
     pub upload_concurrency: usize,
+    /// Memory of packs; the description of this module has the other memory.
+    pub memory_bytes: usize,
     /// Threads that compress and seal; 0 is one per core.
     pub cpu_threads: usize,
     /// Use create-if-absent: an existing object must have the same content. Set it for stores that support
@@ -46,7 +50,8 @@ pub struct UploadOptions {
 impl Default for UploadOptions {
     fn default() -> Self {
         Self {
-            upload_concurrency: 4,
+            upload_concurrency: 32,
+            memory_bytes: TRANSFER_MEMORY_BYTES,
             cpu_threads: 0,
             write_once: false,
             resumed: false,
@@ -54,6 +59,10 @@ impl Default for UploadOptions {
         }
     }
 }
+
+/// Memory of the packs in flight of a backup or a restore: three packs without compression, or more shorter
+/// ones.
+pub const TRANSFER_MEMORY_BYTES: usize = 97 << 20;
 
 /// Returns the requested number of threads; for 0, the number of cores.
 pub(crate) fn cpu_threads(asked: usize) -> usize {
@@ -156,7 +165,8 @@ pub(crate) async fn job_of(
         reader,
         recorder,
         progress,
-        packing: Packing::new(cpu_threads(options.cpu_threads)),
+        packing: Packing::new(cpu_threads(options.cpu_threads), options.memory_bytes),
+        uploads: Window::new(options.upload_concurrency),
         write_once: options.write_once,
         levels,
         was_committing,
@@ -247,8 +257,12 @@ impl Job {
         assert_eq!(pack.body.is_none(), is_empty, "a pack has an object if a frame has bytes");
         if let Some(body) = pack.body {
             let object = self.spec.delta_id().pack_key(pack_no);
+            let (in_flight, len_bytes) = (self.uploads.enter().await, body.len() as u64);
             let _sending = self.levels.adaptive.enter(Stage::Sending);
-            self.put(&object, body).await.map_err(|error| self.cause_of(error))?;
+            let job = self.clone();
+            let put = run_request(async move { job.put(&object, body).await });
+            put.await.map_err(|error| self.cause_of(error))?;
+            in_flight.complete(len_bytes);
         }
         let level = pack.level;
         self.recorder.write(move |journal| journal.record(pack_no, level, &pack.lens)).await?;

@@ -1,20 +1,17 @@
-//! Buffer pool for blocks during read, seal and upload.
-//!
-//! A full backup copies the volume's data through memory three times. Without the pool the kernel would
-//! allocate, clear and map each page: a tenth of the CPU time, under a lock that guest I/O also needs.
-//! Buffers are aligned for direct I/O.
+//! Buffer pool for chunks of blocks during read and seal, for the reasons of
+//! [`TransferMemory`](blockd_store::TransferMemory), which has the packs. Buffers are aligned for direct I/O.
 
 use blockd_store::ALIGNMENT_BYTES;
 use parking_lot::Mutex;
 use std::{fmt, mem, sync::Arc};
 
-/// Size classes in bytes: a chunk of frames and a pack, each with the overhead of sealing. The kernel backs
-/// only written pages with memory.
-const CLASSES: [usize; 2] = [4_352 << 10, 34 << 20];
+/// Capacity of pooled buffers in bytes: a chunk of frames with the overhead of sealing. The kernel backs only
+/// written pages with memory.
+const POOLED_BYTES: usize = 2_176 << 10;
 /// Minimum length of pooled buffers.
 const POOLED_FROM_BYTES: usize = 256 << 10;
 /// Maximum total of buffers in use and pooled buffers; buffers beyond it are freed.
-const MAX_KEPT_BYTES: usize = 192 << 20;
+const MAX_KEPT_BYTES: usize = 32 << 20;
 
 /// Pool of unused buffers.
 #[derive(Default)]
@@ -61,17 +58,14 @@ impl Buffers {
 
     fn take(self: &Arc<Self>, len_bytes: usize) -> Buffer {
         let needed = len_bytes + ALIGNMENT_BYTES;
-        let class = CLASSES.into_iter().find(|class| (POOLED_FROM_BYTES..=*class).contains(&needed));
-        let capacity = class.unwrap_or(needed);
+        let is_pooled = (POOLED_FROM_BYTES..=POOLED_BYTES).contains(&needed);
+        let capacity = if is_pooled { POOLED_BYTES } else { needed };
         let mut state = self.state.lock();
-        let fitting = match class {
-            Some(_) => state.free.iter().position(|bytes| bytes.capacity() == capacity),
-            None => None,
-        };
-        let bytes = match fitting {
-            Some(at) => {
+        let free = if is_pooled { state.free.pop() } else { None };
+        let bytes = match free {
+            Some(bytes) => {
                 state.free_bytes -= capacity;
-                state.free.swap_remove(at)
+                bytes
             }
             None => {
                 state.make_room(capacity);
@@ -86,7 +80,6 @@ impl Buffers {
         Buffer {
             bytes,
             start: if start < ALIGNMENT_BYTES { start } else { 0 },
-            pooled_bytes: class,
             counted_bytes: capacity,
             home: Arc::clone(self),
         }
@@ -98,8 +91,6 @@ pub(crate) struct Buffer {
     bytes: Vec<u8>,
     /// Offset of the content.
     start: usize,
-    /// Length of its size class; `None` for buffers that are not pooled.
-    pooled_bytes: Option<usize>,
     counted_bytes: usize,
     home: Arc<Buffers>,
 }
@@ -128,8 +119,8 @@ impl Drop for Buffer {
         let mut state = self.home.state.lock();
         debug_assert!(state.in_use_bytes >= self.counted_bytes, "a buffer is returned twice");
         state.in_use_bytes -= self.counted_bytes;
-        // A buffer that grew, or is larger than requested, has no class.
-        let is_pooled = self.pooled_bytes == Some(self.bytes.capacity());
+        // Not a buffer that grew, or is larger than requested.
+        let is_pooled = self.counted_bytes == POOLED_BYTES && self.bytes.capacity() == POOLED_BYTES;
         if is_pooled && state.in_use_bytes + state.free_bytes + self.counted_bytes <= MAX_KEPT_BYTES {
             state.free_bytes += self.counted_bytes;
             state.free.push(mem::take(&mut self.bytes));
@@ -150,8 +141,8 @@ mod tests {
     #[test]
     fn buffers_are_reused_and_aligned_for_direct_io() {
         let buffers = Arc::<Buffers>::default();
-        let mut one = buffers.filled(4 << 20);
-        assert_eq!(one.as_ref(), vec![0; 4 << 20]);
+        let mut one = buffers.filled(2 << 20);
+        assert_eq!(one.as_ref(), vec![0; 2 << 20]);
         assert_eq!(one.as_ref().as_ptr().align_offset(ALIGNMENT_BYTES), 0);
         one.as_mut().fill(7);
         let place = one.as_ref().as_ptr();
@@ -161,7 +152,7 @@ mod tests {
         two.appendable().extend_from_slice(&[1; 9_000]);
         assert_eq!((two.as_ref().as_ptr(), two.as_ref()), (place, &[1; 9_000][..]));
         // In use.
-        assert_ne!(buffers.filled(4 << 20).as_ref().as_ptr(), place);
+        assert_ne!(buffers.filled(2 << 20).as_ref().as_ptr(), place);
         drop(two);
         // Too small, and too large.
         for len in [100, 40 << 20] {
@@ -177,8 +168,8 @@ mod tests {
         let buffers = Arc::<Buffers>::default();
         let mut in_flight = std::collections::VecDeque::new();
         for nth in 0..2_000_usize {
-            // Like packs: of different lengths, a few at a time, with chunks in between.
-            let len = if nth % 5 == 0 { (20 << 20) + nth * 4_099 } else { (3 << 20) + nth * 97 };
+            // Of different lengths, some of them not pooled, a few at a time.
+            let len = if nth % 5 == 0 { (2 << 20) + nth * 4_099 } else { (1 << 20) + nth * 97 };
             in_flight.push_back(buffers.empty(len));
             if in_flight.len() > 20 {
                 in_flight.pop_front();

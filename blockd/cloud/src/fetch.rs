@@ -11,12 +11,12 @@ use crate::{
     pack::{OBJECT_HEADER_LEN, check_object_header},
     plan::PACK_FRAMES,
     references::ReferenceGroup,
-    repository::run_blocking,
+    repository::{run_blocking, run_request},
     seal::Sealer,
     wanted::{FetchJob, MAX_GAP, WantedFrame, WantedRun, cut, group},
 };
 use blockd_extent::{BlockIndex, BlockSet};
-use blockd_store::BlobStore;
+use blockd_store::{BlobStore, TransferMemory};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -217,12 +217,26 @@ impl DeltaReader {
         self.id.pack_key((frame.ordinal() / PACK_FRAMES) as u32)
     }
 
-    /// Reads the bytes of a job; returns them with their offset in the pack.
-    pub async fn fetch(&self, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
+    /// Reads the bytes of a job, into `memory` if given; returns them with their offset in the pack.
+    pub async fn fetch(
+        &self,
+        job: &FetchJob,
+        memory: Option<&TransferMemory>,
+    ) -> Result<(u32, Bytes), CloudError> {
         let object = self.id.pack_key(job.pack_no());
         let (start, end) = (job.start(), job.end());
         assert!(start < end, "a request for no bytes of {object}");
-        let fetched = self.store.get_range(&object, u64::from(start), u64::from(end - start)).await;
+        let (offset_bytes, len_bytes) = (u64::from(start), u64::from(end - start));
+        let fetched = match memory {
+            Some(memory) => {
+                let (store, memory, object) = (self.store.clone(), memory.clone(), object.clone());
+                run_request(
+                    async move { Ok(store.get_range_in(&object, offset_bytes, len_bytes, &memory).await) },
+                )
+                .await?
+            }
+            None => self.store.get_range(&object, offset_bytes, len_bytes).await,
+        };
         let fetched = fetched.map_err(|error| {
             CloudError::missing_is_damage(error, u64::from(start)).with_blocks(job.extent())
         })?;

@@ -3,10 +3,10 @@
 use crate::{
     CloudError, Compression, CompressionLevel, adaptive::AdaptiveLevel, backup_spec::BackupSpec,
     buffers::Buffers, clock::RunClock, frame::FrameWriter, journal::BackupJournal, keys::DataKey,
-    names::DeltaId, plan::Layout, progress::Progress, repository::run_blocking, seal::Sealer,
+    names::DeltaId, plan::Layout, progress::Progress, repository::run_blocking, seal::Sealer, window::Window,
 };
 use blockd_extent::BlockSource;
-use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
+use blockd_store::{BlobStore, PutMode, StoreErrorKind, TransferMemory, Work};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -14,30 +14,32 @@ use tokio::sync::{RwLock, Semaphore};
 
 /// Maximum number of packs that are assembled concurrently; others in flight are being uploaded.
 const BUILD_CONCURRENCY: usize = 2;
-/// Maximum number of chunks whose raw blocks are in memory.
-const MAX_RAW_CHUNKS: usize = 8;
-/// Number of chunks read ahead of sealing.
+/// Maximum number of chunks in memory. Each takes 2 MiB, twice while it is sealed.
+const MAX_CHUNKS: usize = 8;
+/// Number of chunks read ahead of sealing, or sealed and not yet part of their pack.
 const CHUNKS_AHEAD: usize = 2;
 
 /// Limits and memory of pack assembly.
 pub(crate) struct Packing {
     pub building: Semaphore,
-    pub raw: Semaphore,
+    pub chunks: Semaphore,
     pub cores: Semaphore,
-    /// Assembling a pack needs its memory twice.
-    pub assembling: Semaphore,
     pub buffers: Arc<Buffers>,
+    pub cpu_threads: usize,
+    /// Memory of packs, from the start of their assembly to the end of their upload.
+    pub memory: TransferMemory,
     writers: Mutex<Vec<FrameWriter>>,
 }
 
 impl Packing {
-    pub fn new(cpu_threads: usize) -> Self {
+    pub fn new(cpu_threads: usize, memory_bytes: usize) -> Self {
         Self {
             building: Semaphore::new(BUILD_CONCURRENCY),
-            raw: Semaphore::new((cpu_threads + CHUNKS_AHEAD).min(MAX_RAW_CHUNKS)),
+            chunks: Semaphore::new(max_chunks(cpu_threads)),
             cores: Semaphore::new(cpu_threads),
-            assembling: Semaphore::new(1),
             buffers: Arc::default(),
+            cpu_threads,
+            memory: TransferMemory::new(memory_bytes),
             writers: Mutex::default(),
         }
     }
@@ -49,6 +51,11 @@ impl Packing {
         self.writers.lock().push(writer);
         written
     }
+}
+
+/// Returns the maximum number of chunks in memory.
+pub(crate) fn max_chunks(cpu_threads: usize) -> usize {
+    (cpu_threads + CHUNKS_AHEAD).min(MAX_CHUNKS)
 }
 
 /// Writer of the journal of one run.
@@ -123,6 +130,8 @@ pub(crate) struct Job {
     pub recorder: Recorder,
     pub progress: Arc<Progress>,
     pub packing: Packing,
+    /// Uploads of packs.
+    pub uploads: Window,
     pub work: Work,
     pub write_once: bool,
     pub levels: Levels,

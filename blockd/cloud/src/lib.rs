@@ -54,9 +54,10 @@ mod synthetic;
 mod unlock;
 mod verify;
 mod wanted;
+mod window;
 mod write_key;
 
-pub use backup::{UploadOptions, backup};
+pub use backup::{TRANSFER_MEMORY_BYTES, UploadOptions, backup};
 pub use backup_spec::{BACKUP_LIFETIME_S, BackupSpec, MAX_CLOCK_SKEW_S, RepairedSnapshot, new_delta_salt};
 pub use blockd_extent::{CloudSnapshotId, DrillOutcome, DrillStage};
 pub use blockd_store_config::{Compression, CompressionLevel};

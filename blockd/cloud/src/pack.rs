@@ -66,9 +66,14 @@ pub(crate) fn check_object_header(
     Err(CloudError::damaged(object, at as u64, what))
 }
 
-/// Returns the maximum total size of sealed frames, given their lengths in blocks, with the slack of lz4.
+/// Returns the maximum total size of sealed frames, given their lengths in blocks.
+pub(crate) fn max_frames_len(sizes: &[usize]) -> usize {
+    sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21
+}
+
+/// Returns that size with the slack of lz4, which a buffer needs while frames are sealed.
 pub(crate) fn max_sealed_len(sizes: &[usize]) -> usize {
-    sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21 + (16 << 10)
+    max_frames_len(sizes) + (16 << 10)
 }
 
 /// Seals the frames of `raw`, numbered from `first_frame`, and appends them to `out`; `sizes` are their

@@ -1,25 +1,26 @@
-//! Pack assembly: chunks of blocks are read and sealed concurrently, then concatenated.
+//! Pack assembly: chunks of blocks are read and sealed concurrently, and appended to their pack in order.
 //!
-//! Chunks are small, so that they are sealed while they are still in the CPU cache, and so that a task yields
-//! soon. Raw blocks, sealed frames and objects use pooled buffers.
+//! Chunks are small, so that they are sealed while they are still in the CPU cache, that a task yields soon,
+//! and that few bytes are in memory twice. Raw blocks, sealed frames and objects use pooled buffers.
 
 use crate::{
     CloudError, CompressionLevel,
     adaptive::Stage,
     buffers::Buffer,
     frame::BLOCK,
-    job::Job,
+    job::{Job, max_chunks},
     names::ObjectKind,
-    pack::{OBJECT_HEADER_LEN, max_sealed_len, object_header, seal_frames},
+    pack::{OBJECT_HEADER_LEN, max_frames_len, max_sealed_len, object_header, seal_frames},
 };
 use blockd_extent::Extent;
 use blockd_store::Work;
 use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
+use tokio::{sync::SemaphorePermit, task::unconstrained};
 
-/// Frames of a chunk: 4 MiB of blocks.
-pub(crate) const CHUNK_FRAMES: usize = 8;
+/// Frames of a chunk: 2 MiB of blocks.
+pub(crate) const CHUNK_FRAMES: usize = 4;
 
 /// Assembled pack.
 pub(crate) struct Pack {
@@ -46,46 +47,47 @@ impl Job {
     /// [`CloudError::ReadVolume`].
     pub(crate) async fn build(self: &Arc<Self>, pack_no: u32) -> Result<Pack, CloudError> {
         let _building = self.packing.building.acquire().await;
+        // Recorded while packs in flight have the memory.
         let level = self.levels.of_pack(pack_no).await?;
         let sizes = self.layout.frame_sizes(pack_no);
         let raw_len_bytes = sizes.iter().sum::<usize>() * BLOCK;
+        let mut body = self.packing.memory.reserve(OBJECT_HEADER_LEN + max_frames_len(&sizes)).await;
+        let header = object_header(ObjectKind::Pack(pack_no), &self.key, &self.spec.delta_id());
+        body.appendable().extend_from_slice(&header);
         let (mut first_frame, _) = self.layout.pack_frames(pack_no);
         let mut chunks = Vec::new();
         for sizes in sizes.chunks(CHUNK_FRAMES) {
             chunks.push(self.chunk(pack_no, level, first_frame, sizes.to_vec()));
             first_frame += sizes.len() as u64;
         }
-        let chunks = try_join_all(chunks).await?;
-        let _assembling = self.packing.assembling.acquire().await;
-        let lens: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.lens.iter().copied()).collect();
-        let stored: usize = chunks.iter().map(|chunk| chunk.sealed.as_ref().len()).sum();
-        assert_eq!(lens.len(), sizes.len(), "every frame of the pack has a length");
-        assert_eq!(lens.iter().map(|len| *len as usize).sum::<usize>(), stored);
-        if stored == 0 {
-            return Ok(Pack { raw_len_bytes, level, body: None, lens });
+        let mut chunks = futures::stream::iter(chunks).buffered(max_chunks(self.packing.cpu_threads));
+        let mut lens = Vec::with_capacity(sizes.len());
+        while let Some((chunk, in_memory)) = chunks.try_next().await? {
+            lens.extend_from_slice(&chunk.lens);
+            // Takes less than a millisecond: in place, so that other chunks do not wait for a thread.
+            body.appendable().extend_from_slice(chunk.sealed.as_ref());
+            drop((chunk, in_memory));
+            body.release_beyond(body.len_bytes() + max_frames_len(&sizes[lens.len()..]));
         }
-        let header = object_header(ObjectKind::Pack(pack_no), &self.key, &self.spec.delta_id());
-        let buffers = Arc::clone(&self.packing.buffers);
-        let body = self.work.run(move || {
-            let mut body = buffers.empty(OBJECT_HEADER_LEN + stored);
-            body.appendable().extend_from_slice(&header);
-            for chunk in chunks {
-                body.appendable().extend_from_slice(chunk.sealed.as_ref());
-            }
-            assert_eq!(body.as_ref().len(), OBJECT_HEADER_LEN + stored);
-            Bytes::from_owner(body)
-        });
-        Ok(Pack { raw_len_bytes, level, body: Some(body.await?), lens })
+        drop(chunks);
+        assert_eq!(lens.len(), sizes.len(), "every frame of the pack has a length");
+        let stored = lens.iter().map(|len| *len as usize).sum::<usize>();
+        assert_eq!(body.len_bytes(), OBJECT_HEADER_LEN + stored, "the frames are those of the lengths");
+        let body = (stored > 0).then(|| body.freeze());
+        Ok(Pack { raw_len_bytes, level, body, lens })
     }
 
+    /// Reads and seals a chunk; returns it with its permit, which ends with the append.
     async fn chunk(
         self: &Arc<Self>,
         pack_no: u32,
         level: CompressionLevel,
         first_frame: u64,
         sizes: Vec<usize>,
-    ) -> Result<Chunk, CloudError> {
-        let _raw = self.packing.raw.acquire().await;
+    ) -> Result<(Chunk, Option<SemaphorePermit<'_>>), CloudError> {
+        // In the order of the chunks, as the permits return in it: tokio's budget could let a later chunk
+        // take one first.
+        let in_memory = unconstrained(self.packing.chunks.acquire()).await.ok();
         let raw = self.read(pack_no, first_frame, &sizes).await?;
         let _core = self.packing.cores.acquire().await;
         let _sealing = self.levels.adaptive.enter(Stage::Sealing);
@@ -101,7 +103,7 @@ impl Job {
                 Chunk { sealed, lens }
             })
             .await?;
-        Ok(chunk)
+        Ok((chunk, in_memory))
     }
 
     /// Reads the blocks of consecutive frames.

@@ -13,9 +13,12 @@ use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{
+    future::Future,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
+use tokio::task::JoinSet;
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// Maximum number of pending findings about key slots.
@@ -354,6 +357,18 @@ pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CloudError> + Send + 'static,
 ) -> Result<T, CloudError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| CloudError::worker(&error))?
+}
+
+/// Runs a request on any thread of the runtime: its checksums and copies take time. Dropped, it is cancelled.
+pub(crate) async fn run_request<T: Send + 'static>(
+    request: impl Future<Output = Result<T, CloudError>> + Send + 'static,
+) -> Result<T, CloudError> {
+    let mut alone = JoinSet::new();
+    alone.spawn(request.in_current_span());
+    match alone.join_next().await {
+        Some(done) => done.map_err(|error| CloudError::worker(&error))?,
+        None => Err(CloudError::Cancelled),
+    }
 }
 
 /// Deletes objects. Returns the number of those that existed, as far as the store reports.

@@ -1,8 +1,8 @@
 //! Restore of a snapshot into an empty volume.
 //!
 //! Packs are fetched concurrently and decrypted on all cores; each nonzero block is written exactly once, in
-//! any order. At most `download_concurrency` packs (33 MiB each) are in memory at once, and up to 64 MiB of
-//! index pages.
+//! any order. Packs have 97 MiB from the arrival of their bodies until they are written; index pages take up
+//! to 64 MiB. A [`Window`](crate::window::Window) limits the requests.
 
 use crate::{
     CloudError, Damage, Manifest, Repository, SnapshotReader,
@@ -38,7 +38,7 @@ pub trait BlockWriter: Send + Sync {
 /// Options of a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RestoreOptions {
-    /// Packs in flight; each takes up to 33 MiB.
+    /// Maximum number of concurrent requests; their number follows latency and bandwidth.
     pub download_concurrency: usize,
     /// Threads that decrypt and decompress; 0 is one for each core.
     pub cpu_threads: usize,
@@ -46,7 +46,7 @@ pub struct RestoreOptions {
 
 impl Default for RestoreOptions {
     fn default() -> Self {
-        Self { download_concurrency: 4, cpu_threads: 0 }
+        Self { download_concurrency: 32, cpu_threads: 0 }
     }
 }
 

@@ -64,7 +64,7 @@ pub trait BlockCheck: Send + Sync {
 pub struct VerifyOptions {
     /// Depth.
     pub depth: VerifyDepth,
-    /// Packs in flight; each takes up to 33 MiB.
+    /// Maximum number of concurrent requests; their number follows latency and bandwidth.
     pub download_concurrency: usize,
     /// Threads that decrypt and decompress; 0 is one for each core.
     pub cpu_threads: usize,
@@ -72,7 +72,7 @@ pub struct VerifyOptions {
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { depth: VerifyDepth::Full, download_concurrency: 4, cpu_threads: 0 }
+        Self { depth: VerifyDepth::Full, download_concurrency: 32, cpu_threads: 0 }
     }
 }
 

@@ -25,6 +25,7 @@ mod resume;
 mod rotate;
 mod simulation;
 mod suite;
+mod transfers;
 mod two_writers;
 mod verify;
 mod write_key;

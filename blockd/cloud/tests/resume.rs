@@ -1,9 +1,9 @@
 //! Backups interrupted at each operation, by each fault: the stored objects are no snapshot, and the next run
 //! resumes.
-use crate::common::{BLOCK, fixed, restored, run, run_with, set};
+use crate::common::{BLOCK, fixed, restored, run, run_as, run_with, set};
 use blockd_cloud::{
     BackupJournal, CancelToken, CloudError, CompressionLevel, EncryptionMode, FileJournal, JournalBinding,
-    MemoryJournal, Repository,
+    MemoryJournal, Repository, UploadOptions,
 };
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, LocalStore, StoreErrorKind};
@@ -277,10 +277,12 @@ async fn failed_backup_waits_for_writes_of_its_journal() {
     let (live, data) = volume();
     let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
     let repo = fixed(faults.clone(), EncryptionMode::Aes256GcmSiv);
-    faults.fail_at(1, Fault::Unauthorized);
+    // The third upload begins after one of the others is recorded.
+    let options = UploadOptions { upload_concurrency: 2, ..UploadOptions::default() };
+    faults.fail_at(2, Fault::Unauthorized);
     let journal = Arc::new(SlowJournal::default());
     let spec = spec(7, SIZE, data, set([]), None);
-    let failed = run_with(&repo, spec, Arc::new(live), journal.clone(), &CancelToken::new()).await;
+    let failed = run_as(&repo, spec, Arc::new(live), journal.clone(), &options, &CancelToken::new()).await;
     assert!(failed.is_err());
     let writes = journal.writes.load(Ordering::SeqCst);
     assert!(writes > 0, "no pack was stored before the failure");

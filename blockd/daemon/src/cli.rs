@@ -118,8 +118,10 @@ Keys of the configuration file (defaults in brackets):
   limit_download          download bandwidth limit over all tasks []
   limit_time_zone         time zone of the times in these limits, such as
                           \"Europe/Berlin\" [UTC]
-  upload_concurrency      concurrent pack uploads of one backup [4]
-  download_concurrency    concurrent requests of one restore [4]
+  upload_concurrency      maximum of the concurrent pack uploads of one backup;
+                          their number follows latency and bandwidth [32]
+  download_concurrency    the same for the requests of one restore or
+                          verification [32]
   merge_limit_bytes_per_s
                           bandwidth limit of layer merges; 0 = unlimited [0]
   cpu_threads             threads that compress and encrypt, half as many while

@@ -79,10 +79,10 @@ config! {
     limit_download: Option<DailyLimit> = None;
     /// Time zone of the times in these limits. Not set: UTC.
     limit_time_zone: Option<String> = None;
-    /// Concurrent pack uploads of one backup.
-    upload_concurrency: usize = 4, range(1, 64);
-    /// Concurrent requests of one restore.
-    download_concurrency: usize = 4, range(1, 64);
+    /// Maximum of the concurrent pack uploads of one backup; their number follows latency and bandwidth.
+    upload_concurrency: usize = 32, range(1, 64);
+    /// The same for the requests of one restore or verification.
+    download_concurrency: usize = 32, range(1, 64);
     /// Threads that compress and encrypt; 0: one per core.
     cpu_threads: usize = 0, zero_or("one per core", 1, 1024);
     /// Threads that serve NBD sockets; 0: one per core.

@@ -72,9 +72,9 @@ pub struct Settings {
     pub lazy_stall_ms: u64,
     /// Timeout of reads from an unreachable store for lazy volumes with the policy "error".
     pub lazy_error_ms: u64,
-    /// Concurrent pack uploads of one backup.
+    /// Maximum of the concurrent pack uploads of one backup.
     pub upload_concurrency: usize,
-    /// Concurrent requests of one restore.
+    /// Maximum of the concurrent requests of one restore or verification.
     pub download_concurrency: usize,
     /// Threads that compress and encrypt; 0: one per core.
     pub cpu_threads: usize,

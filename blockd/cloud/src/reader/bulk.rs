@@ -7,14 +7,17 @@ use super::{
 };
 use crate::{
     CloudError, Damage,
+    backup::TRANSFER_MEMORY_BYTES,
     damage::DamageList,
     fetch::{BlockSink, DeltaReader},
     frame::BLOCK,
     progress::Progress,
     repository::run_blocking,
     wanted::FetchJob,
+    window::Window,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_store::TransferMemory;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, future::try_join_all};
 use parking_lot::Mutex;
@@ -57,6 +60,26 @@ pub(crate) struct BulkRead<'a> {
     pub by_frame: bool,
     /// Checks that the sources of references have their blocks, in place of reading these.
     pub check_references: bool,
+}
+
+/// Limits of the requests of a bulk read. A request takes memory from the arrival of its body, until its
+/// blocks have been written.
+struct Downloads {
+    window: Window,
+    memory: TransferMemory,
+}
+
+impl Downloads {
+    fn new(concurrency: usize) -> Self {
+        Self { window: Window::new(concurrency), memory: TransferMemory::new(TRANSFER_MEMORY_BYTES) }
+    }
+
+    async fn fetch(&self, delta: &DeltaReader, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
+        let in_flight = self.window.enter().await;
+        let (start, fetched) = delta.fetch(job, Some(&self.memory)).await?;
+        in_flight.complete(fetched.len() as u64);
+        Ok((start, fetched))
+    }
 }
 
 impl BulkRead<'_> {
@@ -192,8 +215,9 @@ impl SnapshotReader {
             let job = receive.recv().await?;
             Some((job, receive))
         });
+        let downloads = Downloads::new(concurrency);
         let fetch = jobs
-            .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), what).boxed())
+            .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), what, &downloads).boxed())
             .buffer_unordered(concurrency.max(1))
             .try_fold(FetchTotals::default(), |totals, blocks| async move {
                 Ok(FetchTotals { requests: totals.requests + 1, blocks: totals.blocks + blocks })
@@ -245,13 +269,14 @@ impl SnapshotReader {
         job: FetchJob,
         sink: Arc<BlockSink>,
         what: &BulkRead<'_>,
+        downloads: &Downloads,
     ) -> Result<u64, CloudError> {
-        match (delta.fetch(&job).await, what.damage) {
+        match (downloads.fetch(&delta, &job).await, what.damage) {
             (Err(CloudError::Damaged { .. }), Some(damage)) if what.by_frame && job.frames.len() > 1 => {
                 let (pack_no, mut blocks) = (job.pack_no(), 0);
                 for frame in job.frames {
                     let alone = FetchJob::alone(pack_no, frame);
-                    match delta.fetch(&alone).await {
+                    match downloads.fetch(&delta, &alone).await {
                         Err(error @ CloudError::Damaged { .. }) => damage.add_displaced(error, alone.runs()),
                         fetched => {
                             blocks += self.open_fetched(&delta, alone, fetched?, &sink, what).await?;
@@ -307,6 +332,8 @@ impl SnapshotReader {
             }
         });
         try_join_all(chunks.collect::<Vec<_>>()).await?;
+        // Its memory is free while the blocks are synced.
+        drop(fetched);
         if let Some(settled) = &what.settled {
             let extents = match what.damage {
                 None => job.wanted().collect::<BlockSet>().extents().collect(),

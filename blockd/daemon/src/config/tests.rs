@@ -37,7 +37,7 @@ fn command_line_overrides_file_and_file_overrides_defaults() {
     let config = Config::load(&cli).unwrap();
     assert_eq!(config.data_dir, Path::new("/b"));
     assert_eq!(config.full_every, 3);
-    assert_eq!(config.upload_concurrency, 4);
+    assert_eq!(config.upload_concurrency, 32);
     assert_eq!(config.nbd_listen, vec![NbdAddress::Tcp("[::1]:2".parse().unwrap())]);
 }
 

@@ -48,7 +48,8 @@ use blockd_catalog::{
 };
 use blockd_cloud::{
     BackupJournal, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal, JournalBinding,
-    Manifest, ManifestKey, Progress, Repository, SnapshotDescription, UploadOptions, check_base,
+    Manifest, ManifestKey, Progress, Repository, SnapshotDescription, TRANSFER_MEMORY_BYTES, UploadOptions,
+    check_base,
 };
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use rusqlite::Transaction;
@@ -278,10 +279,11 @@ async fn upload(
         Ok((Arc::new(readers.join(snapshot, || volume.view(snapshot))?), journal))
     })
     .await?;
+    // The locations of a snapshot divide the packs in flight; the other memory is needed by each.
+    let sharing = work.tasks.sharing(snapshot).max(1);
     let options = UploadOptions {
-        // The locations of a snapshot divide the packs in flight; the other memory is needed by each.
-        upload_concurrency: (work.host.settings.upload_concurrency / work.tasks.sharing(snapshot).max(1))
-            .max(1),
+        upload_concurrency: (work.host.settings.upload_concurrency / sharing).max(1),
+        memory_bytes: TRANSFER_MEMORY_BYTES / sharing,
         cpu_threads: work.host.settings.cpu_threads,
         write_once: frozen.write_once,
         resumed: row.detail.run != Some(work.host.run) || row.detail.resumed > 0,

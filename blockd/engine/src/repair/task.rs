@@ -236,6 +236,7 @@ impl RepairWork {
             write_once: row.capabilities.conditional_put,
             resumed: false,
             compression: row.store.connection.compression,
+            ..UploadOptions::default()
         };
         let blocks = repair.wanted().clone();
         // As the manifest has it.

@@ -48,6 +48,8 @@ use std::{
 };
 use uuid::Uuid;
 
+/// Maximum number of threads that write to a local directory store.
+const MAX_WRITERS: usize = 8;
 /// Validity of a key slot proof.
 const PROOF_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
@@ -283,7 +285,7 @@ impl Repositories {
     /// Returns the write scheduling of a local directory store.
     pub(crate) fn store_writing(&self, store: &StoreRow) -> Result<Option<Work>, ServiceError> {
         let StoreConfig::Local { .. } = store.config else { return Ok(None) };
-        let writing = self.task_workers.writing(self.host.settings.upload_concurrency);
+        let writing = self.task_workers.writing(self.host.settings.upload_concurrency.min(MAX_WRITERS));
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 

@@ -1,0 +1,135 @@
+//! Requests in flight of backups and restores: they follow the latency of the store, within their bounds.
+use crate::common::{BLOCK, Noise, fixed, run_as};
+use blockd_cloud::{
+    CancelToken, EncryptionMode, Manifest, MemoryJournal, Progress, Repository, RestoreOptions,
+    RestoreRequest, UploadOptions, restore,
+};
+use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::{BlobStore, Middleware, Operation, Request, Response, StoreFuture};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::MemoryStore;
+use parking_lot::Mutex;
+use std::{sync::Arc, time::Duration};
+
+const PACK_BLOCKS: u64 = 8192;
+const FRAME_BLOCKS: usize = 128;
+
+/// Requests for packs and their bodies.
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+struct InFlight {
+    requests: u64,
+    sent_bytes: u64,
+}
+
+/// Store whose requests for packs take a time, which is the test's paused time.
+#[derive(Default)]
+struct SlowStore {
+    inner: Arc<MemoryStore>,
+    latency: Duration,
+    now: Mutex<InFlight>,
+    most: Mutex<InFlight>,
+}
+
+impl SlowStore {
+    /// Returns the maximum since the last call.
+    fn take_most(&self) -> InFlight {
+        std::mem::take(&mut self.most.lock())
+    }
+
+    fn begin(&self, request: &Request<'_>) {
+        let (mut now, mut most) = (self.now.lock(), self.most.lock());
+        now.requests += 1;
+        now.sent_bytes += request.sent_bytes;
+        most.requests = most.requests.max(now.requests);
+        most.sent_bytes = most.sent_bytes.max(now.sent_bytes);
+    }
+
+    fn end(&self, request: &Request<'_>) {
+        let mut now = self.now.lock();
+        now.requests -= 1;
+        now.sent_bytes -= request.sent_bytes;
+    }
+}
+
+impl Middleware for SlowStore {
+    fn describe(&self) -> &str {
+        "slow"
+    }
+
+    fn wrap<'a, T: Response + 'a>(
+        &'a self,
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        let is_slow = matches!(request.operation, Operation::Put | Operation::GetRange);
+        if !is_slow || !request.key.contains("/pack-") {
+            return ask(self.inner.clone());
+        }
+        Box::pin(async move {
+            self.begin(&request);
+            tokio::time::sleep(self.latency).await;
+            let answer = ask(self.inner.clone()).await;
+            self.end(&request);
+            answer
+        })
+    }
+}
+
+async fn backed_up(repo: &Repository, packs: u64, live: &MemoryVolume, options: &UploadOptions) -> Manifest {
+    let data = Extent::new(BlockIndex(0), packs * PACK_BLOCKS);
+    let spec = spec(1, data.len_bytes(), BlockSet::from_iter([data]), BlockSet::new(), None);
+    let (reader, journal) = (Arc::new(live.fork()), Arc::new(MemoryJournal::default()));
+    run_as(repo, spec, reader, journal, options, &CancelToken::new()).await.unwrap().manifest
+}
+
+async fn restored(repo: &Repository, manifest: &Manifest, download_concurrency: usize) -> MemoryVolume {
+    let (target, cancel) = (Arc::new(MemoryVolume::default()), CancelToken::new());
+    let options = RestoreOptions { download_concurrency, ..RestoreOptions::default() };
+    let progress = Arc::new(Progress::new(Arc::default()));
+    let request = RestoreRequest::default();
+    restore(repo, manifest, target.clone(), &request, &options, progress, &cancel).await.unwrap();
+    target.fork()
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_in_flight_rise_with_the_latency() {
+    const PACKS: u64 = 20;
+    let live = MemoryVolume::default();
+    // A block in each frame, so that packs are short.
+    (0..PACKS * PACK_BLOCKS)
+        .step_by(FRAME_BLOCKS)
+        .for_each(|block| live.set(block, &[block as u8 | 1; BLOCK]));
+    let most = async |latency, concurrency: usize| {
+        let store = Arc::new(SlowStore { latency, ..SlowStore::default() });
+        let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+        let options = UploadOptions { upload_concurrency: concurrency, ..UploadOptions::default() };
+        let manifest = backed_up(&repo, PACKS, &live, &options).await;
+        let up = store.take_most().requests;
+        assert_eq!(restored(&repo, &manifest, concurrency).await.content(), live.content());
+        (up, store.take_most().requests)
+    };
+    let (up, down) = most(Duration::from_secs(1), 32).await;
+    assert!((6..=32).contains(&up) && (6..=32).contains(&down), "{up} uploads, {down} downloads");
+    assert_eq!(most(Duration::from_secs(1), 5).await, (5, 5), "the bound");
+    let (up, down) = most(Duration::ZERO, 32).await;
+    assert!(up <= 4 && down <= 4, "{up} uploads, {down} downloads without latency");
+}
+
+#[tokio::test(start_paused = true)]
+async fn packs_in_flight_stay_within_their_memory() {
+    const PACKS: u64 = 4;
+    let live = MemoryVolume::default();
+    let mut noise = Noise(7);
+    for block in 0..PACKS * PACK_BLOCKS {
+        let words = (0..BLOCK / 8).flat_map(|_| noise.next().to_le_bytes());
+        live.set(block, &words.collect::<Vec<u8>>());
+    }
+    let store = Arc::new(SlowStore { latency: Duration::from_secs(1), ..SlowStore::default() });
+    let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
+    let memory_bytes = 65 << 20;
+    let options = UploadOptions { memory_bytes, ..UploadOptions::default() };
+    backed_up(&repo, PACKS, &live, &options).await;
+    let most = store.take_most();
+    assert_eq!(most.requests, 2, "{most:?}");
+    assert!(most.sent_bytes <= memory_bytes as u64, "{most:?}");
+}
