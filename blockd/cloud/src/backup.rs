@@ -23,10 +23,16 @@ use crate::{
     window::Window,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSource};
-use blockd_store::{RequestCounts, StoreError, StoreErrorKind};
+use blockd_store::{RequestCounts, Reservation, StoreError, StoreErrorKind};
 use futures::StreamExt;
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{
+    future::ready,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
 
 /// Resource options of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,8 +120,10 @@ async fn run(
     spec.check_age(Timestamp::now())?;
     let job = Arc::new(job_of(&repo, spec, reader, recorder, &options, progress).await?);
     job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
-    job.packs(options.upload_concurrency.max(1)).await?;
-    job.begin_closing()?;
+    let recorded = job.recorded().await?;
+    let budget = CommitBudget::reserve(&job, recorded.stored.len() as u64)?;
+    job.packs(options.upload_concurrency.max(1), recorded, &budget).await?;
+    budget.begin_closing()?;
     job.progress.enter(Phase::Index);
     let index = write_index(&job).await?;
     if !cancel.begin_commit() {
@@ -175,27 +183,95 @@ pub(crate) async fn job_of(
     })
 }
 
-impl Job {
-    /// Begins the requests of the index and the commit. They are made only if the budget of the task has all
-    /// of them: a commit is not left in doubt.
-    fn begin_closing(&self) -> Result<(), CloudError> {
-        let mut closing =
-            RequestCounts { put: 2, get: self.spec.owners().count() as u64, ..Default::default() };
-        if self.was_committing || self.is_resumed {
-            closing.get += 1 + u64::from(self.layout.pack_count);
-        }
-        closing.bytes_down = closing.get;
-        self.progress.begin_closing(&closing).map_err(|limit| {
-            let (kind, key) = (StoreErrorKind::BudgetExhausted, self.spec.id().manifest_key());
-            StoreError::new(kind, "PUT", &key, self.store.describe()).with_detail(limit).into()
-        })
+/// Packs of earlier runs, by the journal.
+struct Recorded {
+    all: Vec<u32>,
+    /// Those with an object: packs of zero blocks only have none.
+    stored: Vec<u32>,
+}
+
+/// Requests of the checks and the commit, which are reserved before the first request of a run and for each
+/// further pack: a run that cannot commit ends before it repeats what earlier runs spent, and a commit is not
+/// left in doubt.
+struct CommitBudget<'a> {
+    job: &'a Job,
+    reservation: Reservation,
+    /// Recorded packs that are not checked yet.
+    unchecked: AtomicU64,
+    /// Packs with an object.
+    stored: AtomicU64,
+}
+
+impl<'a> CommitBudget<'a> {
+    fn reserve(job: &'a Job, recorded: u64) -> Result<Self, CloudError> {
+        let reservation = job.progress.reserve(last_requests(job, recorded, recorded));
+        let reservation = reservation.map_err(|limit| Self::exhausted(job, limit))?;
+        Ok(Self { job, reservation, unchecked: recorded.into(), stored: recorded.into() })
     }
 
-    async fn packs(self: &Arc<Self>, concurrency: usize) -> Result<(), CloudError> {
+    fn exhausted(job: &Job, limit: String) -> CloudError {
+        let (kind, key) = (StoreErrorKind::BudgetExhausted, job.spec.id().manifest_key());
+        StoreError::new(kind, "PUT", &key, job.store.describe()).with_detail(limit).into()
+    }
+
+    fn last(&self) -> RequestCounts {
+        last_requests(self.job, self.unchecked.load(Relaxed), self.stored.load(Relaxed))
+    }
+
+    /// Reserves the checks of a stored pack.
+    fn stored(&self) -> Result<(), CloudError> {
+        self.stored.fetch_add(1, Relaxed);
+        self.reservation.set(self.last()).map_err(|limit| Self::exhausted(self.job, limit))
+    }
+
+    /// Releases the checks of recorded packs, which follow.
+    fn begin_checks(&self) -> Result<(), CloudError> {
+        self.unchecked.store(0, Relaxed);
+        self.reservation.set(self.last()).map_err(|limit| Self::exhausted(self.job, limit))
+    }
+
+    /// Begins the requests of the index and the commit. They are made only if the budget of the task has all
+    /// of them.
+    fn begin_closing(&self) -> Result<(), CloudError> {
+        self.reservation.begin_closing(self.last()).map_err(|limit| Self::exhausted(self.job, limit))
+    }
+}
+
+/// Returns the requests of the checks of `unchecked` packs, and of the commit of a backup with `stored` ones.
+fn last_requests(job: &Job, unchecked: u64, stored: u64) -> RequestCounts {
+    let mut get = unchecked + job.spec.owners().count() as u64;
+    if job.was_committing || job.is_resumed || job.clock.may_become_long() {
+        get += 1 + stored;
+    }
+    RequestCounts { put: 2, get, bytes_down: get, ..RequestCounts::default() }
+}
+
+impl Job {
+    /// Returns the packs that the journal has.
+    async fn recorded(self: &Arc<Self>) -> Result<Recorded, CloudError> {
+        let job = Arc::clone(self);
+        run_blocking(move || {
+            let mut all = job.recorder.journal().completed();
+            all.retain(|pack_no| *pack_no < job.layout.pack_count);
+            let mut stored = Vec::with_capacity(all.len());
+            for &pack_no in &all {
+                if job.has_object(pack_no)? {
+                    stored.push(pack_no);
+                }
+            }
+            Ok(Recorded { all, stored })
+        })
+        .await
+    }
+
+    async fn packs(
+        self: &Arc<Self>,
+        concurrency: usize,
+        recorded: Recorded,
+        budget: &CommitBudget<'_>,
+    ) -> Result<(), CloudError> {
         let mut done = vec![false; self.layout.pack_count as usize];
-        let mut recorded = self.recorder.journal().completed();
-        recorded.retain(|pack_no| *pack_no < self.layout.pack_count);
-        for &pack_no in &recorded {
+        for &pack_no in &recorded.all {
             if let Some(done) = done.get_mut(pack_no as usize) {
                 *done = true;
                 let blocks: usize = self.layout.frame_sizes(pack_no).iter().sum();
@@ -204,14 +280,30 @@ impl Job {
         }
         let missing: Vec<u32> =
             (0..self.layout.pack_count).filter(|pack_no| !done[*pack_no as usize]).collect();
-        let mut packs =
-            futures::stream::iter(missing).map(|pack_no| self.pack(pack_no)).buffer_unordered(concurrency);
+        let mut exhausted = None;
+        let is_exhausted = AtomicBool::new(false);
+        let mut packs = futures::stream::iter(missing)
+            .take_while(|_| ready(!is_exhausted.load(Relaxed)))
+            .map(|pack_no| self.pack(pack_no, Some(budget)))
+            .buffer_unordered(concurrency);
         while let Some(pack) = packs.next().await {
-            self.progress.processed(pack? as u64);
+            match pack {
+                Ok(len_bytes) => self.progress.processed(len_bytes as u64),
+                // The packs in flight are completed and recorded: their requests are spent.
+                Err(CloudError::Store(error)) if error.kind == StoreErrorKind::BudgetExhausted => {
+                    is_exhausted.store(true, Relaxed);
+                    exhausted = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
         }
         drop(packs);
+        if let Some(error) = exhausted {
+            return Err(error.into());
+        }
         // Checks recorded packs as late as possible: the packs of this run take long.
-        let mut recorded = futures::stream::iter(recorded)
+        budget.begin_checks()?;
+        let mut recorded = futures::stream::iter(recorded.stored)
             .map(|pack_no| async move { Ok::<_, CloudError>((pack_no, self.is_stored(pack_no).await?)) })
             .buffer_unordered(concurrency);
         // Each block is in a pack of this run or of an earlier one.
@@ -231,7 +323,7 @@ impl Job {
             tracing::warn!(packs = lost.len(), "stored packs are missing from the store: storing them again");
         }
         let mut packs =
-            futures::stream::iter(lost).map(|pack_no| self.pack(pack_no)).buffer_unordered(concurrency);
+            futures::stream::iter(lost).map(|pack_no| self.pack(pack_no, None)).buffer_unordered(concurrency);
         while let Some(pack) = packs.next().await {
             pack?;
         }
@@ -250,8 +342,13 @@ impl Job {
         }
     }
 
-    /// Reads, seals, stores and records one pack; returns its bytes of blocks.
-    async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<usize, CloudError> {
+    /// Reads, seals, stores and records one pack, which is a new one with `budget`; returns its bytes of
+    /// blocks.
+    async fn pack(
+        self: &Arc<Self>,
+        pack_no: u32,
+        budget: Option<&CommitBudget<'_>>,
+    ) -> Result<usize, CloudError> {
         let pack = self.build(pack_no).await?;
         let is_empty = pack.lens.iter().all(|len| *len == 0);
         assert_eq!(pack.body.is_none(), is_empty, "a pack has an object if a frame has bytes");
@@ -266,6 +363,9 @@ impl Job {
         }
         let level = pack.level;
         self.recorder.write(move |journal| journal.record(pack_no, level, &pack.lens)).await?;
+        if let Some(budget) = budget.filter(|_| !is_empty) {
+            budget.stored()?;
+        }
         Ok(pack.raw_len_bytes)
     }
 }

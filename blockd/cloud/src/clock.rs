@@ -123,6 +123,12 @@ impl RunClock {
         self.is_long_at(read(ClockId::Monotonic), read(ClockId::Boottime))
     }
 
+    /// Returns true if the run may be long at its commit, which starts in less than half an hour.
+    pub(crate) fn may_become_long(&self) -> bool {
+        let later = |clock| read(clock) + LONG_RUN / 2;
+        self.is_long_at(later(ClockId::Monotonic), later(ClockId::Boottime))
+    }
+
     fn is_long_at(&self, monotonic: Duration, boot: Duration) -> bool {
         let (awake, passed) = (monotonic.saturating_sub(self.monotonic), boot.saturating_sub(self.boot));
         passed > LONG_RUN || passed.saturating_sub(awake) > MAX_SUSPENSION
@@ -227,6 +233,15 @@ mod tests {
             assert_eq!(ahead_s, offset_s);
         }
         assert_eq!(store.list(PROBE_PREFIX).await.unwrap().len(), 0, "a probe object is left");
+    }
+
+    #[test]
+    fn run_may_become_long_after_half_an_hour() {
+        let minutes = |clock, minutes: u64| read(clock) - Duration::from_secs(minutes * 60);
+        for (age, expected) in [(0, false), (29, false), (31, true)] {
+            let [monotonic, boot] = [ClockId::Monotonic, ClockId::Boottime].map(|clock| minutes(clock, age));
+            assert_eq!(RunClock { monotonic, boot }.may_become_long(), expected, "{age} minutes");
+        }
     }
 
     #[test]

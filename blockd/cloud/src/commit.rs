@@ -141,7 +141,7 @@ impl Job {
     /// An earlier attempt may have committed the snapshot, and another host may have deleted it since. A
     /// deletion removes the manifest again after the objects. So if all objects exist now, that second
     /// removal is still to come, and removes this manifest too.
-    async fn check_own(&self, manifest: &Manifest) -> Result<(), CloudError> {
+    async fn check_own(self: &Arc<Self>, manifest: &Manifest) -> Result<(), CloudError> {
         let delta = self.spec.delta_id();
         let checks = ObjectKind::all(self.layout.pack_count).map(|object| async move {
             let key = delta.key(object);

@@ -57,8 +57,6 @@ const MAX_HOURS: u64 = 6;
 pub struct GarbageOptions {
     /// The time.
     pub now: Timestamp,
-    /// Deletes nothing and reports what would be deleted.
-    pub dry_run: bool,
     /// Snapshots whose deltas stay regardless of age: those of known backups of this host.
     pub protected: BTreeSet<SnapshotId>,
     /// Installation of this host.
@@ -93,28 +91,29 @@ impl Leftover {
 /// Result of a collection.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct GarbageReport {
-    /// Leftovers that were deleted, or would be in a dry run.
+    /// Leftovers that were deleted.
     pub garbage: Vec<Leftover>,
     /// Unreferenced objects within the grace period: running or recently abandoned backups.
     pub young: Vec<Leftover>,
     /// The volumes of manifests that cannot be read, with the reason. If there is one, nothing of any volume
     /// is deleted: a volume created from a snapshot of another one references its deltas.
     pub unknown: Vec<(Uuid, VolumeId, String)>,
-    /// Number of probe objects that were deleted, or would be in a dry run.
+    /// Number of probe objects that were deleted.
     pub probe_objects: u64,
-    /// Number of proofs of deleted snapshots that were deleted, or would be in a dry run.
+    /// Number of proofs of deleted snapshots that were deleted.
     pub proofs: u64,
-    /// Number of leases that were removed, or would be in a dry run.
+    /// Number of leases that were removed.
     pub leases: u64,
-    /// Number of files or segments of unfinished uploads that were removed, or would be in a dry run.
+    /// Number of files or segments of unfinished uploads that were removed.
     pub unfinished: u64,
-    /// Number of deleted objects, as far as the store reports; 0 in a dry run.
+    /// Number of deleted objects, as far as the store reports.
     pub objects_deleted: u64,
     /// Keys of all manifests.
     pub manifests: BTreeSet<String>,
 }
 
-/// Deletes the objects of deltas that no manifest references or ever will.
+/// Deletes the objects of deltas that no manifest references or ever will; in a [`DryStore`](blockd_store::DryStore)
+/// it reports what would be deleted.
 ///
 /// Stores no object, so it needs no space in the store. Concurrent operations of this or other daemons lose
 /// no objects.
@@ -187,16 +186,14 @@ async fn collect(
     }
     // An unreadable manifest keeps the proofs of its own snapshot only, as none depends on another one.
     proven.retain(|id| !report.manifests.contains(&id.manifest_key()));
-    if !options.dry_run {
-        // In the empty directory of an unmounted disk no manifest would reference a delta.
-        repo.prove_key_slot().await?;
-        report.objects_deleted = delete_objects(repo, probes.into_iter()).await?;
-        for some in report.garbage.chunks(DELTAS_AT_ONCE) {
-            report.objects_deleted += delete_deltas(repo, some).await?;
-        }
+    // In the empty directory of an unmounted disk no manifest would reference a delta.
+    repo.prove_key_slot().await?;
+    report.objects_deleted = delete_objects(repo, probes.into_iter()).await?;
+    for some in report.garbage.chunks(DELTAS_AT_ONCE) {
+        report.objects_deleted += delete_deltas(repo, some).await?;
     }
     let before_unix_s = options.now.as_second().saturating_sub(DELTA_AGE_S);
-    report.unfinished = repo.store().remove_unfinished(ROOT_PREFIX, before_unix_s, options.dry_run).await?;
+    report.unfinished = repo.store().remove_unfinished(ROOT_PREFIX, before_unix_s, false).await?;
     // Last: an object lock or a policy may keep proofs.
     collect_proofs(repo, &Vec::from_iter(proven), options, &mut report).await?;
     collect_leases(repo, options, &mut report).await?;
@@ -269,9 +266,7 @@ async fn collect_proofs(
         };
         let old: Vec<_> = listed.into_iter().flatten().filter(is_old).map(|object| object.key).collect();
         report.proofs += old.len() as u64;
-        if !options.dry_run {
-            report.objects_deleted += delete_objects(repo, old.into_iter()).await?;
-        }
+        report.objects_deleted += delete_objects(repo, old.into_iter()).await?;
     }
     Ok(())
 }
@@ -289,9 +284,7 @@ async fn collect_leases(
     });
     let keys: Vec<String> = leases.into_iter().map(|lease| lease.id.key()).collect();
     report.leases = keys.len() as u64;
-    if !options.dry_run {
-        report.objects_deleted += delete_objects(repo, keys.into_iter()).await?;
-    }
+    report.objects_deleted += delete_objects(repo, keys.into_iter()).await?;
     Ok(())
 }
 

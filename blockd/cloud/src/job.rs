@@ -145,15 +145,19 @@ pub(crate) struct Job {
 
 impl Job {
     /// Returns true if a pack recorded by an earlier run is still in the store.
-    pub(crate) async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
-        let journal = self.recorder.journal().clone();
-        let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
-        debug_assert!(lens.is_some(), "pack {pack_no} is neither stored nor recorded");
-        if lens.unwrap_or_default().iter().all(|len| *len == 0) {
-            // Packs of zero blocks only have no object.
-            return Ok(true);
+    pub(crate) async fn is_stored(self: &Arc<Self>, pack_no: u32) -> Result<bool, CloudError> {
+        let job = Arc::clone(self);
+        match run_blocking(move || job.has_object(pack_no)).await? {
+            true => self.exists(&self.spec.delta_id().pack_key(pack_no)).await,
+            false => Ok(true),
         }
-        self.exists(&self.spec.delta_id().pack_key(pack_no)).await
+    }
+
+    /// Returns false for a recorded pack of zero blocks only.
+    pub(crate) fn has_object(&self, pack_no: u32) -> Result<bool, CloudError> {
+        let lens = self.recorder.journal().frame_lens(pack_no)?;
+        debug_assert!(lens.is_some(), "pack {pack_no} is neither stored nor recorded");
+        Ok(lens.unwrap_or_default().iter().any(|len| *len > 0))
     }
 
     pub(crate) async fn exists(&self, object: &str) -> Result<bool, CloudError> {
@@ -177,9 +181,11 @@ impl Job {
         }
         match self.store.put(object, body.clone(), PutMode::CreateIfAbsent).await {
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                match self.store.get(object, body.len() as u64).await {
+                // A range: a budget knows its length before it is received. A longer object of this key
+                // would differ before the end: all have the same frames.
+                match self.store.get_range(object, 0, body.len() as u64).await {
                     Ok(found) if found == body => Ok(()),
-                    Err(error) if error.kind != StoreErrorKind::TooLarge => Err(error.into()),
+                    Err(error) if error.kind != StoreErrorKind::RangeBeyondEnd => Err(error.into()),
                     _ => Err(CloudError::Conflict { key: object.to_owned() }),
                 }
             }

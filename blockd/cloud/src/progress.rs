@@ -1,7 +1,7 @@
 //! Progress and cancellation of a task.
 
 use crate::CloudError;
-use blockd_store::{RequestCounts, Requests};
+use blockd_store::{RequestCounts, Requests, Reservation};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -102,12 +102,12 @@ impl Progress {
         }
     }
 
-    /// Begins the last requests of the task, which are not refused for its budget any more.
+    /// Sets requests aside for the end of the task.
     ///
     /// # Errors
-    /// They would exceed it; returns the exceeded limit.
-    pub(crate) fn begin_closing(&self, closing: &RequestCounts) -> Result<(), String> {
-        self.requests.begin_closing(closing)
+    /// They would exceed its budget; returns the exceeded limit.
+    pub(crate) fn reserve(&self, last: RequestCounts) -> Result<Reservation, String> {
+        self.requests.reserve(last)
     }
 
     pub(crate) fn begin(&self, bytes_total: u64) {

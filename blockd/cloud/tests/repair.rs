@@ -212,7 +212,6 @@ proptest! {
             let later = Timestamp::now() + SignedDuration::from_hours(24 * 30);
             let options = GarbageOptions {
                 now: later,
-                dry_run: false,
                 protected: BTreeSet::new(),
                 host: CLUSTER,
                 backing: BTreeSet::new(),

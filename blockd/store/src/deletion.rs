@@ -31,7 +31,13 @@ pub async fn delete_objects(
 /// Returns false for errors that single requests would have as well. A server or gateway may lack requests
 /// for many objects, or be too slow for one: it may answer with any status, or not in time.
 const fn is_about_request(kind: StoreErrorKind) -> bool {
-    !matches!(kind, StoreErrorKind::Unreachable | StoreErrorKind::BucketMissing | StoreErrorKind::WrongScheme)
+    !matches!(
+        kind,
+        StoreErrorKind::Unreachable
+            | StoreErrorKind::BucketMissing
+            | StoreErrorKind::WrongScheme
+            | StoreErrorKind::BudgetExhausted
+    )
 }
 
 async fn delete_keys(

@@ -13,14 +13,16 @@ mod middleware;
 mod probe;
 mod work;
 
-pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, create_bucket, open};
+pub use backends::{
+    ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, create_bucket, delete_batch_keys, open,
+};
 pub use blockd_store_config::StoreConfig;
 pub use deletion::delete_objects;
 pub use memory::{TransferBuffer, TransferMemory};
 pub use middleware::{
     BadPrefix, Bandwidth, BudgetCheck, ClientFuture, ClientSource, DryStore, FailoverStore, LimitStore,
     MeterStore, Middleware, Operation, ReloadStore, Request, RequestCounts, RequestKind, RequestObserver,
-    Requests, Response, RetryPolicy, RetryStore, plain_prefix, task_store,
+    Requests, Reservation, Response, RetryPolicy, RetryStore, plain_prefix, task_store,
 };
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use work::{Lost, Work, Workers, Yielding};

@@ -1,6 +1,8 @@
 //! Deletions of many objects: number of requests, and failures of single objects.
 
-use blockd_store::{MeterStore, Requests, RetryPolicy, RetryStore, StoreErrorKind, delete_objects};
+use blockd_store::{
+    DryStore, MeterStore, Requests, RetryPolicy, RetryStore, StoreErrorKind, delete_objects, task_store,
+};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
 use std::sync::Arc;
 
@@ -36,6 +38,11 @@ impl Bench {
 async fn deletion_has_as_few_requests_as_the_store_takes() {
     for (batch_keys, expected) in [(1000, 3), (256, 10), (0, 2500)] {
         let bench = Bench::new(MemoryStore::with_batches(batch_keys), 2400);
+        // A dry run has the same requests.
+        let dry = Arc::new(DryStore::new(bench.memory.clone(), batch_keys));
+        let (dry, requests) = task_store(dry, RetryPolicy::default());
+        assert_eq!(delete_objects(&*dry, (0..2500).map(key)).await.unwrap(), 2500);
+        assert_eq!((requests.snapshot().delete, bench.memory.objects().len()), (expected, 2400));
         assert_eq!(bench.delete(2500).await, (Ok(2400), expected), "{batch_keys}");
         assert!(bench.memory.objects().is_empty());
     }

@@ -16,7 +16,7 @@ use object_store::{
 use reqwest::Method;
 
 /// Maximum number of deletions in a batch request.
-const BATCH_KEYS: usize = 256;
+pub(super) const BATCH_KEYS: usize = 256;
 
 /// Returns true for a valid name of an Azure account or container, which becomes part of URLs.
 fn is_plain_name(name: &str) -> bool {

@@ -19,7 +19,7 @@ pub use http::HttpOptions;
 pub use local::LocalStore;
 pub use swift::SwiftStore;
 
-use crate::{BlobStore, StoreError, StoreErrorKind, Work};
+use crate::{BlobStore, DELETE_MAX_KEYS, StoreError, StoreErrorKind, Work};
 use blockd_store_config::StoreConfig;
 use std::sync::Arc;
 
@@ -46,6 +46,15 @@ pub fn open(
         StoreConfig::Google(config) => Arc::new(google::open(config, http)?),
         StoreConfig::Swift(config) => Arc::new(swift::open(config, http)?),
     })
+}
+
+/// Returns the number of objects that one request to a store deletes.
+pub const fn delete_batch_keys(config: &StoreConfig) -> usize {
+    match config {
+        StoreConfig::S3(_) => DELETE_MAX_KEYS,
+        StoreConfig::Azure(_) => azure::BATCH_KEYS,
+        StoreConfig::Google(_) | StoreConfig::Swift(_) | StoreConfig::Local { .. } => 1,
+    }
 }
 
 /// Creates the bucket of a configuration with the value of its secret; returns false if it exists already.

@@ -1,6 +1,6 @@
 //! Store of a dry run.
 
-use crate::{BlobStore, ListPage, PutMode, StoreFuture};
+use crate::{BlobStore, Deletions, ListPage, PutMode, StoreFuture};
 use bytes::Bytes;
 use std::{future::ready, sync::Arc};
 
@@ -8,12 +8,13 @@ use std::{future::ready, sync::Arc};
 /// operation makes all the requests of a real run, which a [`MeterStore`](crate::MeterStore) in front counts.
 pub struct DryStore {
     inner: Arc<dyn BlobStore>,
+    batch_keys: usize,
 }
 
 impl DryStore {
-    /// Creates a store that never changes `inner`.
-    pub fn new(inner: Arc<dyn BlobStore>) -> Self {
-        Self { inner }
+    /// Creates a store that never changes `inner`, which deletes up to `batch_keys` objects with a request.
+    pub fn new(inner: Arc<dyn BlobStore>, batch_keys: usize) -> Self {
+        Self { inner, batch_keys }
     }
 }
 
@@ -40,6 +41,10 @@ impl BlobStore for DryStore {
 
     fn delete<'a>(&'a self, _: &'a str) -> StoreFuture<'a, bool> {
         done(true)
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [String]) -> StoreFuture<'a, Deletions> {
+        done(keys.iter().take(self.batch_keys.max(1)).map(|_| Ok(true)).collect())
     }
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {

@@ -15,10 +15,12 @@ pub enum Operation {
     Get,
     /// [`BlobStore::get_range`].
     GetRange,
-    /// [`BlobStore::delete`], [`BlobStore::remove_unfinished`].
+    /// [`BlobStore::delete`].
     Delete,
     /// [`BlobStore::delete_many`].
     DeleteMany,
+    /// [`BlobStore::remove_unfinished`].
+    RemoveUnfinished,
     /// [`BlobStore::list_page`].
     List,
     /// [`BlobStore::multipart_start`].
@@ -37,7 +39,7 @@ impl Operation {
         match self {
             Self::Put => RequestKind::Put,
             Self::Get | Self::GetRange => RequestKind::Get,
-            Self::Delete | Self::DeleteMany => RequestKind::Delete,
+            Self::Delete | Self::DeleteMany | Self::RemoveUnfinished => RequestKind::Delete,
             Self::List => RequestKind::List,
             Self::MultipartStart | Self::MultipartPut | Self::MultipartComplete | Self::MultipartAbort => {
                 RequestKind::Multipart
@@ -255,7 +257,7 @@ impl<L: Middleware> BlobStore for L {
         before_unix_s: i64,
         dry_run: bool,
     ) -> StoreFuture<'a, u64> {
-        self.wrap(Request::new(Operation::Delete, prefix), move |store| {
+        self.wrap(Request::new(Operation::RemoveUnfinished, prefix), move |store| {
             Box::pin(async move {
                 store.remove_unfinished(&self.key_behind(prefix), before_unix_s, dry_run).await
             })

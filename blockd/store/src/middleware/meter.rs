@@ -32,6 +32,8 @@ struct Budget {
     before: RequestCounts,
     /// Bytes that unanswered requests can receive.
     expected_bytes: u64,
+    /// Requests that are set aside for the end of the task.
+    reserved: RequestCounts,
     /// The last requests are never refused.
     is_closing: bool,
 }
@@ -45,9 +47,13 @@ impl fmt::Debug for Budget {
 impl Budget {
     /// Returns the limit that further requests would exceed.
     fn exceeded(&self, spent: RequestCounts, more: RequestCounts) -> Option<String> {
-        let all = self.before.plus(spent).plus(more);
+        let all = self.before.plus(spent).plus(more).plus(self.reserved);
         let all = RequestCounts { bytes_down: all.bytes_down + self.expected_bytes, ..all };
-        (self.check)(&all).filter(|_| !self.is_closing)
+        let limit = (self.check)(&all).filter(|_| !self.is_closing)?;
+        Some(match self.reserved.total() {
+            0 => limit,
+            _ => format!("{limit}; the task needs at least {} in all", all.total()),
+        })
     }
 }
 
@@ -55,23 +61,23 @@ impl Requests {
     /// Sets the budget of the task: a request that would exceed it is refused, with
     /// [`StoreErrorKind::BudgetExhausted`]. The requests of earlier runs count.
     pub fn set_budget(&self, before: RequestCounts, check: BudgetCheck) {
-        *self.budget.lock() = Some(Budget { check, before, expected_bytes: 0, is_closing: false });
+        *self.budget.lock() = Some(Budget {
+            check,
+            before,
+            expected_bytes: 0,
+            reserved: RequestCounts::default(),
+            is_closing: false,
+        });
     }
 
-    /// Begins the last requests of a task, which must not be interrupted: none of them is refused.
+    /// Sets requests aside for the end of the task, until the reservation is dropped.
     ///
     /// # Errors
-    /// These requests would exceed the budget; returns the exceeded limit.
-    pub fn begin_closing(&self, closing: &RequestCounts) -> Result<(), String> {
-        let mut budget = self.budget.lock();
-        let Some(budget) = &mut *budget else { return Ok(()) };
-        match budget.exceeded(self.snapshot(), *closing) {
-            Some(limit) => Err(limit),
-            None => {
-                budget.is_closing = true;
-                Ok(())
-            }
-        }
+    /// They would exceed the budget; returns the exceeded limit.
+    pub fn reserve(self: &Arc<Self>, last: RequestCounts) -> Result<Reservation, String> {
+        let reservation = Reservation(Arc::clone(self));
+        reservation.set(last)?;
+        Ok(reservation)
     }
 
     /// Returns the current values.
@@ -85,6 +91,43 @@ impl Requests {
             multipart: of(RequestKind::Multipart),
             bytes_up: self.bytes_up.load(Relaxed),
             bytes_down: self.bytes_down.load(Relaxed),
+        }
+    }
+}
+
+/// Requests that are set aside for the end of a task; dropped, the budget has none.
+#[derive(Debug)]
+pub struct Reservation(Arc<Requests>);
+
+impl Reservation {
+    /// Replaces the reserved requests.
+    ///
+    /// # Errors
+    /// They would exceed the budget; returns the exceeded limit.
+    pub fn set(&self, last: RequestCounts) -> Result<(), String> {
+        let mut budget = self.0.budget.lock();
+        let Some(budget) = &mut *budget else { return Ok(()) };
+        budget.reserved = last;
+        budget.exceeded(self.0.snapshot(), RequestCounts::default()).map_or(Ok(()), Err)
+    }
+
+    /// Begins the last requests of the task, which must not be interrupted: none of them is refused.
+    ///
+    /// # Errors
+    /// These requests would exceed the budget; returns the exceeded limit.
+    pub fn begin_closing(&self, last: RequestCounts) -> Result<(), String> {
+        self.set(last)?;
+        if let Some(budget) = &mut *self.0.budget.lock() {
+            budget.is_closing = true;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(budget) = &mut *self.0.budget.lock() {
+            (budget.reserved, budget.is_closing) = (RequestCounts::default(), false);
         }
     }
 }
@@ -137,12 +180,18 @@ impl RequestCounts {
             put: matches!(kind, RequestKind::Put) as u64,
             get: matches!(kind, RequestKind::Get) as u64,
             list: matches!(kind, RequestKind::List) as u64,
-            delete: matches!(kind, RequestKind::Delete) as u64,
+            delete: (matches!(kind, RequestKind::Delete) && is_request(request)) as u64,
             multipart: matches!(kind, RequestKind::Multipart) as u64,
             bytes_up: request.sent_bytes,
             bytes_down: expected_bytes(request),
         }
     }
+}
+
+/// Returns false for a removal of unfinished uploads: buckets get no request for it, and the number of those
+/// of others is unknown.
+const fn is_request(request: &Request<'_>) -> bool {
+    !matches!(request.operation, Operation::RemoveUnfinished)
 }
 
 /// Returns the length of the response body as far as it is known.
@@ -166,6 +215,9 @@ pub trait RequestObserver: Send + Sync {
     /// Called at the end of a request with its duration and the length of the response body or the kind of
     /// the error; not called for a cancelled request.
     fn ended(&self, request: &Request<'_>, elapsed: Duration, outcome: Result<u64, StoreErrorKind>);
+
+    /// Called at the end of each admitted request, also of a failed or cancelled one, with the bytes received.
+    fn settled(&self, _: &Request<'_>, _received_bytes: u64) {}
 }
 
 impl RequestObserver for Requests {
@@ -178,19 +230,47 @@ impl RequestObserver for Requests {
             }
             budget.expected_bytes += expected_bytes(request);
         }
-        self.by_kind[request.operation.kind() as usize].fetch_add(1, Relaxed);
+        self.by_kind[request.operation.kind() as usize].fetch_add(u64::from(is_request(request)), Relaxed);
         self.bytes_up.fetch_add(request.sent_bytes, Relaxed);
         Ok(())
     }
 
     fn started(&self, _: &Request<'_>) {}
 
-    fn ended(&self, request: &Request<'_>, _: Duration, outcome: Result<u64, StoreErrorKind>) {
+    fn ended(&self, _: &Request<'_>, _: Duration, _: Result<u64, StoreErrorKind>) {}
+
+    fn settled(&self, request: &Request<'_>, received_bytes: u64) {
+        // Under the lock: no check sees the bytes neither expected nor received.
         let mut budget = self.budget.lock();
         if let Some(budget) = &mut *budget {
             budget.expected_bytes = budget.expected_bytes.saturating_sub(expected_bytes(request));
         }
-        self.bytes_down.fetch_add(outcome.unwrap_or_default(), Relaxed);
+        self.bytes_down.fetch_add(received_bytes, Relaxed);
+    }
+}
+
+tokio::task_local! {
+    /// Bytes of the body that the running request has received.
+    static RECEIVED: Arc<AtomicU64>;
+}
+
+/// Counts a part of the body that the running request receives: it costs egress even if the request fails.
+pub(crate) fn note_received(len_bytes: usize) {
+    // Without a meter nothing counts.
+    let _ = RECEIVED.try_with(|received| received.fetch_add(len_bytes as u64, Relaxed));
+}
+
+/// Admitted request, which its observers settle at its end; a retry that gives up on it drops it.
+struct Admitted<'a> {
+    observers: &'a [Arc<dyn RequestObserver>],
+    request: Request<'a>,
+    received: Arc<AtomicU64>,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        let received_bytes = self.received.load(Relaxed);
+        self.observers.iter().for_each(|observer| observer.settled(&self.request, received_bytes));
     }
 }
 
@@ -232,11 +312,16 @@ impl Middleware for MeterStore {
             return Box::pin(std::future::ready(Err(error)));
         }
         self.observers.iter().for_each(|observer| observer.started(&request));
+        let admitted = Admitted { observers: &self.observers, request, received: Arc::default() };
         Box::pin(async move {
             let began = Instant::now();
-            let answer = ask(Arc::clone(&self.inner)).await;
+            let asked = RECEIVED.scope(Arc::clone(&admitted.received), ask(Arc::clone(&self.inner)));
+            let answer = asked.await;
             let elapsed = began.elapsed();
             let outcome = answer.as_ref().map(Response::received_bytes).map_err(|error| error.kind);
+            if let Ok(received_bytes) = outcome {
+                admitted.received.store(received_bytes, Relaxed);
+            }
             self.observers.iter().for_each(|observer| observer.ended(&request, elapsed, outcome));
             answer
         })

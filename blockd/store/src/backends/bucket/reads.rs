@@ -1,7 +1,7 @@
 //! Reads of a bucket.
 
 use super::BucketStore;
-use crate::{StoreError, StoreErrorKind, TransferBuffer, TransferMemory};
+use crate::{StoreError, StoreErrorKind, TransferBuffer, TransferMemory, middleware::note_received};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use object_store::{GetOptions, GetRange};
@@ -83,6 +83,7 @@ impl BucketStore {
             };
             let Some(piece) = next else { break };
             let piece = piece.map_err(|error| self.error("GET", key, error))?;
+            note_received(piece.len());
             if (body.len_bytes() + piece.len()) as u64 > len_bytes {
                 return Err(fail(
                     StoreErrorKind::Other,

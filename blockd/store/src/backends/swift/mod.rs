@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key, check_prefix,
+    middleware::note_received,
 };
 use blockd_store_config::{Secret, SwiftAuth, SwiftConfig};
 use bytes::{Bytes, BytesMut};
@@ -205,6 +206,7 @@ impl SwiftStore {
                 if error.is_timeout() { self.of_client(operation, key, &error) } else { cut }
             })?;
             let Some(piece) = next else { break };
+            note_received(piece.len());
             if (body.len() + piece.len()) as u64 > max_len_bytes {
                 let detail = format!("more than the expected {max_len_bytes} bytes");
                 return Err(self.fail(StoreErrorKind::TooLarge, operation, key, detail));
