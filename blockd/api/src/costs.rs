@@ -1,6 +1,6 @@
 //! Costs of tasks: amounts of money, price tables, and estimates before a task runs.
 
-use crate::{CredentialRef, VolumeRef, tasks::Requests, text::as_text};
+use crate::{CredentialRef, VolumeName, VolumeRef, tasks::Requests, text::as_text};
 use blockd_extent::CloudSnapshotId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -195,6 +195,10 @@ pub struct CostEstimate {
     pub added_bytes: u64,
     /// Bytes that are freed.
     pub freed_bytes: u64,
+    /// Uncertainty (±) of the uploaded and stored bytes, in percent, at a confidence of 95 %; `None` up to
+    /// 5 %.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncertainty_percent: Option<u32>,
     /// Origin of the figures.
     pub basis: String,
     /// Price; `None` without a price table for the location.
@@ -231,6 +235,9 @@ pub struct CostPrice {
 pub struct EstimateRestore {
     /// Cloud snapshot.
     pub cloud_snapshot_id: CloudSnapshotId,
+    /// Name of the new volume, which must be free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_name: Option<VolumeName>,
     /// Volume of an in-place restore; a new volume by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_place: Option<VolumeRef>,
@@ -287,6 +294,7 @@ mod tests {
             upload_bytes: 1 << 40,
             download_bytes: 3 << 30,
             added_bytes: 1 << 40,
+            uncertainty_percent: None,
             freed_bytes: 1 << 30,
             basis: String::new(),
             price: None,

@@ -5,7 +5,7 @@
 //! plans its requests from the indexes.
 
 use crate::{
-    CloudError, CompressionLevel, MemoryJournal, Repository, SnapshotReader,
+    CloudError, CloudSnapshotId, CompressionLevel, MemoryJournal, Repository, SnapshotReader,
     backup::{UploadOptions, job_of},
     backup_spec::BackupSpec,
     frame::{BLOCK, FrameWriter, MAX_STORED_LEN, MIN_STORED_LEN},
@@ -17,12 +17,34 @@ use crate::{
 };
 use blockd_extent::{BlockSource, Extent};
 use blockd_store::{DryStore, MeterStore, RequestCounts, Requests, Work};
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-/// Share of the frames that are sampled, between these numbers of frames: 64 and 512 MiB of blocks.
+/// Share of the frames in the first sample, between these numbers of frames: 64 and 512 MiB of blocks.
 const SAMPLE_SHARE: u64 = 20;
 const MIN_SAMPLE: u64 = 128;
-const MAX_SAMPLE: u64 = 1024;
+const MAX_FIRST_SAMPLE: u64 = 1024;
+/// The sample is doubled until the standard error of the stored bytes is below this share of them, or it has
+/// this number of frames, 8 GiB of blocks, or this time has passed.
+const MAX_ERROR: f64 = 0.02;
+const MAX_SAMPLE: u64 = 16 * MAX_FIRST_SAMPLE;
+const MAX_TIME: Duration = Duration::from_secs(20);
+
+/// Estimate of a backup.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BackupEstimate {
+    /// Requests.
+    pub requests: RequestCounts,
+    /// Uncertainty (±) of the uploaded bytes in percent, at a confidence of 95 %.
+    pub uncertainty_percent: u32,
+    /// The base, or another snapshot with its sources, was deleted, which the backup finds after these
+    /// requests.
+    pub deleted: Option<CloudSnapshotId>,
+}
 
 /// Returns the requests of a backup that [`backup`](crate::backup) would make, without storing anything. A
 /// backup of up to 128 frames, 64 MiB, is compressed whole; of others, frames that are spread evenly.
@@ -34,17 +56,21 @@ pub async fn estimate_backup(
     spec: Arc<BackupSpec>,
     reader: Arc<dyn BlockSource>,
     options: &UploadOptions,
-) -> Result<RequestCounts, CloudError> {
+) -> Result<BackupEstimate, CloudError> {
     let requests = Arc::new(Requests::default());
-    let dry = Arc::new(DryStore::new(Arc::clone(repo.store())));
+    let dry = Arc::new(DryStore::new(Arc::clone(repo.store()), 1));
     let repo = repo.with_store(Arc::new(MeterStore::new(dry, requests.clone())));
     let recorder = Recorder::new(Arc::new(MemoryJournal::default()));
     let progress = Arc::new(Progress::new(requests.clone()));
     let job = Arc::new(job_of(&repo, spec, reader, recorder, options, progress).await?);
-    let packs = job.estimate_packs().await?;
+    let (packs, uncertainty_percent) = job.estimate_packs().await?;
     let index = write_index(&job).await?;
-    job.commit(&repo, index).await?;
-    Ok(packs.plus(requests.snapshot()))
+    let deleted = match job.commit(&repo, index).await {
+        Ok(_) => None,
+        Err(CloudError::NeededDeleted { needed }) => Some(needed),
+        Err(error) => return Err(error),
+    };
+    Ok(BackupEstimate { requests: packs.plus(requests.snapshot()), uncertainty_percent, deleted })
 }
 
 /// Returns the requests for the data of extents that are read one after the other. Reads only indexes.
@@ -64,52 +90,140 @@ pub async fn estimate_read(
     Ok(counts)
 }
 
-/// Returns the sampled frames: one of each of as many equal parts of all frames. The positions in the parts
-/// are fixed, so that a repeated estimate is the same.
-fn sample(frames: u64) -> Vec<u64> {
-    let count = (frames / SAMPLE_SHARE).clamp(MIN_SAMPLE, MAX_SAMPLE).min(frames);
-    let start = |part: u64| (u128::from(part) * u128::from(frames)).div_ceil(u128::from(count)) as u64;
-    let within = |part: u64| {
-        let mixed = (part + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        start(part) + (mixed >> 32) % (start(part + 1) - start(part))
-    };
-    (0..count).map(within).collect()
+/// Returns one frame of each of `count` equal parts of all frames. The positions in the parts are fixed, so
+/// that a repeated estimate is the same.
+fn sample(frames: u64, count: u64) -> impl Iterator<Item = (Range<u64>, u64)> {
+    let start = move |part: u64| (u128::from(part) * u128::from(frames)).div_ceil(u128::from(count)) as u64;
+    (0..count).map(move |part| {
+        let (start, end) = (start(part), start(part + 1));
+        (start..end, start + (mixed(part) >> 32) % (end - start))
+    })
+}
+
+/// Returns a number whose bits depend on all bits of the given one.
+fn mixed(number: u64) -> u64 {
+    (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Returns the standard error of the sum of all frames as a share of it. The differences of neighbours count:
+/// frames beside each other are alike, and there is one of each part.
+fn standard_error(lens: &[(u32, u64)], frames: u64) -> f64 {
+    let count = lens.len() as f64;
+    let sum: f64 = lens.iter().map(|(len, _)| f64::from(*len)).sum();
+    if lens.len() as u64 >= frames || lens.len() < 2 || sum == 0.0 {
+        return 0.0;
+    }
+    let differences = lens.windows(2).map(|two| f64::from(two[1].0) - f64::from(two[0].0));
+    let variance = differences.map(|difference| difference * difference).sum::<f64>() / (2.0 * (count - 1.0));
+    (variance * count * (1.0 - count / frames as f64)).sqrt() / sum
 }
 
 impl Job {
-    /// Records the estimated lengths of all frames; returns the requests that store the packs.
-    async fn estimate_packs(self: &Arc<Self>) -> Result<RequestCounts, CloudError> {
-        let sampled = sample(self.layout.frames);
-        let (mut counts, mut lens) = (RequestCounts::default(), Vec::with_capacity(sampled.len()));
+    /// Records the estimated lengths of all frames; returns the requests that store the packs, and the
+    /// uncertainty of their bytes in percent.
+    async fn estimate_packs(self: &Arc<Self>) -> Result<(RequestCounts, u32), CloudError> {
         let level = match self.layout.pack_count {
             0 => CompressionLevel::None,
             _ => self.levels.of_pack(0).await?,
         };
-        let work = if self.reader.may_wait() { Work::default() } else { self.work.clone() };
-        for frames in sampled.chunks(CHUNK_FRAMES) {
-            let (job, frames) = (self.clone(), frames.to_vec());
-            lens.extend(work.run(move || job.stored_lens(level, &frames)).await??);
-        }
-        let journal = self.recorder.journal();
+        let (lens, error) = self.sampled(level).await?;
+        let unknown = self.find_data(level, &lens).await?;
+        let mut counts = RequestCounts::default();
         for pack_no in 0..self.layout.pack_count {
-            let (first, end) = self.layout.pack_frames(pack_no);
-            let sizes = self.layout.frame_sizes(pack_no);
-            let of_frame = |(frame, blocks): (u64, usize)| {
-                // The sampled frame of the same part, or one beside it.
-                let part = u128::from(frame) * sampled.len() as u128 / u128::from(self.layout.frames);
-                let (len, sampled_blocks) = lens[part as usize];
-                let scaled = (u64::from(len) * blocks as u64 / sampled_blocks) as usize;
-                if len == 0 { 0 } else { scaled.clamp(MIN_STORED_LEN, MAX_STORED_LEN) as u32 }
-            };
-            let pack: Vec<u32> = (first..end).zip(sizes).map(of_frame).collect();
-            let stored: u64 = pack.iter().map(|len| u64::from(*len)).sum();
+            let mut pack = self.extrapolated(pack_no, &lens);
+            let mut stored: u64 = pack.iter().map(|len| u64::from(*len)).sum();
+            if let Some(first) = pack.first_mut().filter(|_| unknown.with_data.contains(&pack_no)) {
+                *first = MIN_STORED_LEN as u32;
+                stored += MIN_STORED_LEN as u64;
+            }
             if stored > 0 {
                 counts.put += 1;
                 counts.bytes_up += OBJECT_HEADER_LEN as u64 + stored;
             }
-            journal.record(pack_no, level, &pack)?;
+            self.recorder.journal().record(pack_no, level, &pack)?;
         }
-        Ok(counts)
+        let unread = unknown.unread as f64 / counts.put.max(1) as f64;
+        Ok((counts, (100.0 * unread.max(2.0 * error)).ceil() as u32))
+    }
+
+    /// Returns the estimated lengths of the frames of a pack: those of the sampled frame of the same part.
+    fn extrapolated(&self, pack_no: u32, lens: &[(u32, u64)]) -> Vec<u32> {
+        let (first, end) = self.layout.pack_frames(pack_no);
+        let of_frame = |(frame, blocks): (u64, usize)| {
+            let part = u128::from(frame) * lens.len() as u128 / u128::from(self.layout.frames);
+            let (len, sampled_blocks) = lens[part as usize];
+            let scaled = (u64::from(len) * blocks as u64 / sampled_blocks) as usize;
+            if len == 0 { 0 } else { scaled.clamp(MIN_STORED_LEN, MAX_STORED_LEN) as u32 }
+        };
+        (first..end).zip(self.layout.frame_sizes(pack_no)).map(of_frame).collect()
+    }
+
+    /// Returns the stored lengths of the frames of a sample, and the error of the sum of all.
+    async fn sampled(
+        self: &Arc<Self>,
+        level: CompressionLevel,
+    ) -> Result<(Vec<(u32, u64)>, f64), CloudError> {
+        let (frames, began) = (self.layout.frames, Instant::now());
+        let mut measured: BTreeMap<u64, (u32, u64)> = BTreeMap::new();
+        let mut count = (frames / SAMPLE_SHARE).clamp(MIN_SAMPLE, MAX_FIRST_SAMPLE).min(frames);
+        loop {
+            let is_new = |part: &Range<u64>| measured.range(part.clone()).next().is_none();
+            let new = sample(frames, count).filter(|(part, _)| is_new(part)).map(|(_, frame)| frame);
+            for some in new.collect::<Vec<_>>().chunks(CHUNK_FRAMES) {
+                measured.extend(some.iter().copied().zip(self.measured(level, some.to_vec()).await?));
+            }
+            let lens: Vec<_> = measured.values().copied().collect();
+            let error = standard_error(&lens, frames);
+            let next = (count * 2).min(frames).min(MAX_SAMPLE);
+            if error <= MAX_ERROR || next <= count || began.elapsed() > MAX_TIME {
+                return Ok((lens, error));
+            }
+            count = next;
+        }
+    }
+
+    /// Finds the packs that have data although the sample has only zeroes of them: each one is an object.
+    async fn find_data(
+        self: &Arc<Self>,
+        level: CompressionLevel,
+        lens: &[(u32, u64)],
+    ) -> Result<ZeroPacks, CloudError> {
+        let is_zero = |pack_no: &u32| self.extrapolated(*pack_no, lens).iter().all(|len| *len == 0);
+        let mut packs: Vec<u32> = (0..self.layout.pack_count).filter(is_zero).collect();
+        // If not all can be read, those that are read are spread evenly.
+        packs.sort_unstable_by_key(|pack_no| mixed(u64::from(*pack_no)));
+        let (began, mut read, mut with_data) = (Instant::now(), 0, BTreeSet::new());
+        for (at, &pack_no) in packs.iter().enumerate() {
+            if lens.len() as u64 == self.layout.frames {
+                break;
+            }
+            if read >= MAX_SAMPLE || began.elapsed() > MAX_TIME {
+                let rest = &packs[at..];
+                let expected = rest.len() * with_data.len() / at.max(1);
+                with_data.extend(&rest[..expected]);
+                return Ok(ZeroPacks { with_data, unread: rest.len() });
+            }
+            let (first, end) = self.layout.pack_frames(pack_no);
+            for some in (first..end).collect::<Vec<_>>().chunks(CHUNK_FRAMES) {
+                read += some.len() as u64;
+                if self.measured(level, some.to_vec()).await?.iter().any(|(len, _)| *len > 0) {
+                    with_data.insert(pack_no);
+                    break;
+                }
+            }
+        }
+        Ok(ZeroPacks { with_data, unread: 0 })
+    }
+
+    /// Returns the stored lengths of a few frames, and their numbers of blocks.
+    async fn measured(
+        self: &Arc<Self>,
+        level: CompressionLevel,
+        frames: Vec<u64>,
+    ) -> Result<Vec<(u32, u64)>, CloudError> {
+        let job = Arc::clone(self);
+        let work = if self.reader.may_wait() { Work::default() } else { self.work.clone() };
+        work.run(move || job.stored_lens(level, &frames)).await?
     }
 
     /// Returns the stored lengths of frames, and their numbers of blocks.
@@ -138,19 +252,42 @@ impl Job {
     }
 }
 
+/// Packs without data in the sample.
+struct ZeroPacks {
+    /// Those with data.
+    with_data: BTreeSet<u32>,
+    /// Number of those that were not read.
+    unread: usize,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn error_of_alike_neighbours_is_small_and_of_all_frames_zero() {
+        let mixed = |len: u32| [(1000, 128), (len, 128)].repeat(500);
+        assert_eq!(standard_error(&mixed(500_000), 1000), 0.0);
+        let scattered = standard_error(&mixed(500_000), 100_000);
+        assert!((0.02..0.05).contains(&scattered), "{scattered}");
+        let mut stretches = mixed(500_000);
+        stretches.sort_unstable();
+        assert!(standard_error(&stretches, 100_000) < scattered / 10.0);
+        assert!(standard_error(&mixed(1001), 100_000) < 0.001);
+    }
+
+    #[test]
     fn sample_has_one_frame_of_each_part() {
         for frames in [0, 1, 127, 128, 129, 257, 5_000, 100_000, 1 << 28] {
-            let sampled = sample(frames);
-            assert!(sampled.is_sorted_by(|a, b| a < b) && sampled.iter().all(|frame| *frame < frames));
-            assert!(sampled.len() as u64 >= frames.min(MIN_SAMPLE) && sampled.len() as u64 <= MAX_SAMPLE);
-            let count = sampled.len() as u128;
-            for (part, frame) in sampled.iter().enumerate() {
-                assert_eq!(u128::from(*frame) * count / u128::from(frames), part as u128, "of {frames}");
+            for count in [1, 100, 128, 5_000].map(|count| frames.min(count)) {
+                let sampled: Vec<_> = sample(frames, count).collect();
+                let mut end = 0;
+                for (at, (part, frame)) in sampled.iter().enumerate() {
+                    assert!(part.start == end && part.contains(frame), "of {frames}");
+                    assert_eq!(u128::from(*frame) * u128::from(count) / u128::from(frames), at as u128);
+                    end = part.end;
+                }
+                assert_eq!((sampled.len() as u64, end), (count, frames));
             }
         }
     }

@@ -75,7 +75,7 @@ pub use dedup::{
 pub use delete::{DeleteMode, DeleteReport, delete_damaged, delete_snapshot, delete_with_manifest};
 pub use drill::{DrillReport, DrillStep, MAX_DRILL_ITEMS, MAX_DRILL_TEXT_BYTES, drill_text};
 pub use error::{ClockUnknownCause, CloudError};
-pub use estimate::{estimate_backup, estimate_read};
+pub use estimate::{BackupEstimate, estimate_backup, estimate_read};
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};

@@ -1,9 +1,9 @@
 //! Estimates beside the requests that were made, and tasks that end at their budget.
 use crate::common::{BLOCK, Noise, fixed, restored_with, run, set};
 use blockd_cloud::{
-    BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, Progress, Repository,
-    RestoreOptions, RestoreRequest, SnapshotReader, UploadOptions, backup, estimate_backup, estimate_read,
-    restore,
+    BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, Progress,
+    Repository, RestoreOptions, RestoreRequest, SnapshotReader, UploadOptions, backup, estimate_backup,
+    estimate_read, restore,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_store::{RequestCounts, Requests, RetryPolicy, StoreErrorKind, task_store};
@@ -53,9 +53,35 @@ async fn backup_estimates_are_within_5_percent() {
         let options = UploadOptions::default();
         let estimated = estimate_backup(&repo, Arc::new(next.clone()), reader, &options).await.unwrap();
         assert_eq!(store.objects().len(), before, "an estimate stores nothing");
+        assert!(estimated.uncertainty_percent <= 5 && estimated.deleted.is_none());
         let made = run(&repo, next, &live).await.unwrap();
-        assert_within(5, estimated, made.requests);
+        assert_within(5, estimated.requests, made.requests);
         base = Some(made.manifest);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn estimates_of_scattered_content_are_within_5_percent() {
+    let mut noise = Noise(7);
+    // A block of noise every 10 MiB in zeroes that were written: packs are objects because of a single block.
+    let (zeroes, blocks) = (MemoryVolume::default(), 200_000);
+    (0..blocks).step_by(2_560).for_each(|block| zeroes.set(block + noise.next() % 2_560, &noise.block()));
+    // Every tenth frame cannot be compressed.
+    let mixed = MemoryVolume::default();
+    for frame in 0..300 {
+        let is_noise = noise.next().is_multiple_of(10);
+        for block in frame * 128..(frame + 1) * 128 {
+            mixed.set(block, &if is_noise { noise.block() } else { vec![(block % 7) as u8 + 1; BLOCK] });
+        }
+    }
+    for (live, blocks) in [(zeroes, blocks), (mixed, 300 * 128)] {
+        let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Aes256GcmSiv);
+        let data = BlockSet::from_iter([Extent::new(BlockIndex(0), blocks)]);
+        let next = spec(1, SIZE, data, set([]), None);
+        let (reader, options) = (Arc::new(live.fork()), UploadOptions::default());
+        let estimated = estimate_backup(&repo, Arc::new(next.clone()), reader, &options).await.unwrap();
+        assert!(estimated.uncertainty_percent <= 5);
+        assert_within(5, estimated.requests, run(&repo, next, &live).await.unwrap().requests);
     }
 }
 
@@ -105,12 +131,59 @@ async fn run_limited(
     max_requests: u64,
 ) -> (Result<Manifest, CloudError>, u64) {
     let (repo, requests) = limited(repo, max_requests);
+    let made = run_counted(&repo, spec, live, journal, &requests).await;
+    (made, requests.snapshot().total())
+}
+
+async fn run_counted(
+    repo: &Repository,
+    spec: &BackupSpec,
+    live: &MemoryVolume,
+    journal: &Arc<MemoryJournal>,
+    requests: &Arc<Requests>,
+) -> Result<Manifest, CloudError> {
     let progress = Arc::new(Progress::new(requests.clone()));
     let (spec, reader) = (Arc::new(spec.clone()), Arc::new(live.fork()));
     let (options, cancel) = (UploadOptions::default(), CancelToken::new());
-    let made = backup(&repo, spec, reader, journal.clone(), &options, progress.clone(), &cancel).await;
+    let made = backup(repo, spec, reader, journal.clone(), &options, progress.clone(), &cancel).await;
     assert!(!progress.was_in_doubt() || made.is_ok());
-    (made, requests.snapshot().total())
+    made
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resumed_backup_that_cannot_commit_spends_nothing() {
+    let (live, data) = volume(24_000);
+    let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Aes256GcmSiv);
+    let (next, journal) = (spec(1, SIZE, data, set([]), None), Arc::new(MemoryJournal::default()));
+    // Two requests are reserved for the commit.
+    let (made, spent) = run_limited(&repo, &next, &live, &journal, 4).await;
+    assert!(is_budget(&made.unwrap_err()));
+    assert_eq!((spent, journal.completed()), (2, vec![0, 1]), "the packs in flight are recorded");
+    // Two checks of recorded packs, the index and the manifest, and the checks after the commit.
+    let least = 2 + 2 + 1 + 2;
+    for max_requests in [1, 2, least - 1, least] {
+        let (made, spent) = run_limited(&repo, &next, &live, &journal, max_requests).await;
+        let error = made.unwrap_err();
+        assert!(is_budget(&error) && spent == 0, "{spent} of {max_requests} requests: {error}");
+        assert!(error.to_string().contains("the task needs at least"), "{error}");
+    }
+    // The third pack is stored only with a request for its check.
+    assert_eq!(run_limited(&repo, &next, &live, &journal, least + 2).await.1, least + 2);
+    assert_eq!(journal.completed().len(), 3);
+    assert!(journal.may_be_committed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn budget_holds_after_the_first_backup_of_a_task() {
+    let (live, data) = volume(8_000);
+    let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Aes256GcmSiv);
+    let of = |id| (spec(id, SIZE, data.clone(), set([]), None), Arc::new(MemoryJournal::default()));
+    let (repo, requests) = limited(&repo, 3 + 1);
+    let (first, journal) = of(1);
+    run_counted(&repo, &first, &live, &journal, &requests).await.unwrap();
+    let (second, journal) = of(2);
+    assert!(is_budget(&run_counted(&repo, &second, &live, &journal, &requests).await.unwrap_err()));
+    assert_eq!(requests.snapshot().total(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! Costs of tasks: price tables of locations, budgets, and estimates.
 
-use crate::{error::ServiceError, settings::Settings};
+use crate::{error::ServiceError, settings::Settings, volumes::registry::VolumeEntry};
 use blockd_api::{
     ApiError, CredentialName, ErrorCode,
     costs::{CostEstimate, DEFAULT_PRICES, Prices},
@@ -10,6 +10,7 @@ use blockd_catalog::CredentialRow;
 use blockd_store::{BudgetCheck, RequestCounts};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::OwnedMutexGuard;
 
 /// Price tables by the name of a credential; [`DEFAULT_PRICES`] is the table of the others.
 pub type PriceTables = BTreeMap<CredentialName, Prices>;
@@ -73,6 +74,17 @@ pub(crate) fn check_max_cost(
     Err(ServiceError::Refused(ApiError::new(ErrorCode::InvalidRequest, message).with_hint(hint)))
 }
 
+/// Begins an estimate that needs a snapshot of the volume: one at a time, as no queue bounds them.
+///
+/// # Errors
+/// Another one of the volume is running.
+pub(crate) fn begin_estimate(entry: &VolumeEntry) -> Result<OwnedMutexGuard<()>, ServiceError> {
+    Arc::clone(&entry.estimating).try_lock_owned().map_err(|_| {
+        let message = format!("an estimate of volume {} is running: wait for it to end", entry.name);
+        ServiceError::refused(ErrorCode::VolumeInUse, message)
+    })
+}
+
 /// Returns the estimate of a task that stores all that it sends and frees nothing.
 pub(crate) fn estimate(
     settings: &Settings,
@@ -88,6 +100,7 @@ pub(crate) fn estimate(
         download_bytes: counts.bytes_down,
         added_bytes: counts.bytes_up,
         freed_bytes: 0,
+        uncertainty_percent: None,
         basis: basis.into(),
         price: None,
     };

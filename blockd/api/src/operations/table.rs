@@ -242,7 +242,10 @@ operations! {
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
     "Estimate the costs of a restore"
     ESTIMATE_RESTORE: ((), EstimateRestore) -> CostEstimate = post(Operator, "/v1/cloudsnaps/restore/estimate")
-        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_SNAPSHOT, &[SnapshotExists]]);
+        .timeout(STORE_CALL)
+        .errors(&[
+            A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_FREE_VOLUME, A_NEW_VOLUME, A_SNAPSHOT, &[SnapshotExists],
+        ]);
     "Create a lazy volume from a cloud snapshot"
     START_LAZY_RESTORE: ((), StartLazyRestore) -> LazyRestored = post(Operator, "/v1/cloudsnaps/restore-lazy")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
@@ -264,7 +267,7 @@ operations! {
     "Repair a damaged cloud snapshot"
     START_REPAIR: ((), StartRepair) -> TaskStarted = post(Operator, "/v1/cloudsnaps/repair")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse]]);
-    "Test a restore of a cloud snapshot"
+    "Test a restore of a cloud snapshot; a bandwidth limit needs an admin"
     START_DRILL: ((), StartDrill) -> TaskStarted = post(Operator, "/v1/drills")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[NbdModuleMissing, DeviceFailed]]);
     "Estimate the costs of a restore drill"

@@ -5,21 +5,34 @@
 
 use crate::{
     backup::{
-        BackupRequest, Backups, PointInTime, check_options,
+        BackupRequest, Backups, PointInTime, check_options, local_name,
         planning::{FrozenBackup, make_plan},
         task::spec_of,
     },
     costs,
     error::{ServiceError, blocking},
     ids::random_id,
-    tasks::{LiveTask, clean_files},
+    quiesce::rules::QuiesceRequest,
+    repositories::preflight::until_cancelled,
+    tasks::{
+        LiveTask, clean_files,
+        requests::{check_limits, refuse_past},
+    },
     volumes::registry::VolumeEntry,
 };
-use blockd_api::{ErrorCode, List, SnapshotName, cloudsnaps::StartBackup, costs::CostEstimate};
+use blockd_api::{
+    ErrorCode, List, SnapshotName,
+    cloudsnaps::{BackupOptions, StartBackup},
+    costs::CostEstimate,
+};
 use blockd_catalog::{CredentialRow, DbManifestCache, SnapshotRow, SnapshotState};
-use blockd_cloud::{UploadOptions, estimate_backup};
-use blockd_extent::SnapshotId;
+use blockd_cloud::{Manifest, UploadOptions, estimate_backup};
+use blockd_extent::{BlockSource, SnapshotId};
+use blockd_store::RequestCounts;
 use std::sync::Arc;
+
+/// Maximum uncertainty that is not shown, in percent.
+const MAX_HIDDEN_PERCENT: u32 = 5;
 
 impl Backups {
     /// Estimates the costs of the backups that the request would start, one for each location.
@@ -31,27 +44,39 @@ impl Backups {
         self: &Arc<Self>,
         request: &StartBackup,
     ) -> Result<List<CostEstimate>, ServiceError> {
+        check_limits(request.limits)?;
         check_options(&request.options)?;
+        refuse_past(request.options.expires_at)?;
+        let hooks = QuiesceRequest { hooks: request.hooks.clone(), scheduled: None };
+        self.quiescer.check_hooks(&hooks).await?;
         let mut credentials = Vec::new();
         for credential in self.resolve_credentials(&request.credentials).await? {
             credentials.push(self.repositories.credential(Some(&credential)).await?);
         }
         let existing = self.existing_snapshot(request).await?;
         let entry = self.registry.find(&request.volume)?;
-        entry.volume()?;
+        self.refuse_unless_free(&entry, &credentials).await?;
+        if let Some(name) = local_name(request.keep_local, &request.options)? {
+            self.refuse_taken(&name, &[entry.id]).await?;
+        }
+        let _one = costs::begin_estimate(&entry)?;
         let point = match existing {
             Some(id) => self.existing_point(&entry, id).await?,
             None => self.temporary_point(&entry).await?,
         };
         let estimated = self.estimate_all(request, &entry, &point, &credentials).await;
         if existing.is_none() {
-            let dropped = self.snapshots.drop_snapshot(entry.volume()?, point.id).await;
-            if let Err(error) = dropped {
-                tracing::warn!(snapshot = %point.id, %error, "deleting the snapshot of an estimate failed; the next start retries");
-            }
-            self.snapshots.drop_unneeded_intervals(&entry).await;
+            self.drop_temporary(&entry, point.id).await?;
         }
         Ok(List::from(estimated?))
+    }
+
+    async fn drop_temporary(&self, entry: &Arc<VolumeEntry>, point: SnapshotId) -> Result<(), ServiceError> {
+        if let Err(error) = self.snapshots.drop_snapshot(entry.volume()?, point).await {
+            tracing::warn!(snapshot = %point, %error, "deleting the snapshot of an estimate failed; the next start retries");
+        }
+        self.snapshots.drop_unneeded_intervals(entry).await;
+        Ok(())
     }
 
     async fn existing_point(&self, entry: &VolumeEntry, id: SnapshotId) -> Result<SnapshotRow, ServiceError> {
@@ -69,7 +94,11 @@ impl Backups {
         let id = SnapshotId::from_u64(random_id()?);
         let name: SnapshotName = format!("estimate-{id}").parse()?;
         let row = self.snapshots.freeze(entry, id, name).await?;
-        self.snapshots.db.run(move |tx| SnapshotRow::release(tx, id)).await?;
+        let released = self.snapshots.db.run(move |tx| SnapshotRow::release(tx, id)).await;
+        if let Err(error) = released {
+            self.drop_temporary(entry, id).await?;
+            return Err(error.into());
+        }
         Ok(row)
     }
 
@@ -80,7 +109,8 @@ impl Backups {
         point: &SnapshotRow,
         credentials: &[CredentialRow],
     ) -> Result<Vec<CostEstimate>, ServiceError> {
-        let asked = BackupRequest { options: request.options.clone(), ..BackupRequest::default() };
+        let (options, limits) = (request.options.clone(), request.limits);
+        let asked = BackupRequest { options, limits, ..BackupRequest::default() };
         let mut estimates = Vec::with_capacity(credentials.len());
         for credential in credentials {
             estimates.push(Box::pin(self.estimate_one(&asked, entry, point, credential)).await?);
@@ -88,6 +118,8 @@ impl Backups {
         Ok(estimates)
     }
 
+    /// Estimates the backup to one location. If its base is gone, the backup finds that after its commit, and
+    /// restarts as a full one.
     async fn estimate_one(
         &self,
         asked: &BackupRequest,
@@ -95,6 +127,31 @@ impl Backups {
         point: &SnapshotRow,
         credential: &CredentialRow,
     ) -> Result<CostEstimate, ServiceError> {
+        let first = Box::pin(self.estimate_attempt(asked, entry, point, credential)).await?;
+        let mut basis = format!("{}; compression estimated from a sample", first.note);
+        let (mut counts, mut uncertainty) = (first.counts, first.uncertainty_percent);
+        if first.base_is_deleted {
+            let options = BackupOptions { full: true, reupload: true, ..asked.options.clone() };
+            let asked = BackupRequest { options, ..asked.clone() };
+            let second = Box::pin(self.estimate_attempt(&asked, entry, point, credential)).await?;
+            // The restart proves the location again, and deletes the manifest of the first attempt.
+            let restart = RequestCounts { delete: 1, ..second.planning };
+            counts = counts.plus(restart).plus(second.counts);
+            uncertainty = uncertainty.max(second.uncertainty_percent);
+            basis.push_str("; the last backup was deleted, so that a full one follows");
+        }
+        let estimate = costs::estimate(&self.host.settings, credential, &counts, basis);
+        let uncertainty_percent = Some(uncertainty).filter(|percent| *percent > MAX_HIDDEN_PERCENT);
+        Ok(CostEstimate { uncertainty_percent, ..estimate })
+    }
+
+    async fn estimate_attempt(
+        &self,
+        asked: &BackupRequest,
+        entry: &Arc<VolumeEntry>,
+        point: &SnapshotRow,
+        credential: &CredentialRow,
+    ) -> Result<Attempt, ServiceError> {
         let work = &self.runner.backup_work;
         let alone = PointInTime { group_freeze: None, quiesce_rules: Vec::new() };
         let credentials = std::slice::from_ref(credential);
@@ -110,6 +167,7 @@ impl Backups {
             volume: Arc::clone(&volume),
             snapshot: point.clone(),
             write_once: credential.capabilities.conditional_put,
+            dry: true,
         };
         let (repository, requests) = self.repositories.task_repository(credential.uuid).await?;
         repository.check_writable()?;
@@ -117,9 +175,14 @@ impl Backups {
         let live = LiveTask::new(row.clone(), None);
         // The backup proves the location again if it would have without the estimate.
         let proven = self.repositories.proven.lock().get(&credential.uuid).copied();
-        let planned = make_plan(work, &live, &frozen, &repository, &manifests).await;
-        if proven.is_none() {
-            self.repositories.proven.lock().remove(&credential.uuid);
+        let planned = until_cancelled(make_plan(work, &live, &frozen, &repository, &manifests)).await;
+        match proven {
+            Some(proven) => self.repositories.proven.lock().insert(credential.uuid, proven),
+            None => self.repositories.proven.lock().remove(&credential.uuid),
+        };
+        if planned.is_err() {
+            // The search for stored blocks has its own thread.
+            live.cancel.cancel();
         }
         // The fingerprints of its blocks.
         if let Err(error) = clean_files(&work.tasks, live.id).await {
@@ -128,6 +191,7 @@ impl Backups {
         let (planned, note) = planned?;
         let planning = requests.snapshot();
         let spec = Arc::new(spec_of(&row, &frozen, planned).await?);
+        let base = spec.base.as_ref().map(Manifest::id);
         let (readers, id) = (Arc::clone(&work.shared_readers), point.id);
         let reader = blocking(move || readers.join(id, || volume.view(id))).await?;
         let reader = Arc::new(reader);
@@ -137,14 +201,45 @@ impl Backups {
             compression: backup.options.compression.unwrap_or_default(),
             ..UploadOptions::default()
         };
-        let stored = estimate_backup(&repository, spec, Arc::clone(&reader) as _, &options).await;
+        let source = Arc::clone(&reader) as Arc<dyn BlockSource>;
+        let stored =
+            until_cancelled(async { Ok(estimate_backup(&repository, spec, source, &options).await?) }).await;
         blocking(move || {
             reader.close();
             Ok::<_, ServiceError>(())
         })
         .await?;
-        let counts = planning.plus(stored?);
-        let basis = format!("{note}; compression estimated from a sample");
-        Ok(costs::estimate(&self.host.settings, credential, &counts, basis))
+        let stored = stored?;
+        let checks = checks_of_long_run(&stored.requests, credential.capabilities.write_bytes_per_s);
+        Ok(Attempt {
+            counts: planning.plus(stored.requests).plus(checks),
+            planning,
+            uncertainty_percent: stored.uncertainty_percent,
+            // Without another snapshot that has sources, the backup restarts on its base.
+            base_is_deleted: stored.deleted.is_some() && stored.deleted == base,
+            note,
+        })
     }
+}
+
+/// Estimated run of a backup.
+struct Attempt {
+    /// All its requests.
+    counts: RequestCounts,
+    /// Those of its plan.
+    planning: RequestCounts,
+    uncertainty_percent: u32,
+    base_is_deleted: bool,
+    note: &'static str,
+}
+
+/// Returns the requests after the commit of a backup that takes more than an hour: a byte of each object.
+fn checks_of_long_run(requests: &RequestCounts, write_bytes_per_s: u64) -> RequestCounts {
+    const LONG_RUN_S: u64 = 3600;
+    if write_bytes_per_s == 0 || requests.bytes_up / write_bytes_per_s < LONG_RUN_S {
+        return RequestCounts::default();
+    }
+    // The packs and the index; a long index has a multipart upload.
+    let objects = requests.put - u64::from(requests.multipart == 0);
+    RequestCounts { get: objects, bytes_down: objects, ..RequestCounts::default() }
 }

@@ -40,6 +40,8 @@ pub(crate) struct FrozenBackup<'a> {
     pub(crate) snapshot: SnapshotRow,
     /// The store supports create-if-absent.
     pub(crate) write_once: bool,
+    /// The plan is that of an estimate, which changes nothing.
+    pub(crate) dry: bool,
 }
 
 pub(crate) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError> {
@@ -213,7 +215,7 @@ pub(crate) async fn make_plan(
 async fn based_on(
     work: &BackupWork,
     row: &TaskRow,
-    FrozenBackup { volume, snapshot, .. }: &FrozenBackup<'_>,
+    FrozenBackup { volume, snapshot, dry, .. }: &FrozenBackup<'_>,
     repository: &Repository,
     manifests: &DbManifestCache,
     base: &Chain,
@@ -226,7 +228,9 @@ async fn based_on(
             // An unavailable repository is no reason to remove records.
             work.repositories.prove_location(credential, repository).await?;
             tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of one on the last backup");
-            forget_chain(work, credential, base.cloudsnap).await?;
+            if !dry {
+                forget_chain(work, credential, base.cloudsnap).await?;
+            }
             return Ok((None, "the last backup is gone from the store or cannot be read"));
         }
         Err(error) => return Err(error),
@@ -397,7 +401,9 @@ pub(crate) async fn restart_without(
 ) -> Result<(), ServiceError> {
     let row = live.view();
     let (volume, _) = ids(&row)?;
-    let (repository, _) = work.repositories.task_repository(row.credential).await?;
+    let (repository, requests) = work.repositories.task_repository(row.credential).await?;
+    let repository = live.limited(&repository, &requests);
+    live.count(requests);
     work.repositories.prove_location(row.credential, &repository).await?;
     let (task, dir) = (live.id, work.host.data_dir.task_dir(live.id));
     let plan = blocking(move || Plan::load(&dir, task)).await?;

@@ -92,7 +92,7 @@ pub(crate) async fn run(
         .await?
         .capabilities
         .conditional_put;
-    let frozen = FrozenBackup { asked, entry, volume, snapshot, write_once };
+    let frozen = FrozenBackup { asked, entry, volume, snapshot, write_once, dry: false };
     let before = previous_backup(work, &row, volume_id).await?;
     let mut restarts = 0;
     let uploaded = loop {

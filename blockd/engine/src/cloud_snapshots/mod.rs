@@ -336,7 +336,7 @@ impl CloudSnapshots {
         }
         self.lazy.end_relisted_backings(credential.uuid, &listed);
         let keys = listed.iter().map(|item| item.key.clone()).collect();
-        self.repositories.forget_deleted_backups(credential.uuid, &repository, known, &keys).await?;
+        self.repositories.forget_deleted_backups(credential.uuid, &repository, known, &keys, false).await?;
         self.proofs.import_after_listing(credential, &repository, &scope.filter, &listed).await;
         self.leases.import_after_listing(credential, &repository, &scope.filter).await;
         let now = Timestamp::now();

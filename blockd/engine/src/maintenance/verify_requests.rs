@@ -235,15 +235,18 @@ impl Maintenance {
         let lazy = self.db.run(LazyRow::all).await?;
         let backing = lazy.into_iter().map(|row| row.cloudsnap).collect();
         let host = self.host.cluster;
-        let options = GarbageOptions { now: now(), dry_run: false, protected, host, backing };
+        let options = GarbageOptions { now: now(), protected, host, backing };
         let mut report = Box::pin(collect_garbage(repository, &options, &catalog)).await?;
         if dry_run {
             report.objects_deleted = 0;
         }
         let uuid = credential.uuid;
         let noted = async {
-            self.repositories.forget_deleted_backups(uuid, repository, known, &report.manifests).await?;
-            self.db.run(move |tx| DbManifestCache::set_listed(tx, uuid, listed_at)).await?;
+            let listed = &report.manifests;
+            self.repositories.forget_deleted_backups(uuid, repository, known, listed, dry_run).await?;
+            if !dry_run {
+                self.db.run(move |tx| DbManifestCache::set_listed(tx, uuid, listed_at)).await?;
+            }
             Ok::<_, ServiceError>(())
         };
         if let Err(error) = noted.await {

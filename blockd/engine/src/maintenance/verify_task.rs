@@ -91,7 +91,9 @@ pub(crate) async fn run(
                 work.repositories.prove_location(row.credential, &repository).await?;
             }
             let keys = listed.iter().map(|item| item.key.clone()).collect();
-            work.repositories.forget_deleted_backups(row.credential, &repository, known, &keys).await?;
+            work.repositories
+                .forget_deleted_backups(row.credential, &repository, known, &keys, false)
+                .await?;
             listed.into_iter().filter_map(|listed| listed.id).collect()
         }
     };

@@ -74,7 +74,7 @@ impl Repositories {
 
     /// Forgets the cloud snapshots that were known before a listing, are missing from it, and do not exist:
     /// a listing may lag behind. A volume whose newest backup is forgotten has no base at this location, and
-    /// its next backup is full.
+    /// its next backup is full. With `dry`, nothing is forgotten after the same requests.
     ///
     /// # Errors
     /// The location is not that of the credential, or the store or the database fails.
@@ -84,6 +84,7 @@ impl Repositories {
         repository: &Repository,
         known: KnownBefore,
         listed: &BTreeSet<String>,
+        dry: bool,
     ) -> Result<(), ServiceError> {
         let lookups = known.missing(listed, random_id()?).into_iter().map(|id| async move {
             let found = repository.manifest(&id).await;
@@ -96,6 +97,9 @@ impl Repositories {
         }
         // The mount point of an unmounted disk is empty, too.
         self.prove_location(credential, repository).await?;
+        if dry {
+            return Ok(());
+        }
         let forgotten = self.db.run(move |tx| -> Result<(), DbError> {
             for id in gone {
                 if Chain::remove_tip_at(tx, credential, &id)? {

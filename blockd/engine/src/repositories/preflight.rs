@@ -13,7 +13,8 @@ use blockd_api::{ApiError, CredentialRef, ErrorCode};
 use blockd_catalog::{CredentialRow, DbManifestCache};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
 use blockd_store::{
-    BlobStore, DryStore, MeterStore, Request, RequestObserver, Requests, StoreErrorKind, Work, task_store,
+    BlobStore, DryStore, MeterStore, Request, RequestObserver, Requests, StoreErrorKind, Work,
+    delete_batch_keys, task_store,
 };
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc, time::Duration};
@@ -95,6 +96,18 @@ pub fn check_cancelled() -> Result<(), ServiceError> {
         Ok(true) => Err(cancelled_by_client()),
         // Without a client it is an internal operation of the daemon.
         Ok(false) | Err(_) => Ok(()),
+    }
+}
+
+/// Runs work until the client disconnects.
+pub(crate) async fn until_cancelled<T>(
+    work: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<T, ServiceError> {
+    let cancel = CLIENT_CANCEL.try_with(CancellationToken::clone).unwrap_or_default();
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(cancelled_by_client()),
+        done = work => done,
     }
 }
 
@@ -189,7 +202,11 @@ impl Repositories {
     ) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let (repository, _) = self.opened_repository(credential).await?;
         let store = match dry {
-            true => Arc::new(DryStore::new(Arc::clone(repository.store()))),
+            true => {
+                let row = self.credential(Some(&CredentialRef::Id(credential))).await?;
+                let batch_keys = delete_batch_keys(&row.store.config);
+                Arc::new(DryStore::new(Arc::clone(repository.store()), batch_keys))
+            }
             false => Arc::clone(repository.store()),
         };
         let (store, requests) = task_store(observed(store), self.host.settings.retry_policy());

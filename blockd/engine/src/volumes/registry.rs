@@ -69,6 +69,8 @@ pub struct VolumeShared {
     read_only: AtomicBool,
     /// User snapshots, for callers that must not wait for the database or a freeze.
     snapshots: Mutex<Arc<Vec<SnapshotPoint>>>,
+    /// Held while the costs of a backup or restore are estimated.
+    pub estimating: Arc<tokio::sync::Mutex<()>>,
     /// Stops a merge.
     pub stop_merges: AtomicBool,
     /// Latencies of client requests.
@@ -109,6 +111,7 @@ impl VolumeEntry {
             tags: Mutex::new(Tags { labels: row.labels.clone(), group: row.group.clone() }),
             created: row.created,
             layer_changes: Mutex::new(()),
+            estimating: Arc::default(),
             stop_merges: AtomicBool::new(false),
             traffic: Traffic::default(),
             opening: Opening::default(),
@@ -411,6 +414,11 @@ impl Registry {
     /// The name is taken.
     pub fn reserve(&self, entry: &Arc<VolumeEntry>) -> Result<(), ApiError> {
         self.entries.write().reserve(entry)
+    }
+
+    /// Refuses a name that a volume has.
+    pub fn check_free(&self, name: &VolumeName) -> Result<(), ApiError> {
+        self.entries.read().check_free(name)
     }
 
     /// Replaces the entry of a volume by one of another name, if that is free. Holders of the former entry

@@ -16,6 +16,15 @@ fn stored(estimate: &CostEstimate) -> String {
     }
 }
 
+/// Returns the uploaded bytes, with an uncertainty above 5 %.
+fn upload(estimate: &CostEstimate) -> String {
+    let bytes = ByteSize::from_bytes(estimate.upload_bytes);
+    match estimate.uncertainty_percent {
+        Some(percent) => format!("{bytes} ±{percent}%"),
+        None => bytes.to_string(),
+    }
+}
+
 /// Returns the table of costs.
 pub fn table(estimates: &[CostEstimate]) -> Table {
     let price = |estimate: &CostEstimate| match &estimate.price {
@@ -32,7 +41,7 @@ pub fn table(estimates: &[CostEstimate]) -> Table {
         .both("GET", |one| one.requests.get)
         .both("LIST", |one| one.requests.list)
         .both("DELETE", |one| one.requests.delete)
-        .both("UPLOAD", |one| ByteSize::from_bytes(one.upload_bytes))
+        .both("UPLOAD", upload)
         .both("DOWNLOAD", |one| ByteSize::from_bytes(one.download_bytes))
         .both("STORED", stored)
         .both("COST", price)

@@ -37,12 +37,17 @@ impl Entries {
 
     /// Adds a volume if its name is free.
     pub(super) fn reserve(&mut self, entry: &Arc<VolumeEntry>) -> Result<(), ApiError> {
-        let name = &entry.name;
+        self.check_free(&entry.name)?;
+        self.insert(Arc::clone(entry));
+        Ok(())
+    }
+
+    /// Refuses a name that a volume has.
+    pub(super) fn check_free(&self, name: &VolumeName) -> Result<(), ApiError> {
         if self.by_name.contains_key(name) || self.former.contains(name) {
             let message = format!("volume {name} already exists: choose another name");
             return Err(ApiError::new(ErrorCode::VolumeExists, message));
         }
-        self.insert(Arc::clone(entry));
         Ok(())
     }
 
