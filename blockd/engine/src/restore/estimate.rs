@@ -1,14 +1,15 @@
 //! Costs of a restore before it runs: the requests of its reads are planned from the indexes.
 
 use crate::{
-    costs,
+    costs::{self, begin_estimate},
     error::{ServiceError, blocking, spawned},
     ids::random_id,
-    repositories::locate::Purpose,
+    repositories::{locate::Purpose, preflight::until_cancelled},
     restore::{
         Restores,
         in_place::{chunks, differing},
         lazy::source::SnapshotSource,
+        start_in_place::refuse_larger,
     },
     tasks::LiveTask,
     volumes::registry::VolumeEntry,
@@ -32,10 +33,15 @@ impl Restores {
         let id = request.cloud_snapshot_id;
         let wanted = request.credential.as_ref();
         let credential = self.repositories.credential_with(&id, wanted, Purpose::Read).await?;
+        if let Some(name) = &request.volume_name {
+            self.registry.check_free(name)?;
+        }
         let (counts, basis) = match &request.in_place {
             None => (self.planned_reads(&credential, id).await?, "planned from the indexes"),
             Some(volume) => {
                 let entry = self.registry.find(volume)?;
+                let _one = begin_estimate(&entry)?;
+                self.refuse_other_work(&entry).await?;
                 Box::pin(self.planned_in_place(&credential, id, &entry)).await?
             }
         };
@@ -75,13 +81,14 @@ impl Restores {
         let volume = entry.volume()?;
         let spec = TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: false });
         let live = LiveTask::new(TaskRow::new(spec, credential.uuid, id, crate::owner::current()), None);
-        let source = SnapshotSource::open(&self.lazy, &live, credential.uuid, id).await?;
+        let source = until_cancelled(SnapshotSource::open(&self.lazy, &live, credential.uuid, id)).await?;
+        refuse_larger(&id, source.size_bytes(), entry)?;
         let before = SnapshotId::from_u64(random_id()?);
         let name: SnapshotName = format!("estimate-{before}").parse()?;
         let frozen = work.snapshots.freeze(entry, before, name).await?;
         let released = self.db.run(move |tx| SnapshotRow::release(tx, before)).await;
         let found = match released {
-            Ok(()) => differing(work, &volume, &frozen, &source).await,
+            Ok(()) => until_cancelled(differing(work, &volume, &frozen, &source)).await,
             Err(error) => Err(error.into()),
         };
         if let Err(error) = work.snapshots.drop_snapshot(volume, before).await {

@@ -234,14 +234,14 @@ async fn run_fenced(
     // The change of the content is no anomaly.
     let done = work.tasks.finish(live, move |tx| ActivityRow::mark_replaced(tx, volume)).await?;
     release(work, &done);
-    drop_previous(work, &asked).await;
+    drop_previous(work, &asked, asked.discard).await;
     work.merger.wake();
     Ok(done)
 }
 
-/// Deletes the snapshot of the previous content if the restore was asked to keep none.
-pub(crate) async fn drop_previous(work: &InPlaceWork, asked: &InPlaceRestore) {
-    if !asked.discard {
+/// Deletes the snapshot of the previous content if none is to be kept.
+pub(crate) async fn drop_previous(work: &InPlaceWork, asked: &InPlaceRestore, discard: bool) {
+    if !discard {
         return;
     }
     match work.snapshots.delete_snapshot(&SnapshotRef::Id(asked.before), false).await {
@@ -324,7 +324,9 @@ async fn revert_blocks(
         detail.bytes_total = total_bytes;
         detail.bytes_processed = total_bytes - left.len_bytes();
     });
-    work.tasks.store_progress(live).await;
+    // A restart would take the volume for unchanged without this row.
+    let started = live.view();
+    work.db.run(move |tx| started.put_progress(tx)).await?;
     if let Some(entry) = work.registry.by_id(volume.id()) {
         let admission = work.admission.lock().await;
         let tags = before_first_write(entry.tags(), labels)?;
@@ -432,15 +434,9 @@ async fn write_all(
     source: &SnapshotSource,
     blocks: &BlockSet,
 ) -> Result<(), ServiceError> {
-    let before = live.view().detail;
     let mut unflushed_bytes = 0;
     for chunk in chunks(blocks) {
         let data = cancellable(live, source.read_blocks(chunk)).await;
-        let requests = source.requests();
-        live.detail(|detail| {
-            detail.bytes_downloaded = before.bytes_downloaded + requests.bytes_down;
-            detail.requests = before.requests.plus(requests);
-        });
         // A write is always awaited: the fence must not end during a write.
         let (target, data) = (Arc::clone(volume), data?);
         blocking(move || write_differing(&target, chunk, &data)).await?;

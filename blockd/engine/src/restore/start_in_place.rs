@@ -17,6 +17,7 @@ use blockd_api::{
     tasks::ways_to_end,
 };
 use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::SnapshotId;
 use std::sync::Arc;
 
@@ -37,15 +38,7 @@ impl Restores {
         check_max_cost(&self.runner.host.settings, &request.limits, credential.name.as_str())?;
         let entry = self.registry.find(&request.volume)?;
         self.refuse_other_work(&entry).await?;
-        if manifest.size_bytes > entry.size_bytes() {
-            let message = format!(
-                "cloud snapshot {id} has {} bytes, and volume {} only {}: grow the volume first",
-                manifest.size_bytes,
-                entry.name,
-                entry.size_bytes()
-            );
-            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-        }
+        refuse_larger(&id, manifest.size_bytes, &entry)?;
         with_labels(before_first_write(entry.tags(), &request.labels)?, &request.labels)?;
         self.attachments.check_delete(entry.id)?;
         let (_, mark) = entry.begin_rollback()?;
@@ -80,7 +73,7 @@ impl Restores {
     }
 
     /// Refuses a volume on which a task works, or that another restore has left half done.
-    async fn refuse_other_work(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
+    pub(super) async fn refuse_other_work(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
         self.tasks.refuse_if_working(entry.id, &entry.name, |_| true).await?;
         let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
         if let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_half_done) {
@@ -94,4 +87,21 @@ impl Restores {
         }
         Ok(())
     }
+}
+
+/// Refuses a cloud snapshot that is larger than the volume.
+pub(super) fn refuse_larger(
+    id: &CloudSnapshotId,
+    size_bytes: u64,
+    entry: &VolumeEntry,
+) -> Result<(), ServiceError> {
+    if size_bytes <= entry.size_bytes() {
+        return Ok(());
+    }
+    let message = format!(
+        "cloud snapshot {id} has {size_bytes} bytes, and volume {} only {}: grow the volume first",
+        entry.name,
+        entry.size_bytes()
+    );
+    Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
 }

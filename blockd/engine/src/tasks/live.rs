@@ -24,6 +24,8 @@ use uuid::Uuid;
 /// Counters of a run, and totals of earlier runs of the task.
 struct RunCounters {
     progress: Arc<Progress>,
+    /// The row has the phase and the bytes of `progress`, not its own ones.
+    has_phases: bool,
     since: Instant,
     before_uploaded: u64,
     before_downloaded: u64,
@@ -64,9 +66,11 @@ impl LiveState {
         let now = run.progress.snapshot();
         let detail = &mut self.row.detail;
         let before = (detail.phase.clone(), detail.bytes_processed, detail.bytes_total, detail.requests);
-        detail.phase = now.phase.to_string();
-        detail.bytes_total = now.bytes_total;
-        detail.bytes_processed = now.bytes_processed;
+        if run.has_phases {
+            detail.phase = now.phase.to_string();
+            detail.bytes_total = now.bytes_total;
+            detail.bytes_processed = now.bytes_processed;
+        }
         detail.bytes_uploaded = run.before_uploaded + now.bytes_uploaded;
         detail.bytes_downloaded = run.before_downloaded + now.bytes_downloaded;
         detail.requests = run.before_requests.plus(now.requests);
@@ -153,11 +157,23 @@ impl LiveTask {
 
     /// Attaches the counters of a run.
     pub fn begin(&self, progress: Arc<Progress>) {
+        self.attach(progress, true);
+    }
+
+    /// Attaches request counters, after those of earlier attempts, to a task that keeps its progress in its
+    /// row.
+    pub fn count(&self, requests: Arc<Requests>) {
+        self.detach();
+        self.attach(Arc::new(Progress::new(requests)), false);
+    }
+
+    fn attach(&self, progress: Arc<Progress>, has_phases: bool) {
         let mut state = self.state.lock();
         state.row.state = TaskStage::Active;
         let detail = &state.row.detail;
         state.run = Some(RunCounters {
             progress,
+            has_phases,
             since: Instant::now(),
             before_uploaded: detail.bytes_uploaded,
             before_downloaded: detail.bytes_downloaded,

@@ -117,7 +117,9 @@ async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceErro
         TaskSpec::Restore(RestoreTask::LazyVolume) => Ok(()),
         TaskSpec::Restore(RestoreTask::InPlace(asked)) => {
             in_place::release(&runner.in_place_work, row);
-            in_place::drop_previous(&runner.in_place_work, asked).await;
+            // Before the first write, the snapshot of the previous content has that of the volume.
+            let discard = asked.discard || !in_place::has_started(row);
+            in_place::drop_previous(&runner.in_place_work, asked, discard).await;
             Ok(())
         }
         TaskSpec::Scrub(_) => Ok(()),

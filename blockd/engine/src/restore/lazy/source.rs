@@ -350,6 +350,7 @@ impl SnapshotSource {
     ) -> Result<Self, ServiceError> {
         let (repository, requests) = lazy.repositories.guest_repository(credential).await?;
         let repository = live.limited(&repository, &requests);
+        live.count(Arc::clone(&requests));
         let manifest = Box::pin(repository.manifest(&id)).await?;
         let opened = repository.clone();
         let reader = spawned(async move { SnapshotReader::open(&opened, &manifest).await }).await?;
@@ -362,6 +363,10 @@ impl SnapshotSource {
 
     pub(crate) fn id(&self) -> CloudSnapshotId {
         self.id
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.reader.size_bytes()
     }
 
     pub(crate) fn repository(&self) -> &Repository {

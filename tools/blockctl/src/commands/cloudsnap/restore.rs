@@ -245,7 +245,8 @@ fn started(volume: VolumeId, task: Uuid) -> String {
 async fn estimate(context: &Context<'_>, args: RestoreArgs) -> Exit {
     let credential = args.credential.cred_id;
     let cloud_snapshot_id = args.source.snap()?.resolve(context, credential.as_ref()).await?;
-    let request = EstimateRestore { cloud_snapshot_id, in_place: args.how.in_place, credential };
+    let (volume_name, in_place) = (args.volume, args.how.in_place);
+    let request = EstimateRestore { cloud_snapshot_id, volume_name, in_place, credential };
     let estimated = context.client.call(operations::ESTIMATE_RESTORE, &request).await?;
     match context.output.is_json() {
         true => context.output.document(&estimated),
