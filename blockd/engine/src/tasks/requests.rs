@@ -1,7 +1,7 @@
 //! Checks of the options of requests that start tasks.
 
 use crate::error::ServiceError;
-use blockd_api::{ErrorCode, tasks::TaskLimits};
+use blockd_api::{ErrorCode, costs::Money, tasks::TaskLimits};
 use blockd_catalog::{RestoreTask, TaskRow, TaskSpec};
 use jiff::Timestamp;
 
@@ -16,12 +16,16 @@ pub fn refuse_past(expires: Option<Timestamp>) -> Result<(), ServiceError> {
     }
 }
 
-/// Refuses limits below which small requests would take minutes.
+/// Refuses bandwidth limits below which small requests would take minutes, and negative costs.
 pub fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
     const MIN_BYTES_PER_S: u64 = 1 << 10;
     let given = [limits.limit_upload_bytes_per_second, limits.limit_download_bytes_per_second];
     if given.into_iter().flatten().any(|limit| limit < MIN_BYTES_PER_S) {
         let message = "the bandwidth limit is too low: give at least 1 KiB per second";
+        return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+    }
+    if limits.max_cost.is_some_and(|max| max < Money::default()) {
+        let message = "the limit of the cost is negative: give at least 0";
         return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
     }
     Ok(())
