@@ -1,13 +1,14 @@
-//! Costs of a drill before it runs: those of the last drill of the volume, or an upper bound.
+//! Costs of a drill before it runs: those of the last drill of the volume, or of a read of all frames.
 
 use super::Drills;
 use crate::{costs, error::ServiceError, repositories::locate::Purpose};
 use blockd_api::{
     costs::{CostEstimate, EstimateDrill},
+    drills::DEFAULT_DRILL_FILES,
     format_time,
 };
-use blockd_catalog::{DrillRow, TaskRow};
-use blockd_cloud::{DrillReport, Manifest};
+use blockd_catalog::{DrillRow, TaskRow, TaskSpec};
+use blockd_cloud::Manifest;
 use blockd_store::RequestCounts;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ const PAGE_BLOCKS: u64 = 131_072;
 const TIB: u64 = 1 << 40;
 
 /// Returns the requests of a drill that reads all frames, each by itself.
-fn upper_bound(manifest: &Manifest) -> RequestCounts {
+fn all_frames(manifest: &Manifest) -> RequestCounts {
     let deltas = || manifest.deltas();
     let frames: u64 = deltas().map(|delta| delta.frames).sum();
     let pages: u64 = deltas()
@@ -37,20 +38,8 @@ fn upper_bound(manifest: &Manifest) -> RequestCounts {
     }
 }
 
-/// Returns the requests of a drill by its report, which has all reads.
-fn reported(report: &DrillReport) -> RequestCounts {
-    RequestCounts {
-        put: 1,
-        get: report.requests,
-        list: 1,
-        bytes_up: PROOF_BYTES,
-        bytes_down: report.fetched_bytes,
-        ..RequestCounts::default()
-    }
-}
-
 impl Drills {
-    /// Estimates the costs of a drill without a probe.
+    /// Estimates the costs of a drill with default options.
     ///
     /// # Errors
     /// There is no such cloud snapshot or credential, or the location does not answer.
@@ -63,24 +52,36 @@ impl Drills {
         let is_of = |row: &&DrillRow| {
             (row.cloudsnap.cluster, row.cloudsnap.volume) == (id.cluster, id.volume) && row.passed
         };
-        let last = drills.iter().filter(is_of).find(|row| row.credential == uuid);
-        let (counts, basis) = match last {
-            Some(drill) => {
+        let mut last = None;
+        for drill in drills.iter().filter(is_of).filter(|row| row.credential == uuid) {
+            if let Some(counts) = self.counts_of(drill).await? {
                 let basis = format!("last drill of the volume, {}", format_time(drill.ended));
-                (self.counts_of(drill).await?, basis)
+                last = Some((counts, basis));
+                break;
             }
+        }
+        let (counts, basis) = match last {
+            Some(found) => found,
             None => {
                 let manifest = self.repositories.preflight_manifest(uuid, &id).await?;
-                (upper_bound(&manifest), "upper bound: the volume had no drill at the location".to_owned())
+                let why = "this host remembers no drill of the volume with default options at the location";
+                (all_frames(&manifest), format!("each frame is read once: {why}"))
             }
         };
         Ok(costs::estimate(&self.host.settings, &credential, &counts, basis))
     }
 
-    /// Returns the requests of a drill: those of its task, if this host remembers it.
-    async fn counts_of(&self, drill: &DrillRow) -> Result<RequestCounts, ServiceError> {
+    /// Returns the requests of the task of a drill, if this host remembers it and it had the options of the
+    /// estimate.
+    async fn counts_of(&self, drill: &DrillRow) -> Result<Option<RequestCounts>, ServiceError> {
         let id = drill.id;
         let task = self.db.run(move |tx| TaskRow::find(tx, id)).await?;
-        Ok(task.map_or_else(|| reported(&drill.report), |task| task.detail.requests))
+        let is_like = |task: &TaskRow| match &task.spec {
+            TaskSpec::Drill(drill) => {
+                drill.files == DEFAULT_DRILL_FILES && drill.probe.is_none() && drill.group.is_none()
+            }
+            _ => false,
+        };
+        Ok(task.filter(is_like).map(|task| task.detail.requests))
     }
 }

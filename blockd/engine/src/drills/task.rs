@@ -33,7 +33,7 @@ use blockd_cloud::{
     Repository, SnapshotCache, VerifyDepth,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
-use blockd_store::{Bandwidth, Requests};
+use blockd_store::{Bandwidth, RequestCounts, Requests, StoreError, StoreErrorKind};
 use jiff::Timestamp;
 use std::{
     sync::Arc,
@@ -85,6 +85,8 @@ pub(crate) async fn run(
     }
     live.begin(Arc::new(Progress::new(Arc::clone(&requests))));
     work.tasks.store_progress(live).await;
+    let refused = |limit| exhausted(live, limit);
+    let publication = requests.reserve(publication_of(&asked)).map_err(refused)?;
     let opened = tokio::select! {
         opened = Opened::open(work, live, &repository, &asked) => opened,
         () = live.cancel.cancelled() => Err(ServiceError::Stopping),
@@ -130,6 +132,7 @@ pub(crate) async fn run(
     for Drilled { row, .. } in &drills {
         tracing::info!(cloudsnap = %row.cloudsnap, passed = row.passed, "restore drill has a result");
     }
+    publication.begin_closing(publication_of(&asked)).map_err(refused)?;
     record(work, live, &repository, drills, is_complete).await
 }
 
@@ -247,6 +250,19 @@ impl Opened {
         }
         examined
     }
+}
+
+/// Returns the requests that publish the results of a drill. They are reserved: a drill at its budget has no
+/// result.
+fn publication_of(asked: &DrillTask) -> RequestCounts {
+    let drills = 1 + asked.others.len() as u64;
+    RequestCounts { put: drills, list: drills, ..RequestCounts::default() }
+}
+
+fn exhausted(live: &LiveTask, limit: String) -> StoreError {
+    let row = live.view();
+    let (key, store) = (row.cloudsnap.to_string(), row.detail.credential_name);
+    StoreError::new(StoreErrorKind::BudgetExhausted, "PUT", &key, &store).with_detail(limit)
 }
 
 /// Returns true if the objects of a failed drill are missing because its cloud snapshot was deleted.

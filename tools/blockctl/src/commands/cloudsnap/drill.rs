@@ -102,7 +102,7 @@ pub struct RunArgs {
     #[arg(long)]
     accept_layout: bool,
     /// Estimate requests, bytes and costs, and run nothing
-    #[arg(long, conflicts_with_all = ["group", "wait"])]
+    #[arg(long, conflicts_with_all = ["group", "wait", "files", "seed", "probe"])]
     dry_run: bool,
     /// Budget of each drill.
     #[command(flatten)]
