@@ -12,6 +12,7 @@ use blockd_api::{
         CloudsnapMark, GroupBackupStarted, MarkCloudsnap, RestoreStarted, StartBackup, StartGroupBackup,
         StartRestore,
     },
+    drills::StartDrill,
     lazy::StartInPlace,
     operations,
     roles::Role,
@@ -47,7 +48,7 @@ pub(super) fn routes() -> Routes {
             call.engine.maintenance.start_verify(&call.input).await
         })
         .detached(operations::START_REPAIR, async |call| call.engine.repairs.start_repair(&call.input).await)
-        .detached(operations::START_DRILL, async |call| call.engine.drills.start(&call.input).await)
+        .on(operations::START_DRILL, drill)
         .detached(operations::ESTIMATE_DRILL, async |call| call.engine.drills.estimate(&call.input).await)
         .detached(operations::START_GROUP_DRILL, async |call| {
             call.engine.drills.start_group(&call.input).await
@@ -94,6 +95,12 @@ async fn backup_group(call: OperationCall<(), StartGroupBackup>) -> Result<Group
 async fn restore(call: OperationCall<(), StartRestore>) -> Result<RestoreStarted, Failure> {
     may_limit(&call.caller, call.input.limits)?;
     detached(async move { call.engine.restores.start_restore(&call.input).await }).await
+}
+
+async fn drill(call: OperationCall<(), StartDrill>) -> Result<TaskStarted, Failure> {
+    // Drills run one at a time: a slow one delays all others.
+    may_limit(&call.caller, call.input.limits)?;
+    detached(async move { call.engine.drills.start(&call.input).await }).await
 }
 
 async fn mark(call: OperationCall<(), MarkCloudsnap>) -> Result<CloudsnapMark, Failure> {
