@@ -6,8 +6,11 @@ use blockd_api::{
     cloudsnaps::CollectGarbage,
     costs::{CostEstimate, EstimateDrill, EstimateRestore, Money, Prices},
     drills::StartDrill,
+    lazy::StartInPlace,
     tasks::{Requests, TaskLimits},
 };
+use blockd_catalog::CredentialRow;
+use blockd_engine::repositories::preflight::with_client_cancellation;
 use jiff::{SignedDuration, Timestamp};
 
 /// Location with a price table.
@@ -46,7 +49,7 @@ fn assert_within_5_percent(estimated: Costs, made: Costs) {
 
 fn restore_estimate(snap: &str, in_place: Option<&str>) -> EstimateRestore {
     let in_place = in_place.map(|volume| volume.parse().unwrap());
-    EstimateRestore { cloud_snapshot_id: snap_id(snap), in_place, credential: None }
+    EstimateRestore { cloud_snapshot_id: snap_id(snap), volume_name: None, in_place, credential: None }
 }
 
 impl Host {
@@ -88,6 +91,123 @@ async fn backup_estimate_is_within_5_percent() {
     let synthetic = host.estimated_backup(&StartBackup { options, ..backup_of("data") }).await;
     assert!(synthetic.requests.get > 1 && synthetic.uploaded_bytes < 1 << 20);
     host.assert_tidy();
+}
+
+/// Another host deletes the base: the backup finds that after its commit, and starts again.
+#[tokio::test(flavor = "multi_thread")]
+async fn estimate_without_its_base_has_both_attempts() {
+    let host = Host::new().await;
+    let (volume, mut model) = host.fill("data").await;
+    host.create_credential().await;
+    let base = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    model.write(&volume, 9 << 20, 3, 3 << 20);
+    drop(volume);
+    std::fs::remove_file(host.store.path().join(snap_id(&base).manifest_key())).unwrap();
+    let made = host.estimated_backup(&backup_of("data")).await;
+    assert_eq!(made.backup_type, Some(BackupType::Full));
+    assert!(made.requests.delete >= 2 && made.requests.get >= 3, "{made:?}");
+}
+
+/// A slow location: a backup of more than an hour checks its objects after the commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn estimate_of_a_long_backup_has_its_checks() {
+    let host = Host::new().await;
+    drop(host.fill("data").await);
+    host.create_credential().await;
+    let short = host.call(ESTIMATE_BACKUP, &backup_of("data")).await.items.remove(0);
+    let uuid = host.engine().repositories.credential_rows().await.unwrap()[0].uuid;
+    let db = &host.engine().repositories.db;
+    db.run(move |tx| CredentialRow::set_write_speed(tx, uuid, 1000)).await.unwrap();
+    let long = host.call(ESTIMATE_BACKUP, &backup_of("data")).await.items.remove(0);
+    assert_eq!(long.requests.get, short.requests.get + short.requests.put - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_runs_keep_the_catalog() {
+    let host = Host::new().await;
+    drop(host.fill("data").await);
+    host.create_credential().await;
+    let base = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let manifest = host.store.path().join(snap_id(&base).manifest_key());
+    let content = std::fs::read(&manifest).unwrap();
+    // The cached manifest is lost, too: the plan finds that the base is gone.
+    host.sql("DELETE FROM catalog");
+    std::fs::remove_file(&manifest).unwrap();
+    host.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, ..CollectGarbage::default() }).await;
+    let full = host.call(ESTIMATE_BACKUP, &backup_of("data")).await.items.remove(0);
+    assert!(full.basis.contains("gone from the store"), "{}", full.basis);
+    std::fs::write(&manifest, content).unwrap();
+    let next = host.backup("data", false).await;
+    assert_eq!(next.backup_type, Some(BackupType::Incremental), "the next backup has its base");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_runs_refuse_what_the_commands_refuse() {
+    let host = Host::new().await;
+    drop(host.fill("data").await);
+    host.create_credential().await;
+    let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let refused = async |request: StartBackup, code| host.refused(code, ESTIMATE_BACKUP, &request).await;
+    let options = BackupOptions { expires_at: Some(Timestamp::UNIX_EPOCH), ..BackupOptions::default() };
+    refused(StartBackup { options, ..backup_of("data") }, ErrorCode::InvalidRequest).await;
+    let options = BackupOptions { name: Some("kept".parse().unwrap()), ..BackupOptions::default() };
+    let kept = StartBackup { options, keep_local: true, ..backup_of("data") };
+    host.run_backup(&kept).await;
+    refused(kept, ErrorCode::SnapshotExists).await;
+    let limits = TaskLimits { max_cost: Some(Money::from_millionths(-1)), ..TaskLimits::NONE };
+    refused(StartBackup { limits, ..backup_of("data") }, ErrorCode::InvalidRequest).await;
+    host.refused(ErrorCode::InvalidRequest, START_BACKUP, &StartBackup { limits, ..backup_of("data") }).await;
+    let volume_name = Some("data".parse().unwrap());
+    let request = EstimateRestore { volume_name, ..restore_estimate(&snap, None) };
+    host.refused(ErrorCode::VolumeExists, ESTIMATE_RESTORE, &request).await;
+    host.call(CREATE_VOLUME, &CreateVolume { size_bytes: 1 << 20, ..new_volume("small") }).await;
+    let request = restore_estimate(&snap, Some("small"));
+    host.refused(ErrorCode::InvalidRequest, ESTIMATE_RESTORE, &request).await;
+}
+
+/// Each estimate has a snapshot: one at a time, until its client disconnects.
+#[tokio::test(flavor = "multi_thread")]
+async fn estimates_of_a_volume_run_one_at_a_time() {
+    let host = Host::new().await;
+    drop(host.fill("data").await);
+    host.create_credential().await;
+    let running = Arc::clone(&host.engine().registry.by_name("data").unwrap().estimating).lock_owned().await;
+    host.refused(ErrorCode::VolumeInUse, ESTIMATE_BACKUP, &backup_of("data")).await;
+    drop(running);
+    let engine = host.engine();
+    let (client, estimate) =
+        with_client_cancellation(async { engine.backups.estimate(&backup_of("data")).await });
+    drop(client);
+    assert_eq!(estimate.await.unwrap_err().to_api().code, ErrorCode::TaskStopped);
+    assert!(host.volume("data").snapshots().is_empty(), "its snapshot is deleted");
+}
+
+/// In-place restores count the requests of all attempts, also those before the first write.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_place_restore_counts_all_its_requests() {
+    let host = Host::new().await;
+    let (volume, mut model) = host.fill("data").await;
+    host.create_credential().await;
+    let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let estimated = host.call(ESTIMATE_RESTORE, &restore_estimate(&snap, Some("data"))).await;
+    let restore = async |limits| {
+        let request = StartInPlace { limits, ..in_place_restore(&snap, "data") };
+        host.wait(host.call(START_IN_PLACE, &request).await.task_id).await
+    };
+    let unchanged = restore(TaskLimits::NONE).await;
+    assert_eq!(unchanged.requests, estimated.requests, "nothing differs");
+    assert!(unchanged.requests.get > 0);
+    let snapshots = host.volume("data").snapshots().len();
+    let stopped = restore(budget(1)).await;
+    assert_eq!(stopped.error.as_ref().unwrap().code, ErrorCode::BudgetExhausted);
+    assert_eq!((stopped.requests.get, stopped.resumable), (1, false));
+    // Nothing was written: no snapshot stays.
+    assert_eq!(host.volume("data").snapshots().len(), snapshots);
+    model.write(&volume, 5 << 20, 7, 2 << 20);
+    drop(volume);
+    let needed = host.call(ESTIMATE_RESTORE, &restore_estimate(&snap, Some("data"))).await.requests.get;
+    let stopped = restore(budget(needed - 1)).await;
+    assert_eq!((stopped.requests.get, stopped.resumable), (needed - 1, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,11 +265,15 @@ async fn drill_estimate_is_bounded_then_measured() {
     let snap = host.backed_up_files().await;
     let estimate = EstimateDrill { cloud_snapshot_id: snap_id(&snap), credential: None };
     let bound = host.call(ESTIMATE_DRILL, &estimate).await;
-    assert!(bound.basis.starts_with("upper bound"), "{}", bound.basis);
+    assert!(bound.basis.starts_with("each frame"), "{}", bound.basis);
     let drill = async |limits| {
-        let request = StartDrill { limits, ..drill_of(&snap) };
+        let request = StartDrill { limits, files: None, ..drill_of(&snap) };
         host.wait(host.call(START_DRILL, &request).await.task_id).await
     };
+    // A drill with other options is no measure.
+    let small = StartDrill { files: Some(1), ..drill_of(&snap) };
+    host.done(host.call(START_DRILL, &small).await.task_id).await;
+    assert_eq!(host.call(ESTIMATE_DRILL, &estimate).await.basis, bound.basis);
     let first = drill(TaskLimits::NONE).await;
     assert!(bound.requests.get >= first.requests.get && bound.download_bytes >= first.downloaded_bytes);
     let estimated = host.call(ESTIMATE_DRILL, &estimate).await;
@@ -161,10 +285,13 @@ async fn drill_estimate_is_bounded_then_measured() {
         of_task(&second),
     );
     let results = host.drills().await.len();
-    let limits = TaskLimits { max_requests: Some(second.requests.get / 2), ..TaskLimits::NONE };
-    let stopped = drill(limits).await;
-    assert_eq!(stopped.error.unwrap().code, ErrorCode::BudgetExhausted);
-    assert_eq!(host.drills().await.len(), results, "a drill without a result");
+    // Without the requests of its proof, a drill has no result either.
+    for max in [second.requests.get / 2, second.requests.get + 1] {
+        let stopped = drill(budget(max)).await;
+        assert_eq!(stopped.error.unwrap().code, ErrorCode::BudgetExhausted);
+        assert_eq!(host.drills().await.len(), results, "a drill without a result");
+    }
+    assert_eq!(drill(budget(second.requests.get + 2)).await.error, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -194,7 +194,10 @@ async fn backup_that_a_listing_omits_is_asked_for() {
     let (repository, _) = repositories.task_repository(credential).await.unwrap();
     let known = async || repositories.known_before(credential, &ManifestFilter::default()).await.unwrap();
     let forget = async |known| {
-        repositories.forget_deleted_backups(credential, &repository, known, &BTreeSet::new()).await.unwrap();
+        repositories
+            .forget_deleted_backups(credential, &repository, known, &BTreeSet::new(), false)
+            .await
+            .unwrap();
     };
     let last = async || host.inspect_volume("data").await.last_backups.pop();
     // A listing that lags behind.

@@ -4,6 +4,7 @@ use super::*;
 use blockd::config::ControlSocket;
 use blockd_api::{
     cloudsnaps::{MarkCloudsnap, StartGroupBackup},
+    drills::StartDrill,
     operations::OPERATIONS,
     quiesce::HookOptions,
     roles::Role,
@@ -143,6 +144,7 @@ async fn operator_deletes_nothing_and_stops_only_own_tasks() {
     forbidden(&operator, START_BACKUP, &StartBackup { limits, ..backup_of("data") }).await;
     forbidden(&operator, START_GROUP_BACKUP, &StartGroupBackup { limits, ..group() }).await;
     forbidden(&operator, START_RESTORE, &StartRestore { limits, ..restore_of(&snap) }).await;
+    forbidden(&operator, START_DRILL, &StartDrill { limits, ..super::drills::drill_of(&snap) }).await;
     forbidden(&operator, MARK_CLOUDSNAP, &MarkCloudsnap { expires_at: expires, ..mark_of(&snap) }).await;
 
     // An own task may be stopped; this one has ended.

@@ -46,7 +46,7 @@ async fn space_of_a_location_follows_backups_and_listings() {
     fs::remove_dir_all(host.store.path().join("blockd/manifests")).unwrap();
     assert_eq!(counts(&host.space().await), counts(&one), "the change is not known yet");
     let credential = host.engine().repositories.credential(None).await.unwrap();
-    host.engine().maintenance.collect_garbage_of(&credential, true, Timestamp::now).await.unwrap();
+    host.engine().maintenance.collect_garbage_of(&credential, false, Timestamp::now).await.unwrap();
     let collected = host.space().await;
     assert_eq!(counts(&collected), (0, 0));
     assert!(collected.listed_at.unwrap() >= before, "{collected:?}");
