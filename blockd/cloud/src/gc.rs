@@ -112,8 +112,8 @@ pub struct GarbageReport {
     pub manifests: BTreeSet<String>,
 }
 
-/// Deletes the objects of deltas that no manifest references or ever will; in a [`DryStore`](blockd_store::DryStore)
-/// it reports what would be deleted.
+/// Deletes the objects of deltas that no manifest references or ever will; in a
+/// [`DryStore`](blockd_store::DryStore) it reports what would be deleted.
 ///
 /// Stores no object, so it needs no space in the store. Concurrent operations of this or other daemons lose
 /// no objects.

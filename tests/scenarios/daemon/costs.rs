@@ -116,8 +116,7 @@ async fn estimate_of_a_long_backup_has_its_checks() {
     host.create_credential().await;
     let short = host.call(ESTIMATE_BACKUP, &backup_of("data")).await.items.remove(0);
     let uuid = host.engine().repositories.credential_rows().await.unwrap()[0].uuid;
-    let db = &host.engine().repositories.db;
-    db.run(move |tx| CredentialRow::set_write_speed(tx, uuid, 1000)).await.unwrap();
+    host.engine().db.transaction(|tx| CredentialRow::set_write_speed(tx, uuid, 1000)).unwrap();
     let long = host.call(ESTIMATE_BACKUP, &backup_of("data")).await.items.remove(0);
     assert_eq!(long.requests.get, short.requests.get + short.requests.put - 1);
 }

@@ -216,7 +216,8 @@ pub trait RequestObserver: Send + Sync {
     /// the error; not called for a cancelled request.
     fn ended(&self, request: &Request<'_>, elapsed: Duration, outcome: Result<u64, StoreErrorKind>);
 
-    /// Called at the end of each admitted request, also of a failed or cancelled one, with the bytes received.
+    /// Called at the end of each admitted request, also of a failed or cancelled one, with the received
+    /// bytes.
     fn settled(&self, _: &Request<'_>, _received_bytes: u64) {}
 }
 
