@@ -1,6 +1,6 @@
 //! Rows of restore drills: their reports, also of cloud snapshots that were deleted since.
 
-use crate::{DbError, json, parsed, repository_location::Aliases, rows, to_json};
+use crate::{DbError, json, parsed, parsed_if_there, repository_location::Aliases, rows, to_json};
 use blockd_cloud::{CloudSnapshotId, DrillReport};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
@@ -31,9 +31,12 @@ pub struct DrillRow {
     pub passed: bool,
     /// Report.
     pub report: DrillReport,
+    /// Id of the location that was read; `None`: unknown.
+    pub location: Option<Uuid>,
 }
 
-const COLUMNS: &str = "id, credential, cloudsnap, volume_name, host, version, ended, passed, report";
+const COLUMNS: &str =
+    "id, credential, cloudsnap, volume_name, host, version, ended, passed, report, location";
 
 impl DrillRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -47,6 +50,7 @@ impl DrillRow {
             ended: parsed(row, 6)?,
             passed: row.get(7)?,
             report: json(row, 8)?,
+            location: parsed_if_there(row, 9)?,
         })
     }
 
@@ -118,15 +122,20 @@ impl DrillRow {
         Ok(until.max_by_key(|row| (row.report.created, row.ended)))
     }
 
-    /// Returns drills of this host that are not published, the latest ones first.
+    /// Returns drills of this host at a location that are not published, the latest ones first.
     ///
     /// # Errors
     /// The database fails.
-    pub fn unpublished(tx: &Transaction<'_>, credential: Uuid, max: u32) -> Result<Vec<Self>, DbError> {
+    pub fn unpublished(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        location: Uuid,
+        max: u32,
+    ) -> Result<Vec<Self>, DbError> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM drills WHERE credential = ?1 AND NOT published ORDER BY ended DESC LIMIT ?2"
+            "SELECT {COLUMNS} FROM drills WHERE credential = ?1 AND location = ?2 AND NOT published ORDER BY ended DESC LIMIT ?3"
         );
-        rows(tx, &sql, params![credential.to_string(), max], Self::read)
+        rows(tx, &sql, params![credential.to_string(), location.to_string(), max], Self::read)
     }
 
     /// Notes that the location has the proof of this drill, or does not need it.
@@ -146,7 +155,7 @@ impl DrillRow {
         tx.execute(
             &format!(
                 "INSERT OR REPLACE INTO drills ({COLUMNS}, published)
-                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
                  WHERE EXISTS (SELECT 1 FROM credentials WHERE uuid = ?2)"
             ),
             params![
@@ -159,6 +168,7 @@ impl DrillRow {
                 self.ended.to_string(),
                 self.passed,
                 to_json("drill", &self.report)?,
+                self.location.map(|id| id.to_string()),
                 self.host.is_some(),
             ],
         )?;
@@ -177,7 +187,7 @@ mod tests {
     fn newest_drill_of_each_snapshot_counts_at_its_location() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let [here, spelled, other] = [7, 8, 9].map(Uuid::from_u128);
+        let [here, spelled, other, place] = [7, 8, 9, 5].map(Uuid::from_u128);
         let drill = |number: u128, credential, second: i64| DrillRow {
             id: Uuid::from_u128(number),
             credential,
@@ -188,6 +198,7 @@ mod tests {
             ended: Timestamp::from_second(second).unwrap(),
             passed: true,
             report: DrillReport::new(Timestamp::UNIX_EPOCH, 1),
+            location: Some(place),
         };
         db.transaction::<_, DbError>(|tx| {
             for (credential, path) in [(here, "/backup"), (spelled, "/backup/."), (other, "/other")] {
@@ -215,9 +226,10 @@ mod tests {
             assert_eq!(newest.into_values().collect::<Vec<_>>(), [drills[1].clone()]);
             let foreign = DrillRow { host: Some("db2".into()), ..drill(5, here, 60) };
             foreign.put(tx)?;
-            assert_eq!(DrillRow::unpublished(tx, here, 9)?, [drills[0].clone()]);
+            DrillRow { location: None, ..drill(6, here, 70) }.put(tx)?;
+            assert_eq!(DrillRow::unpublished(tx, here, place, 9)?, [drills[0].clone()]);
             drills[0].set_published(tx)?;
-            assert_eq!(DrillRow::unpublished(tx, here, 9)?, []);
+            assert_eq!(DrillRow::unpublished(tx, here, place, 9)?, []);
             Ok(())
         })
         .unwrap();

@@ -192,6 +192,7 @@ mod tests {
                 damaged: Default::default(),
                 digest: None,
                 version: "1.2.3".into(),
+                location: None,
             };
             self.db
                 .transaction::<_, DbError>(|tx| {

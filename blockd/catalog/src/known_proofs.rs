@@ -223,6 +223,7 @@ mod tests {
             damaged: BlockSet::new(),
             digest: None,
             version: "1.2.3".into(),
+            location: None,
         }
     }
 

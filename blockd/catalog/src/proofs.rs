@@ -1,6 +1,6 @@
 //! Rows of proofs: results of this host's last verification of each cloud snapshot.
 
-use crate::{DbError, parsed, repository_location::Aliases, rows};
+use crate::{DbError, parsed, parsed_if_there, repository_location::Aliases, rows};
 use blockd_cloud::{CloudSnapshotId, MAX_PROOF_AHEAD, VerifyDepth};
 use blockd_extent::{BlockSet, VolumeId};
 use jiff::Timestamp;
@@ -27,9 +27,11 @@ pub struct ProofRow {
     pub digest: Option<[u8; 32]>,
     /// Version of blockd.
     pub version: String,
+    /// Id of the location that was read; a disk or a bucket may have been replaced since. `None`: unknown.
+    pub location: Option<Uuid>,
 }
 
-const COLUMNS: &str = "credential, cloudsnap, verified, depth, sound, damaged, digest, version";
+const COLUMNS: &str = "credential, cloudsnap, verified, depth, sound, damaged, digest, version, location";
 
 /// Returns the pattern of the cloud snapshots of a volume; of all volumes by default.
 pub(crate) fn pattern(volume: Option<VolumeId>) -> String {
@@ -60,6 +62,7 @@ impl ProofRow {
                 .unwrap_or_default(),
             digest: digest.and_then(|bytes| bytes.try_into().ok()),
             version: row.get(7)?,
+            location: parsed_if_there(row, 8)?,
         })
     }
 
@@ -160,15 +163,20 @@ impl ProofRow {
         (!self.sound).then_some(self)
     }
 
-    /// Returns results of a credential that are not published, the latest ones first.
+    /// Returns results of a credential at a location that are not published, the latest ones first.
     ///
     /// # Errors
     /// The database fails.
-    pub fn unpublished(tx: &Transaction<'_>, credential: Uuid, max: u32) -> Result<Vec<Self>, DbError> {
+    pub fn unpublished(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        location: Uuid,
+        max: u32,
+    ) -> Result<Vec<Self>, DbError> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM proofs WHERE credential = ?1 AND NOT published ORDER BY verified DESC LIMIT ?2"
+            "SELECT {COLUMNS} FROM proofs WHERE credential = ?1 AND location = ?2 AND NOT published ORDER BY verified DESC LIMIT ?3"
         );
-        rows(tx, &sql, params![credential.to_string(), max], Self::read)
+        rows(tx, &sql, params![credential.to_string(), location.to_string(), max], Self::read)
     }
 
     /// Notes that the location has this result, unless a later one replaced it.
@@ -190,11 +198,11 @@ impl ProofRow {
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         let damaged = (!self.damaged.is_empty()).then(|| self.damaged.to_bytes());
         tx.execute(
-            "INSERT INTO proofs (credential, cloudsnap, verified, depth, sound, damaged, digest, version, published)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0)
+            "INSERT INTO proofs (credential, cloudsnap, verified, depth, sound, damaged, digest, version, location, published)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0)
              ON CONFLICT (credential, cloudsnap) DO UPDATE SET verified = excluded.verified, depth = excluded.depth,
              sound = excluded.sound, damaged = excluded.damaged, digest = coalesce(digest, excluded.digest),
-             version = excluded.version, published = 0",
+             version = excluded.version, location = excluded.location, published = 0",
             params![
                 self.credential.to_string(),
                 self.cloudsnap.to_string(),
@@ -203,7 +211,8 @@ impl ProofRow {
                 self.sound,
                 damaged,
                 self.digest,
-                self.version
+                self.version,
+                self.location.map(|id| id.to_string()),
             ],
         )?;
         Ok(())
@@ -235,6 +244,8 @@ mod tests {
     use super::*;
     use blockd_extent::{BlockIndex, Extent};
 
+    const HERE: Uuid = Uuid::from_u128(5);
+
     #[test]
     fn deletion_in_one_place_keeps_the_proofs_of_others() {
         let dir = tempfile::tempdir().unwrap();
@@ -248,9 +259,19 @@ mod tests {
             CredentialRow::sample(copy, "/copy", key).insert(tx)?;
             for credential in [here, spelled, copy] {
                 let (verified, depth, sound) = (Timestamp::UNIX_EPOCH, VerifyDepth::Full, false);
-                let (damaged, digest, version) = (BlockSet::new(), None, String::new());
-                ProofRow { credential, cloudsnap, verified, depth, sound, damaged, digest, version }
-                    .put(tx)?;
+                let (damaged, digest, version, location) = (BlockSet::new(), None, String::new(), None);
+                ProofRow {
+                    credential,
+                    cloudsnap,
+                    verified,
+                    depth,
+                    sound,
+                    damaged,
+                    digest,
+                    version,
+                    location,
+                }
+                .put(tx)?;
             }
             ProofRow::remove(tx, here, &cloudsnap)?;
             let left =
@@ -275,6 +296,7 @@ mod tests {
             damaged: BlockSet::new(),
             digest: None,
             version: "1.2.3".into(),
+            location: Some(HERE),
         };
         db.transaction::<_, DbError>(|tx| {
             let other = Uuid::from_u128(8);
@@ -282,15 +304,17 @@ mod tests {
             CredentialRow::sample(other, "/other", Uuid::from_u128(2)).insert(tx)?;
             let (first, second) = (proof(1, 1), proof(2, 2));
             let elsewhere = ProofRow { credential: other, ..proof(3, 3) };
-            [&first, &second, &elsewhere].into_iter().try_for_each(|row| row.put(tx))?;
-            assert_eq!(ProofRow::unpublished(tx, credential, 9)?, [second.clone(), first.clone()]);
-            assert_eq!(ProofRow::unpublished(tx, credential, 1)?, std::slice::from_ref(&second));
+            let swapped = ProofRow { location: Some(other), ..proof(4, 4) };
+            let unknown = ProofRow { location: None, ..proof(5, 5) };
+            [&first, &second, &elsewhere, &swapped, &unknown].into_iter().try_for_each(|row| row.put(tx))?;
+            assert_eq!(ProofRow::unpublished(tx, credential, HERE, 9)?, [second.clone(), first.clone()]);
+            assert_eq!(ProofRow::unpublished(tx, credential, HERE, 1)?, std::slice::from_ref(&second));
             first.set_published(tx)?;
             let later = ProofRow { verified: Timestamp::from_second(9).unwrap(), ..second.clone() };
             later.put(tx)?;
             second.set_published(tx)?;
             assert_eq!(
-                ProofRow::unpublished(tx, credential, 9)?,
+                ProofRow::unpublished(tx, credential, HERE, 9)?,
                 [later],
                 "a later result is not published with it"
             );
@@ -311,6 +335,7 @@ mod tests {
             damaged: damaged.clone(),
             digest: None,
             version: String::new(),
+            location: None,
         };
         let (all, five, seven) = (BlockSet::new(), blocks(5), blocks(7));
         let mut both = five.clone();
@@ -342,6 +367,7 @@ mod tests {
             damaged: BlockSet::new(),
             digest: None,
             version: String::new(),
+            location: None,
         };
         db.transaction::<_, DbError>(|tx| {
             CredentialRow::sample(here, "/backup", key).insert(tx)?;

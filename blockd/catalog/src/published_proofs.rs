@@ -18,22 +18,24 @@ pub struct PublishedProof {
 }
 
 impl PublishedProof {
-    /// Returns the published verifications and drills of this host at the location of a credential.
+    /// Returns the published verifications and drills of this host that read this location.
     ///
     /// # Errors
     /// The database fails.
-    pub fn all(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
+    pub fn all(tx: &Transaction<'_>, credential: Uuid, location: Uuid) -> Result<Vec<Self>, DbError> {
+        let here = [credential.to_string(), location.to_string()];
         let read = |row: &Row<'_>, kind, drill| {
             let (cloudsnap, proven) = (parsed(row, 0)?, parsed(row, 1)?);
             Ok(Self { credential, cloudsnap, kind, proven, drill })
         };
-        let sql = "SELECT cloudsnap, verified, depth FROM proofs WHERE credential = ?1 AND published";
+        let sql = "SELECT cloudsnap, verified, depth FROM proofs
+                   WHERE credential = ?1 AND location = ?2 AND published";
         let of_depth = |row: &Row<'_>| read(row, depth_of(&row.get::<_, String>(2)?).into(), None);
-        let mut found = rows(tx, sql, [credential.to_string()], of_depth)?;
-        let sql =
-            "SELECT cloudsnap, ended, id FROM drills WHERE credential = ?1 AND published AND host IS NULL";
+        let mut found = rows(tx, sql, here.clone(), of_depth)?;
+        let sql = "SELECT cloudsnap, ended, id FROM drills
+                   WHERE credential = ?1 AND location = ?2 AND published AND host IS NULL";
         let of_drill = |row: &Row<'_>| read(row, ProofKind::Drill, Some(parsed(row, 2)?));
-        found.extend(rows(tx, sql, [credential.to_string()], of_drill)?);
+        found.extend(rows(tx, sql, here, of_drill)?);
         Ok(found)
     }
 

@@ -116,6 +116,7 @@ CREATE TABLE proofs (
     damaged    BLOB,                        -- set of blocks that cannot be read; NULL: none, or all
     digest     BLOB,                        -- of the content, once it was restored in full
     version    TEXT NOT NULL,               -- of blockd
+    location   TEXT,                        -- id of the location that was read; NULL: unknown
     published  INTEGER NOT NULL CHECK (published IN (0, 1)), -- the location has it as a proof
     PRIMARY KEY (credential, cloudsnap)
 ) STRICT;
@@ -145,6 +146,7 @@ CREATE TABLE drills (
     ended       TEXT NOT NULL,
     passed      INTEGER NOT NULL CHECK (passed IN (0, 1)),
     report      TEXT NOT NULL,              -- JSON
+    location    TEXT,                       -- as in `proofs`
     published   INTEGER NOT NULL CHECK (published IN (0, 1)) -- the location has it as a proof
 ) STRICT;
 

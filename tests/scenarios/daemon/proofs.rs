@@ -172,6 +172,7 @@ async fn proof_from_the_future_does_not_count() {
         damaged: Default::default(),
         digest: None,
         version: "1.2.3".into(),
+        location: host.engine().repositories.location_now(credential).await,
     };
     host.engine().db.transaction(|tx| ahead.put(tx)).unwrap();
     host.engine().proofs.exchange().await.unwrap();
@@ -247,6 +248,29 @@ async fn lost_proofs_of_this_host_are_published_again() {
     assert!(other.list().await[0].last_drill.as_ref().unwrap().passed);
     exchange(&host).await;
     assert_eq!((host.proof_files(), host.events_of("proof-damaged").await.len()), (again, 3));
+}
+
+/// A disk is replaced by a copy that was made before the proofs: its objects were not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn proof_is_not_published_to_a_copy_at_its_path() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let (root, copy) = (host.store.path().join("blockd"), host.store.path().join("copy"));
+    copy_dir(&root, &copy);
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    let published = host.proof_files();
+    assert_eq!(published.len(), 2);
+    let original = move_away(&root);
+    fs::rename(&copy, &root).unwrap();
+    for _ in 0..2 {
+        host.engine().proofs.exchange().await.unwrap();
+        assert_eq!(host.proof_files(), Vec::<String>::new());
+    }
+    fs::rename(&root, &copy).unwrap();
+    fs::rename(original, &root).unwrap();
+    host.engine().proofs.exchange().await.unwrap();
+    assert_eq!((host.proof_files(), host.events_of("proof-damaged").await.len()), (published, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

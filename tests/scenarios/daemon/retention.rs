@@ -258,8 +258,9 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
     let prove = |credential, snap: &str, sound| {
         let cloudsnap = snap_id(snap);
         let (verified, depth) = (Timestamp::now(), blockd_cloud::VerifyDepth::Full);
-        let (damaged, digest, version) = (Default::default(), None, String::new());
-        let proof = ProofRow { credential, cloudsnap, verified, depth, sound, damaged, digest, version };
+        let (damaged, digest, version, location) = (Default::default(), None, String::new(), None);
+        let proof =
+            ProofRow { credential, cloudsnap, verified, depth, sound, damaged, digest, version, location };
         host.engine().db.transaction(|tx| proof.put(tx)).unwrap();
     };
     let verdicts = async || {

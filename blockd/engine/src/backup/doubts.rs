@@ -123,6 +123,7 @@ impl BackupWork {
         let (repository, requests) = self.repositories.task_repository(credential).await?;
         let manifests = DbManifestCache::new(Arc::clone(&self.db), credential);
         let options = VerifyOptions { depth: VerifyDepth::Quick, download_concurrency: 1, cpu_threads: 1 };
+        let location = self.repositories.location_now(credential).await;
         let checked = repository.clone();
         let report = spawned(async move {
             let (progress, cancel) = (Arc::new(Progress::new(requests)), CancelToken::new());
@@ -137,7 +138,7 @@ impl BackupWork {
         let stored = doubt.clone();
         self.db
             .run(move |tx| -> Result<(), DbError> {
-                note(tx, &stored, &report, now)?;
+                note(tx, &stored, location, &report, now)?;
                 // A listed backup stays in doubt, so that it never becomes a base.
                 match (is_late, report.snapshots.is_empty()) {
                     (true, true) => Doubt::remove(tx, credential, &id),
@@ -155,6 +156,7 @@ impl BackupWork {
 fn note(
     tx: &rusqlite::Transaction<'_>,
     doubt: &Doubt,
+    location: Option<Uuid>,
     report: &VerifyReport,
     now: Timestamp,
 ) -> Result<(), DbError> {
@@ -164,7 +166,8 @@ fn note(
     };
     let known: BTreeMap<CloudSnapshotId, ProofRow> =
         ProofRow::of_repository(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
-    proofs(report, &known, credential, VerifyDepth::Quick, now).iter().try_for_each(|proof| proof.put(tx))?;
+    let proofs = proofs(report, &known, (credential, location), VerifyDepth::Quick, now);
+    proofs.iter().try_for_each(|proof| proof.put(tx))?;
     if found.is_sound() {
         tracing::info!(cloudsnap = %id, "abandoned backup is complete in the store and stays listed");
         return Ok(());

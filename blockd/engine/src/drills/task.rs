@@ -87,6 +87,8 @@ pub(crate) async fn run(
     work.tasks.store_progress(live).await;
     let refused = |limit| exhausted(live, limit);
     let publication = requests.reserve(publication_of(&asked)).map_err(refused)?;
+    // Before the first read, as the result is about no other location.
+    let location = work.repositories.location_now(live.view().credential).await;
     let opened = tokio::select! {
         opened = Opened::open(work, live, &repository, &asked) => opened,
         () = live.cancel.cancelled() => Err(ServiceError::Stopping),
@@ -107,6 +109,7 @@ pub(crate) async fn run(
         ended: Timestamp::now(),
         passed: false,
         report: DrillReport { seed: asked.seed, ..examined.report },
+        location,
     };
     let mut drills = vec![Drilled { row, damage: examined.damage }];
     let is_complete = match (&asked.probe, &opened) {
@@ -162,6 +165,7 @@ impl Drilled {
             damaged,
             digest: None,
             version: self.row.version.clone(),
+            location: self.row.location,
         })
     }
 }

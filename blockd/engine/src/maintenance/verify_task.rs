@@ -41,6 +41,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+use uuid::Uuid;
 
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 /// Maximum number of extents that an error names.
@@ -71,6 +72,8 @@ pub(crate) async fn run(
     let (repository, requests) = secrets::repository(&work.tasks, live).await?;
     let repository = live.limited(&repository, &requests);
     let repository = paced(work, repository, what);
+    // Before the first read: the results are about no other location.
+    let location = work.repositories.location_now(row.credential).await;
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     work.tasks.store_progress(live).await;
@@ -123,7 +126,7 @@ pub(crate) async fn run(
         let message = format!("there is no cloud snapshot {}", row.cloudsnap);
         return Err(ServiceError::refused(ErrorCode::CloudsnapNotFound, message));
     }
-    record(work, live, what.depth, report, seen?, &slots_of).await
+    record(work, live, (what.depth, location), report, seen?, &slots_of).await
 }
 
 /// Ends the comparison with the volume; returns its result if the verification is done.
@@ -150,7 +153,7 @@ async fn finish_comparison(
 async fn record(
     work: &VerifyWork,
     live: &LiveTask,
-    depth: VerifyDepth,
+    (depth, location): (VerifyDepth, Option<Uuid>),
     mut report: VerifyReport,
     seen: Option<Comparison>,
     repository: &Repository,
@@ -168,7 +171,7 @@ async fn record(
     let recorded = compare_with_recorded(&mut report, &known);
     let manifests = DbManifestCache::new(Arc::clone(&work.db), credential);
     fingerprints::forget_reported(&work.host.data_dir, &manifests, &report);
-    let proofs = proofs(&report, &known, row.credential, depth, Timestamp::now());
+    let proofs = proofs(&report, &known, (row.credential, location), depth, Timestamp::now());
     let mut found = findings::of_report(&report);
     // Blocks of the volume are compared with content that the digest covers, too.
     found.compared_bytes = recorded.max(compared_blocks * BLOCK_SIZE_BYTES);
@@ -428,32 +431,32 @@ mod tests {
                 AffectedSnapshot { id: id(2), blocks: blocks(6) },
             ],
         });
-        let found = proofs(&report, &BTreeMap::new(), credential, VerifyDepth::Full, now);
+        let found = proofs(&report, &BTreeMap::new(), (credential, None), VerifyDepth::Full, now);
         let told: Vec<_> = found.iter().map(|proof| (proof.sound, proof.damaged.clone())).collect();
         assert_eq!(told, [(false, blocks(5)), (false, blocks(6))]);
 
         let known: BTreeMap<_, _> = found.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
         let report =
             VerifyReport { snapshots: vec![sound(id(1), BlockSet::new())], ..VerifyReport::default() };
-        assert_eq!(proofs(&report, &known, credential, VerifyDepth::Quick, now), []);
-        assert!(proofs(&report, &known, credential, VerifyDepth::Full, now)[0].sound);
+        assert_eq!(proofs(&report, &known, (credential, None), VerifyDepth::Quick, now), []);
+        assert!(proofs(&report, &known, (credential, None), VerifyDepth::Full, now)[0].sound);
 
         let report = VerifyReport { snapshots: vec![sound(id(1), blocks(7))], ..VerifyReport::default() };
         let later = now + jiff::SignedDuration::from_hours(1);
         let mut both = blocks(5);
         both.union_with(&blocks(7));
-        let proof = proofs(&report, &known, credential, VerifyDepth::Quick, later).remove(0);
+        let proof = proofs(&report, &known, (credential, None), VerifyDepth::Quick, later).remove(0);
         let told = (proof.sound, proof.damaged, proof.depth, proof.verified);
         assert_eq!(
             told,
             (false, both, VerifyDepth::Full, later),
             "a quick verification only adds damage to a deeper one"
         );
-        let proof = proofs(&report, &known, credential, VerifyDepth::Full, later).remove(0);
+        let proof = proofs(&report, &known, (credential, None), VerifyDepth::Full, later).remove(0);
         assert_eq!((proof.damaged, proof.verified), (blocks(7), later));
         let others = vec![AffectedSnapshot { id: id(3), blocks: blocks(8) }];
         let report = VerifyReport { others, ..VerifyReport::default() };
-        let proof = proofs(&report, &known, credential, VerifyDepth::Full, later).remove(0);
+        let proof = proofs(&report, &known, (credential, None), VerifyDepth::Full, later).remove(0);
         assert_eq!((proof.cloudsnap, proof.sound, proof.damaged), (id(3), false, blocks(8)));
     }
 
@@ -487,7 +490,7 @@ mod tests {
         let mut report =
             VerifyReport { snapshots: vec![snapshot], block_bytes: 7, ..VerifyReport::default() };
         let mut proof =
-            proofs(&report, &BTreeMap::new(), uuid::Uuid::nil(), VerifyDepth::Deep, Timestamp::UNIX_EPOCH)
+            proofs(&report, &BTreeMap::new(), (Uuid::nil(), None), VerifyDepth::Deep, Timestamp::UNIX_EPOCH)
                 .remove(0);
         let known = |proof: &ProofRow| BTreeMap::from([(proof.cloudsnap, proof.clone())]);
         assert_eq!((compare_with_recorded(&mut report, &known(&proof)), report.findings_total), (7, 0));

@@ -63,7 +63,8 @@ impl Proofs {
     ) -> Result<(), ServiceError> {
         let uuid = credential.uuid;
         // Before the listing, which then has them.
-        let published = self.db.run(move |tx| PublishedProof::all(tx, uuid)).await?;
+        let here = self.location(uuid).await?;
+        let published = self.db.run(move |tx| PublishedProof::all(tx, uuid, here)).await?;
         let found = repository.list_proofs(&ManifestFilter::default()).await?;
         let exists: HashSet<_> = manifests.iter().filter_map(|listed| listed.id).collect();
         let (host, now) = (self.host.cluster, Timestamp::now());

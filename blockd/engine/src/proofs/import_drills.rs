@@ -46,6 +46,7 @@ pub(super) fn drill_row(
         ended: proof.proven,
         passed: proof.sound,
         report,
+        location: Some(proof.location),
     })
 }
 

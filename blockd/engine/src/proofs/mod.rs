@@ -72,6 +72,8 @@ pub fn shown(last: LastProof, host: &Host) -> cloudsnaps::LastProof {
 /// Row of a result of this host.
 trait Publishable: Send + 'static {
     fn credential(&self) -> Uuid;
+    /// Returns the location that was read.
+    fn location(&self) -> Option<Uuid>;
     fn proof(&self, host: Uuid, host_name: String, location: Uuid) -> Proof;
     fn set_published(&self, tx: &rusqlite::Transaction<'_>) -> Result<(), DbError>;
 }
@@ -79,6 +81,10 @@ trait Publishable: Send + 'static {
 impl Publishable for ProofRow {
     fn credential(&self) -> Uuid {
         self.credential
+    }
+
+    fn location(&self) -> Option<Uuid> {
+        self.location
     }
 
     fn proof(&self, host: Uuid, host_name: String, location: Uuid) -> Proof {
@@ -105,6 +111,10 @@ impl Publishable for DrillRow {
         self.credential
     }
 
+    fn location(&self) -> Option<Uuid> {
+        self.location
+    }
+
     fn proof(&self, host: Uuid, host_name: String, location: Uuid) -> Proof {
         Proof {
             cloudsnap: self.cloudsnap,
@@ -125,7 +135,8 @@ impl Publishable for DrillRow {
 }
 
 impl Proofs {
-    /// Publishes results of this host. Those that the store refuses stay unpublished.
+    /// Publishes results of this host about the location that the credential has now. Those that the store
+    /// refuses stay unpublished.
     ///
     /// # Errors
     /// The first error of the store that is permanent, after an attempt with each row; a temporary one at
@@ -156,7 +167,8 @@ impl Proofs {
         let name = self.host.node.chars().filter(|char| !char.is_control()).take(MAX_NAME_CHARS);
         let host_name: String = name.collect();
         let mut refused: Option<CloudError> = None;
-        for row in rows {
+        // The objects of another location, such as a copy at its address, were not read.
+        for row in rows.into_iter().filter(|row| row.location() == Some(location)) {
             let proof = row.proof(self.host.cluster, host_name.clone(), location);
             match repository.publish_proof(&proof).await {
                 Ok(_) => self.db.run(move |tx| row.set_published(tx)).await?,
@@ -183,10 +195,11 @@ impl Proofs {
 
     async fn exchange_with(&self, credential: &CredentialRow) -> Result<(), ServiceError> {
         let uuid = credential.uuid;
+        let here = self.location(uuid).await?;
         // Before the listing, which then has their cloud snapshots.
         let pending = self.db.run(move |tx| -> Result<_, DbError> {
             let max = MAX_PUBLISHED_AT_ONCE;
-            Ok((ProofRow::unpublished(tx, uuid, max)?, DrillRow::unpublished(tx, uuid, max)?))
+            Ok((ProofRow::unpublished(tx, uuid, here, max)?, DrillRow::unpublished(tx, uuid, here, max)?))
         });
         let (proofs, drills) = pending.await?;
         let (repository, _) = self.repositories.task_repository(uuid).await?;

@@ -18,6 +18,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+use uuid::Uuid;
 
 /// Adds a cloud snapshot whose stored manifest is missing or damaged: the listing takes unchanged objects
 /// from the cache.
@@ -63,6 +64,7 @@ impl RepairWork {
             for one in unread.iter().map(Manifest::id).filter(|one| read.insert(*one) && *one != id) {
                 add_if_unreadable(repository, one, &mut known.unreadable).await?;
             }
+            let location = self.repositories.location_now(live.view().credential).await;
             let mut report = self.read(live, repository, unread, progress).await?;
             // Their frames were read with this host's copies.
             for one in report.snapshots.iter_mut().filter(|one| known.unreadable.contains(&one.id)) {
@@ -70,7 +72,7 @@ impl RepairWork {
             }
             let manifests = DbManifestCache::new(Arc::clone(&self.db), live.view().credential);
             fingerprints::forget_reported(&self.host.data_dir, &manifests, &report);
-            self.put_proofs(live, &report).await?;
+            self.put_proofs(live, &report, location).await?;
             let found = report.snapshots.iter().map(|one| (one.id, &one.damaged));
             let found = found.chain(report.others.iter().map(|one| (one.id, &one.blocks)));
             for (id, blocks) in found.filter(|(_, blocks)| !blocks.is_empty()) {
@@ -106,12 +108,18 @@ impl RepairWork {
 
     /// Records new damage, and that all frames were read without any. Known damage keeps its time: each
     /// finding is repaired once.
-    async fn put_proofs(&self, live: &LiveTask, report: &VerifyReport) -> Result<(), ServiceError> {
+    async fn put_proofs(
+        &self,
+        live: &LiveTask,
+        report: &VerifyReport,
+        location: Option<Uuid>,
+    ) -> Result<(), ServiceError> {
         let credential = live.view().credential;
         let known = self.db.run(move |tx| ProofRow::of_location(tx, credential)).await?;
         let known: BTreeMap<CloudSnapshotId, ProofRow> =
             known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
-        let mut proofs = findings::proofs(report, &known, credential, VerifyDepth::Full, Timestamp::now());
+        let (of, now) = ((credential, location), Timestamp::now());
+        let mut proofs = findings::proofs(report, &known, of, VerifyDepth::Full, now);
         proofs.retain(|proof| {
             let before = known.get(&proof.cloudsnap).filter(|before| !before.sound && !proof.sound);
             before.is_none_or(|before| findings::loses_more(before, &proof.damaged))

@@ -4,7 +4,7 @@ use crate::{
     error::{ServiceError, blocking},
     repositories::Repositories,
 };
-use blockd_api::{ErrorCode, credentials::StoreConfig};
+use blockd_api::{CredentialRef, ErrorCode, credentials::StoreConfig};
 use blockd_catalog::CredentialRow;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use std::path::Path;
@@ -36,6 +36,12 @@ impl Repositories {
     /// Returns the identity of a credential's location; `None` if its directory is not accessible.
     pub async fn location_id(&self, row: &CredentialRow) -> Option<Uuid> {
         location_of(row.clone(), self.host.cluster).await.ok()
+    }
+
+    /// Returns the identity of the location that a credential has now, as [`location_id`](Self::location_id).
+    pub async fn location_now(&self, credential: Uuid) -> Option<Uuid> {
+        let row = self.credential(Some(&CredentialRef::Id(credential))).await.ok()?;
+        self.location_id(&row).await
     }
 }
 

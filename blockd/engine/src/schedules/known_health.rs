@@ -83,6 +83,7 @@ mod tests {
             damaged: Default::default(),
             digest: None,
             version: String::new(),
+            location: None,
         }
     }
 

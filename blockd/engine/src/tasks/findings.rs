@@ -11,6 +11,7 @@ use blockd_cloud::{
 use blockd_extent::{BlockSet, Extent};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
 
 /// Maximum number of listed damages.
 const MAX_LISTED: usize = 100;
@@ -112,11 +113,12 @@ pub fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Resu
     }))
 }
 
-/// Returns the proof of each cloud snapshot, including others that the damage affects.
+/// Returns the proof of each cloud snapshot at a credential and the location that was read, including others
+/// that the damage affects.
 pub(crate) fn proofs(
     report: &VerifyReport,
     known: &BTreeMap<CloudSnapshotId, ProofRow>,
-    credential: uuid::Uuid,
+    (credential, location): (Uuid, Option<Uuid>),
     depth: VerifyDepth,
     now: Timestamp,
 ) -> Vec<ProofRow> {
@@ -129,6 +131,7 @@ pub(crate) fn proofs(
         damaged: snapshot.damaged.clone(),
         digest: snapshot.digest,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        location,
     };
     let mut proofs: BTreeMap<CloudSnapshotId, ProofRow> =
         report.snapshots.iter().map(|snapshot| (snapshot.id, of(snapshot))).collect();
@@ -145,6 +148,7 @@ pub(crate) fn proofs(
             damaged: known.get(&affected.id).map(|proof| proof.damaged.clone()).unwrap_or_default(),
             digest: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            location,
         });
         proof.damaged.union_with(&affected.blocks);
     }
