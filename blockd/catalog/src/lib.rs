@@ -113,9 +113,9 @@ pub enum DbError {
     /// The thread of the statement was aborted.
     #[error("database: the transaction was aborted: {0}")]
     Cut(String),
-    /// A queued run was started or ended concurrently.
-    #[error("run {0} is no longer queued")]
-    NotQueued(u64),
+    /// A waiting run was started or ended concurrently.
+    #[error("run {0} does not wait any more")]
+    NotWaiting(u64),
     /// A value cannot be stored.
     #[error("database: cannot encode {what}: {source}")]
     Encode {

@@ -187,8 +187,20 @@ impl RunRow {
     /// # Errors
     /// The database fails.
     pub fn update_queued(&self, tx: &Transaction<'_>) -> Result<bool, DbError> {
-        let sql = "SELECT EXISTS (SELECT 1 FROM schedule_runs WHERE id = ?1 AND state = 'queued')";
-        let waits: bool = tx.query_row(sql, [stored(self.id)], |row| row.get(0))?;
+        self.update_if(tx, RunState::Queued)
+    }
+
+    /// Stores the state of a run that is still retrying; returns false otherwise.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn update_retrying(&self, tx: &Transaction<'_>) -> Result<bool, DbError> {
+        self.update_if(tx, RunState::Retrying)
+    }
+
+    fn update_if(&self, tx: &Transaction<'_>, state: RunState) -> Result<bool, DbError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM schedule_runs WHERE id = ?1 AND state = ?2)";
+        let waits: bool = tx.query_row(sql, params![stored(self.id), state.as_str()], |row| row.get(0))?;
         if waits {
             self.update(tx)?;
         }
@@ -306,6 +318,17 @@ impl RunRow {
     pub fn of_task(tx: &Transaction<'_>, task: Uuid) -> Result<Option<Self>, DbError> {
         let sql = format!("WHERE task = ?1 AND credential <> '{LOCAL}' LIMIT 1");
         Ok(Self::select(tx, &sql, [task.to_string()])?.into_iter().next())
+    }
+
+    /// Records the resumption of a retrying run's task; returns false if it has no such run.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn record_resumption(tx: &Transaction<'_>, task: Uuid) -> Result<bool, DbError> {
+        let sql = "UPDATE schedule_runs
+                   SET state = 'active', retries = retries + 1, retry_at = NULL, reason = NULL
+                   WHERE task = ?1 AND state = 'retrying'";
+        Ok(tx.execute(sql, [task.to_string()])? > 0)
     }
 
     /// Returns the unfinished run of a schedule for a volume and a location.

@@ -100,7 +100,7 @@ impl ScheduleRunner {
         match stored.await {
             Ok(()) => {}
             // The schedule was deleted concurrently.
-            Err(DbError::NotQueued(_)) => return Ok(()),
+            Err(DbError::NotWaiting(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
         self.host.failpoints.reached("local run started")?;

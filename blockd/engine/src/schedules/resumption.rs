@@ -58,11 +58,19 @@ pub(super) fn wait(run: &mut RunRow, task: &TaskRow, now: Timestamp) {
     run.reason = cause_of(task);
 }
 
-/// Changes a retrying run whose backup has resumed.
-pub(super) fn begin(run: &mut RunRow) {
-    run.state = RunState::Active;
-    run.retries = run.retries.saturating_add(1);
-    (run.retry_at, run.reason) = (None, None);
+/// Lets a retrying run whose task cannot resume now wait for another pause, so that it does not delay others.
+/// A refusal is no attempt of the backup.
+///
+/// # Errors
+/// The database fails.
+pub(super) fn postpone(
+    tx: &Transaction<'_>,
+    run: RunRow,
+    reason: String,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let retry_at = run.task.map(|task| resume_at(now, run.retries, task.as_u128()));
+    RunRow { retry_at, reason: Some(reason), ..run }.update_retrying(tx).map(drop)
 }
 
 /// Ends a retrying run whose backup did not resume in time.
@@ -110,21 +118,28 @@ impl ScheduleRunner {
         self: &Arc<Self>,
         due: Vec<RunRow>,
         free_slots: &mut usize,
+        now: Timestamp,
     ) -> Result<(), ServiceError> {
-        for mut run in due.into_iter().take(*free_slots) {
+        for run in due {
+            if *free_slots == 0 {
+                break;
+            }
             let Some(task) = run.task else { continue };
-            begin(&mut run);
-            let (schedule, retries) = (run.schedule, run.retries);
-            // Before the task: its next failure must find this attempt.
-            self.db.run(move |tx| run.update(tx)).await?;
-            match self.runner.resume_task(task).await {
+            let schedule = run.schedule;
+            match self.runner.resume_run(task, run.id).await {
                 Ok(_) => {
                     *free_slots -= 1;
-                    tracing::info!(%schedule, %task, retries, "failed backup resumed");
+                    tracing::info!(%schedule, %task, "failed backup resumed");
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
-                // The next pass lets the run wait again, or ends it.
-                Err(error) => tracing::warn!(%schedule, %task, %error, "resuming a failed backup failed"),
+                Err(ServiceError::Db(DbError::NotWaiting(_))) => {}
+                Err(error) => {
+                    let reason = error.to_api().message;
+                    if run.reason.as_ref() != Some(&reason) {
+                        tracing::warn!(%schedule, %task, %reason, "resuming a failed backup failed");
+                    }
+                    self.db.run(move |tx| postpone(tx, run, reason, now)).await?;
+                }
             }
         }
         Ok(())

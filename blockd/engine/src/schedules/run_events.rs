@@ -61,8 +61,8 @@ impl ScheduleRunner {
         match error {
             ServiceError::Stopping => Err(ServiceError::Stopping),
             // The schedule was deleted concurrently.
-            ServiceError::Db(DbError::NotQueued(run)) => {
-                tracing::info!(run, "run not started: it is no longer queued");
+            ServiceError::Db(DbError::NotWaiting(run)) => {
+                tracing::info!(run, "run not started: it does not wait any more");
                 Ok(())
             }
             error if is_passing(&error) => self.record_wait(runs, error.to_api().message).await,

@@ -258,7 +258,7 @@ impl ScheduleRunner {
         self.events.wake();
         // A run with an ended task may be surplus, as only `settle` knows.
         self.scheduler.judge.notify_one();
-        self.resume_runs(due, &mut free_slots).await?;
+        self.resume_runs(due, &mut free_slots, now).await?;
         let mut failing = None;
         for batch in batches {
             // Without a free slot, which uploads to an unreachable store may hold for days, local snapshots

@@ -59,8 +59,6 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
                     _ => "its backup was stopped: resume it with `cloudsnap resume`".into(),
                 });
             }
-            // A user resumed it.
-            Some(_) if run.state == RunState::Retrying => resumption::begin(&mut run),
             Some(_) => continue,
             None => {
                 run.state = RunState::Failed;

@@ -207,15 +207,14 @@ impl World {
     /// Resumes the failed backups that are due; returns false if the daemon died.
     fn resume(&mut self, now: Timestamp) -> bool {
         let (due, _) = self.tx(|tx| resumption::due(tx, now));
-        for mut run in due {
-            let task = self.tx(|tx| TaskRow::find(tx, run.task.unwrap())).unwrap();
-            resumption::begin(&mut run);
-            self.tx(|tx| run.update(tx));
+        for run in due {
+            let mut task = self.tx(|tx| TaskRow::find(tx, run.task.unwrap())).unwrap();
+            task.state = TaskStage::Pending;
+            self.tx(|tx| RunRow::record_resumption(tx, task.id).and_then(|_| task.put(tx)));
+            self.resumed += 1;
             if self.dies() {
                 return false;
             }
-            self.resumed += 1;
-            self.tx(|tx| TaskRow { state: TaskStage::Pending, ..task.clone() }.put(tx));
         }
         true
     }

@@ -372,7 +372,7 @@ pub fn record_start(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Resul
     // A drill makes no cloud snapshot.
     let (id, cloudsnap) = (Some(task.id), task.spec.backup().map(|_| task.cloudsnap));
     let record_start = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
-    if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
+    if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotWaiting(run.id)) }
 }
 
 /// Records the local snapshot of a run, with or without the task of a backup. Fails if the run is no longer
@@ -385,7 +385,7 @@ pub fn record_local_start(
 ) -> Result<(), DbError> {
     let snapshot = Some(snapshot);
     let record_start = RunRow { state: RunState::Active, task, snapshot, reason: None, ..run.clone() };
-    if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
+    if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotWaiting(run.id)) }
 }
 
 /// Records the cause of a wait.

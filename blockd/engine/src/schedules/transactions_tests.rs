@@ -205,7 +205,7 @@ fn refused_run_fails_at_the_next_and_a_paused_one_waits() {
     // The run does not start.
     let backup = task(TaskSpec::Backup(BackupTask::default()), snap(1));
     let record_start = bench.db.transaction(|tx| transactions::record_start(tx, &first, &backup));
-    assert!(matches!(record_start, Err(DbError::NotQueued(id)) if id == first.id), "{record_start:?}");
+    assert!(matches!(record_start, Err(DbError::NotWaiting(id)) if id == first.id), "{record_start:?}");
 
     schedule.paused = true;
     bench.tx(|tx| schedule.put(tx));

@@ -32,7 +32,7 @@ use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskKind, TaskLimits, TaskStage, TaskStarted},
 };
-use blockd_catalog::{Db, DbError, DeleteTask, RestoreTask, TaskRow, TaskSpec};
+use blockd_catalog::{Db, DbError, DeleteTask, RestoreTask, RunRow, TaskRow, TaskSpec};
 use futures::FutureExt;
 use std::{
     panic::AssertUnwindSafe,
@@ -123,6 +123,18 @@ impl Runner {
     /// # Errors
     /// There is no such task, or it cannot be resumed.
     pub async fn resume_task(self: &Arc<Self>, id: Uuid) -> Result<api::Task, ServiceError> {
+        self.resume(id, None).await
+    }
+
+    /// Resumes the failed task of a retrying run.
+    ///
+    /// # Errors
+    /// Those of [`resume_task`](Self::resume_task); the run is no longer retrying.
+    pub async fn resume_run(self: &Arc<Self>, task: Uuid, run: u64) -> Result<api::Task, ServiceError> {
+        self.resume(task, Some(run)).await
+    }
+
+    async fn resume(self: &Arc<Self>, id: Uuid, run: Option<u64>) -> Result<api::Task, ServiceError> {
         let _admission = self.admission.lock().await;
         if self.host.stopping.is_cancelled() {
             return Err(ServiceError::Stopping);
@@ -152,7 +164,15 @@ impl Runner {
         detail.resumed += 1;
         detail.version += 1;
         let stored = row.clone();
-        self.db.run(move |tx| stored.put(tx)).await?;
+        let resumed = move |tx: &rusqlite::Transaction<'_>| {
+            // In the same transaction: the next failure of the task must find this attempt.
+            let is_retrying = RunRow::record_resumption(tx, stored.id)?;
+            match run {
+                Some(run) if !is_retrying => Err(DbError::NotWaiting(run)),
+                _ => stored.put(tx),
+            }
+        };
+        self.db.run(resumed).await?;
         tracing::info!(task = %row.id, kind = %row.kind(), resumed = row.detail.resumed, "task resumed");
         self.launch(row.clone());
         Ok(self.tasks.task_to_api(&row))
