@@ -311,12 +311,14 @@ impl RunRow {
         Self::select(tx, &sql, [])
     }
 
-    /// Returns the run of a task; `None` for a task without one.
+    /// Returns the unfinished run of a task; `None` for a task without one, or whose run has ended.
     ///
     /// # Errors
     /// The database fails.
-    pub fn of_task(tx: &Transaction<'_>, task: Uuid) -> Result<Option<Self>, DbError> {
-        let sql = format!("WHERE task = ?1 AND credential <> '{LOCAL}' LIMIT 1");
+    pub fn unfinished_of_task(tx: &Transaction<'_>, task: Uuid) -> Result<Option<Self>, DbError> {
+        let sql = format!(
+            "WHERE task = ?1 AND credential <> '{LOCAL}' AND state IN ('active', 'retrying') LIMIT 1"
+        );
         Ok(Self::select(tx, &sql, [task.to_string()])?.into_iter().next())
     }
 

@@ -37,7 +37,8 @@ pub(super) fn cause_of(task: &TaskRow) -> Option<String> {
 /// # Errors
 /// The database fails.
 pub fn insert_end_event(tx: &Transaction<'_>, task: &TaskRow, now: Timestamp) -> Result<(), DbError> {
-    let run = if will_resume(task) { RunRow::of_task(tx, task.id)? } else { None };
+    // A user may have resumed the task of a run that had ended: nothing resumes it again.
+    let run = if will_resume(task) { RunRow::unfinished_of_task(tx, task.id)? } else { None };
     match run {
         None => NewEvent::insert_end_of(task, now, tx),
         Some(run) if run.retries > 0 => Ok(()),
