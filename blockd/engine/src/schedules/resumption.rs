@@ -91,7 +91,7 @@ pub fn give_up(tx: &Transaction<'_>, run: &RunRow, why: &str, now: Timestamp) ->
 /// # Errors
 /// The database fails.
 pub fn due(tx: &Transaction<'_>, now: Timestamp) -> Result<(Vec<RunRow>, Option<Timestamp>), DbError> {
-    // The clock may have been set back.
+    // No pause is longer: the clock was set back.
     let latest = now.checked_add(SignedDuration::from_secs(MAX_RESUME_PAUSE_S.into())).unwrap_or(now);
     let schedules = ScheduleRow::all(tx)?;
     let (mut due, mut next) = (Vec::new(), None::<Timestamp>);
@@ -105,8 +105,8 @@ pub fn due(tx: &Transaction<'_>, now: Timestamp) -> Result<(Vec<RunRow>, Option<
             }
             _ => {}
         }
-        match run.retry_at.filter(|at| *at > now) {
-            Some(at) => next = Some(next.map_or(at, |next| next.min(at)).min(latest)),
+        match run.retry_at.filter(|at| *at > now && *at <= latest) {
+            Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
             None => due.push(run),
         }
     }
