@@ -1,8 +1,7 @@
 //! Rows of events.
 
 use crate::{
-    Aliases, DbError, TaskRow, TaskSpec, json_if_there, number, parsed, parsed_if_there, rows, stored,
-    to_json,
+    DbError, TaskRow, TaskSpec, json_if_there, number, parsed, parsed_if_there, rows, stored, to_json,
 };
 use blockd_api::{
     ErrorCode, VolumeName,
@@ -12,7 +11,7 @@ use blockd_api::{
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::VolumeId;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
 
@@ -122,20 +121,31 @@ impl NewEvent {
         }
     }
 
-    /// Stores the event, unless there is one with this message about the same location.
+    /// Stores the event, unless one of its kind about its volume and credential, whose message starts with
+    /// `beginning`, too, is less than a day old; returns true if it was stored.
     ///
     /// # Errors
     /// The database fails.
-    pub fn insert_once(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
-        let sql = "SELECT credential_id FROM events WHERE kind = ?1 AND message = ?2";
-        let of: Vec<Option<Uuid>> =
-            rows(tx, sql, [self.kind.as_str(), &self.message], |row| parsed_if_there(row, 0))?;
-        let here = self.credential_id.map(|id| Aliases::all(tx).map(|aliases| aliases.of_location(id)));
-        let here = here.transpose()?.unwrap_or_default();
-        match of.iter().flatten().any(|credential| here.contains(credential)) {
-            true => Ok(()),
-            false => self.insert(tx),
+    pub fn insert_daily(&self, beginning: &str, tx: &Transaction<'_>) -> Result<bool, DbError> {
+        // Later ones are of a clock that was set back since.
+        let sql =
+            "SELECT EXISTS (SELECT 1 FROM events WHERE kind = ?1 AND volume_id IS ?2 AND credential_id IS ?3
+                   AND substr(message, 1, length(?4)) = ?4 AND at > ?5 AND at <= ?6)";
+        let day_before = self.at.saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
+        let (volume, credential) = (self.volume_id, self.credential_id);
+        let params = params![
+            self.kind.as_str(),
+            volume.map(|id| id.to_string()),
+            credential.map(|id| id.to_string()),
+            beginning,
+            day_before.to_string(),
+            self.at.to_string(),
+        ];
+        let is_known: bool = tx.query_row(sql, params, |row| row.get(0))?;
+        if !is_known {
+            self.insert(tx)?;
         }
+        Ok(!is_known)
     }
 
     /// Stores the event, and removes the oldest ones beyond the limit.

@@ -201,16 +201,25 @@ async fn proof_in_a_copy_of_the_location_does_not_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn altered_proof_is_ignored_and_one_event() {
+async fn altered_proofs_are_ignored_and_one_event() {
     let host = Host::new().await;
     let snap = host.backed_up().await;
     host.verify_snapshot(&snap, VerifyDepth::Full).await;
-    damage(&host.proof_files()[0]);
+    let proof = host.proof_files().remove(0);
+    damage(&proof);
+    // Each writer of the location can make such objects.
+    for number in 1..10 {
+        let name = format!("{}{}", &proof[..proof.len() - 36], Uuid::from_u128(number));
+        fs::copy(&proof, name).unwrap();
+    }
     let mut other = host.other().await;
-    for _ in 0..2 {
+    for events in [0, 1] {
         assert_eq!(other.last_proof().await, None);
+        assert_eq!(other.events_of("proof-damaged").await.len(), events, "a list makes none");
+        other.engine().proofs.exchange().await.unwrap();
         let [event] = &other.events_of("proof-damaged").await[..] else { panic!("no event, or several") };
-        assert_eq!(event.cloud_snapshot_id.as_deref(), Some(&*snap));
+        assert!(event.message.starts_with("damaged proofs of other hosts: 10, such as "), "{event:?}");
+        assert!(event.message.contains(&snap), "{event:?}");
         other.restart().await;
     }
     assert!(host.last_proof().await.unwrap().sound, "the host keeps its own result");

@@ -70,6 +70,7 @@ impl Proofs {
         let (host, now) = (self.host.cluster, Timestamp::now());
         let expected = Expected::new(published, &found, host, |id| exists.contains(id), now);
         let damaged = self.read_listed(credential, repository, &found, manifests, &expected).await?;
+        self.report_damaged(credential).await?;
         self.withdraw_lost(credential, expected, &found, &damaged).await
     }
 
@@ -110,7 +111,7 @@ impl Proofs {
         wanted.truncate(MAX_READ);
         let mut lost = HashSet::new();
         for batch in wanted.chunks(BATCH) {
-            let (mut proofs, mut drills, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut proofs, mut drills) = (Vec::new(), Vec::new());
             let mut seen = Vec::new();
             for (one, read) in repository.read_proofs(batch.to_vec()).await {
                 match read {
@@ -124,7 +125,7 @@ impl Proofs {
                         match is_damage(&error) {
                             true if expected.contains(&one.id) => drop(lost.insert(one.id)),
                             true if one.id.host != self.host.cluster => {
-                                damaged.push((one.id, error.to_string()));
+                                self.note_damaged(uuid, error.to_string());
                             }
                             _ => {}
                         }
@@ -141,7 +142,6 @@ impl Proofs {
             }
             self.store(credential, proofs).await?;
             self.store_drills(drills).await?;
-            self.report_damaged(credential, damaged).await?;
             seen.into_iter().for_each(|id| self.note_seen(uuid, id));
         }
         Ok(lost)
@@ -179,7 +179,7 @@ impl Proofs {
         let mut seen = self.seen.lock();
         let seen = seen.entry(credential).or_default();
         if seen.with != with || seen.ids.len() >= MAX_SEEN {
-            *seen = Seen { with, ids: HashSet::new() };
+            *seen = Seen { with, ..Seen::default() };
         }
     }
 
@@ -189,6 +189,13 @@ impl Proofs {
 
     fn note_seen(&self, credential: Uuid, id: ProofId) {
         self.seen.lock().entry(credential).or_default().ids.insert(id);
+    }
+
+    fn note_damaged(&self, credential: Uuid, cause: String) {
+        let mut seen = self.seen.lock();
+        let damaged = &mut seen.entry(credential).or_default().damaged;
+        damaged.count += 1;
+        damaged.example.get_or_insert(cause);
     }
 
     /// Stores proofs; an event reports damage of a cloud snapshot that was not known to be damaged.

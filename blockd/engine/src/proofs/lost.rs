@@ -3,7 +3,7 @@
 //! The next exchange publishes them again from their rows. It lists the manifests first, so that no proof of
 //! a cloud snapshot that was deleted meanwhile is stored.
 
-use super::Proofs;
+use super::{Damaged, Proofs};
 use crate::error::ServiceError;
 use blockd_api::events::{EventKind, Severity};
 use blockd_catalog::{CredentialRow, DbError, NewEvent, PublishedProof};
@@ -11,6 +11,9 @@ use blockd_cloud::{CloudSnapshotId, ListedProof, ProofId};
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
+
+/// Start of the message of damaged proofs of other hosts.
+const DAMAGED: &str = "damaged proofs of other hosts";
 
 /// Published results of this host, by the proofs that a location should have.
 #[derive(Default)]
@@ -84,28 +87,24 @@ impl Proofs {
         Ok(())
     }
 
-    /// Reports damaged proofs of other hosts, each once.
-    pub(super) async fn report_damaged(
-        &self,
-        credential: &CredentialRow,
-        damaged: Vec<(ProofId, String)>,
-    ) -> Result<(), ServiceError> {
-        if damaged.is_empty() {
-            return Ok(());
-        }
-        let (uuid, name, own) = (credential.uuid, credential.name.to_string(), self.host.cluster);
-        let events = damaged.into_iter().map(|(id, cause)| NewEvent {
-            volume_id: (id.cloudsnap.cluster == own).then_some(id.cloudsnap.volume),
-            volume: self.registry.source_name(&id.cloudsnap, own),
+    /// Reports the damaged proofs of other hosts that were read since the last report, in one event a day:
+    /// each writer of the bucket can make any number of them.
+    pub(super) async fn report_damaged(&self, credential: &CredentialRow) -> Result<(), ServiceError> {
+        let uuid = credential.uuid;
+        let found = self.seen.lock().get(&uuid).map(|seen| seen.damaged.clone()).unwrap_or_default();
+        let Some(example) = found.example else { return Ok(()) };
+        let message = format!("{DAMAGED}: {}, such as {example}", found.count);
+        let event = NewEvent {
             credential_id: Some(uuid),
-            credential: Some(name.clone()),
-            cloudsnap: Some(id.cloudsnap),
-            ..NewEvent::new(Timestamp::now(), Severity::Warning, EventKind::ProofDamaged, cause)
-        });
-        let events: Vec<_> = events.collect();
-        let reported = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert_once(tx)));
-        reported.await?;
-        self.events.wake();
+            credential: Some(credential.name.to_string()),
+            ..NewEvent::new(Timestamp::now(), Severity::Warning, EventKind::ProofDamaged, message)
+        };
+        if self.db.run(move |tx| event.insert_daily(DAMAGED, tx)).await? {
+            if let Some(seen) = self.seen.lock().get_mut(&uuid) {
+                seen.damaged = Damaged::default();
+            }
+            self.events.wake();
+        }
         Ok(())
     }
 }

@@ -52,6 +52,15 @@ pub(crate) struct Seen {
     /// Location and keys with which they were read: with others, they may be usable.
     with: (Uuid, Vec<Uuid>),
     ids: HashSet<ProofId>,
+    damaged: Damaged,
+}
+
+/// Damaged proofs of other hosts that are not reported yet.
+#[derive(Clone, Default)]
+pub(crate) struct Damaged {
+    count: u64,
+    /// Cause of the first.
+    example: Option<String>,
 }
 
 /// Returns a proof for lists.
