@@ -9,6 +9,8 @@ pub mod plausibility;
 pub mod policies;
 pub mod requests;
 pub mod resumption;
+#[cfg(test)]
+mod resumption_tests;
 pub mod retention_checks;
 mod run_events;
 pub mod runner;

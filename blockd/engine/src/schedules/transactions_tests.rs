@@ -1,6 +1,6 @@
 //! Tests of scheduler steps that the simulation does not reach.
 
-use crate::schedules::{judgement, resumption, settle};
+use crate::schedules::{judgement, settle};
 use crate::{schedules::selection::Candidate, schedules::transactions, volumes::registry::Tags};
 use blockd_api::{
     ErrorCode,
@@ -8,7 +8,7 @@ use blockd_api::{
     tasks::{TaskOwner, TaskStage},
 };
 use blockd_catalog::{
-    BackupTask, Db, DbError, RestoreTask, RunRow, ScheduleRow, ScheduleSpec, TaskRow, TaskSpec, newest_events,
+    BackupTask, Db, DbError, RestoreTask, RunRow, ScheduleRow, ScheduleSpec, TaskRow, TaskSpec,
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
@@ -22,42 +22,42 @@ use uuid::Uuid;
 
 const CREDENTIAL: Uuid = Uuid::from_u128(9);
 
-struct EngineFixture {
-    db: Arc<Db>,
+pub(super) struct EngineFixture {
+    pub db: Arc<Db>,
     _dir: tempfile::TempDir,
 }
 
-fn at(hour: i64) -> Timestamp {
+pub(super) fn at(hour: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + hour * 3_600).unwrap()
 }
 
-fn rule(when: &str, keep: Option<u32>) -> Rule {
+pub(super) fn rule(when: &str, keep: Option<u32>) -> Rule {
     Rule { when: when.parse().unwrap(), retain: keep.map(|keep| Retention::max(keep).unwrap()) }
 }
 
-fn snap(number: u64) -> CloudSnapshotId {
+pub(super) fn snap(number: u64) -> CloudSnapshotId {
     let (volume, snapshot) = (VolumeId::from_u64(1), SnapshotId::from_u64(number));
     CloudSnapshotId { cluster: CREDENTIAL, volume, snapshot, incremental: false }
 }
 
-fn volume() -> Candidate {
+pub(super) fn volume() -> Candidate {
     let tags = Tags { labels: "app=x".parse().unwrap(), group: None };
     Candidate { id: VolumeId::from_u64(1), name: "v".parse().unwrap(), tags }
 }
 
 impl EngineFixture {
-    fn new() -> Self {
+    pub fn new() -> Self {
         // In memory: each of the many commits would be synced.
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let db = Arc::new(Db::open(&dir.path().join("blockd.db")).unwrap());
         Self { db, _dir: dir }
     }
 
-    fn tx<R>(&self, work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<R, DbError>) -> R {
+    pub fn tx<R>(&self, work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<R, DbError>) -> R {
         self.db.transaction(work).unwrap()
     }
 
-    fn schedule(&self, rules: Vec<Rule>, keep: u32) -> ScheduleRow {
+    pub fn schedule(&self, rules: Vec<Rule>, keep: u32) -> ScheduleRow {
         let spec = ScheduleSpec {
             name: None,
             selector: Selector { label: Some("app=x".parse().unwrap()), ..Selector::default() },
@@ -83,11 +83,11 @@ impl EngineFixture {
         row
     }
 
-    fn fire(&self, hour: i64) {
+    pub fn fire(&self, hour: i64) {
         self.tx(|tx| transactions::fire(tx, &[volume()], at(hour)).map(drop));
     }
 
-    fn queued(&self) -> Vec<RunRow> {
+    pub fn queued(&self) -> Vec<RunRow> {
         self.tx(|tx| RunRow::in_state(tx, RunState::Queued))
     }
 
@@ -106,7 +106,7 @@ impl EngineFixture {
     }
 }
 
-fn task(spec: TaskSpec, cloudsnap: CloudSnapshotId) -> TaskRow {
+pub(super) fn task(spec: TaskSpec, cloudsnap: CloudSnapshotId) -> TaskRow {
     TaskRow { created: at(0), ..TaskRow::new(spec, CREDENTIAL, cloudsnap, TaskOwner::Daemon) }
 }
 
@@ -378,93 +378,4 @@ fn failed_drill_counts_until_its_snapshot_is_deleted() {
     assert_eq!(states(), [skipped, expired, failed]);
     bench.tx(|tx| RunRow::expire_failed(tx, CREDENTIAL, &snap(1)));
     assert_eq!(states(), [skipped, expired, expired]);
-}
-
-/// Queues a run at an hour and lets its backup fail; returns the task.
-fn failed_backup(bench: &EngineFixture, schedule: &ScheduleRow, hour: i64, retryable: bool) -> TaskRow {
-    bench.fire(hour);
-    let spec = BackupTask { schedule: Some(schedule.uuid), ..BackupTask::default() };
-    let mut task = task(TaskSpec::Backup(spec), snap(hour.unsigned_abs()));
-    task.id = Uuid::new_v4();
-    task.state = TaskStage::Failed;
-    task.detail.completed = Some(at(hour));
-    (task.detail.resumable, task.detail.retryable) = (true, retryable);
-    let run = bench.queued().remove(0);
-    bench.tx(|tx| {
-        transactions::record_start(tx, &run, &task)?;
-        task.put(tx)?;
-        resumption::insert_end_event(tx, &task, at(hour))?;
-        settle::settle(tx, &HashSet::new(), at(hour)).map(drop)
-    });
-    task
-}
-
-fn newest_run(bench: &EngineFixture) -> RunRow {
-    bench.tx(|tx| RunRow::history(tx, None, None, 1)).remove(0)
-}
-
-fn kinds_of_events(bench: &EngineFixture) -> Vec<String> {
-    bench.tx(|tx| newest_events(tx, 9)).into_iter().map(|event| event.kind).collect()
-}
-
-#[test]
-fn failed_run_waits_until_the_next_one_is_due() {
-    let bench = EngineFixture::new();
-    let mut schedule = bench.schedule(vec![rule("periodic 60", None)], 4);
-    let mut task = failed_backup(&bench, &schedule, 1, true);
-    let run = newest_run(&bench);
-    assert_eq!((run.state, run.retries), (RunState::Retrying, 0));
-    let retry_at = run.retry_at.unwrap();
-    assert!((30..=60).contains(&retry_at.duration_since(at(1)).as_secs()), "{retry_at}");
-    let due = |now| bench.tx(|tx| resumption::due(tx, now));
-    assert_eq!(due(at(1)), (vec![], Some(retry_at)));
-    assert_eq!(due(retry_at).0, std::slice::from_ref(&run));
-    // It occupies no slot, and waits while its schedule is paused.
-    assert_eq!(bench.tx(|tx| transactions::ready(tx, 1)).free_slots, 1);
-    schedule.paused = true;
-    bench.tx(|tx| schedule.put(tx));
-    assert_eq!(due(retry_at), (vec![], None));
-    schedule.paused = false;
-    bench.tx(|tx| schedule.put(tx));
-
-    // A user resumes it, and it fails again.
-    for (state, expected) in [(TaskStage::Active, RunState::Active), (TaskStage::Failed, RunState::Retrying)]
-    {
-        task.state = state;
-        bench.tx(|tx| {
-            task.put(tx)?;
-            if state == TaskStage::Failed {
-                resumption::insert_end_event(tx, &task, at(1))?;
-            }
-            settle::settle(tx, &HashSet::new(), at(1)).map(drop)
-        });
-        assert_eq!((newest_run(&bench).state, newest_run(&bench).retries), (expected, 1));
-    }
-    assert_eq!(kinds_of_events(&bench), ["backup-retrying"]);
-    bench.fire(2);
-    let runs = bench.tx(|tx| RunRow::history(tx, None, None, 9));
-    let states: Vec<_> = runs.iter().map(|run| (run.state, run.retry_at)).collect();
-    assert_eq!(states, [(RunState::Queued, None), (RunState::Failed, None)]);
-    assert_eq!(kinds_of_events(&bench), ["backup-retrying", "run-failed"]);
-}
-
-#[test]
-fn run_that_cannot_resume_fails_with_one_event() {
-    let bench = EngineFixture::new();
-    let schedule = bench.schedule(vec![rule("periodic 60", None)], 4);
-    failed_backup(&bench, &schedule, 1, false);
-    assert_eq!((newest_run(&bench).state, newest_run(&bench).retry_at), (RunState::Failed, None));
-    assert_eq!(kinds_of_events(&bench), ["backup-failed"]);
-
-    // A later backup of the volume discards it.
-    let mut task = failed_backup(&bench, &schedule, 2, true);
-    task.detail.resumable = false;
-    bench.tx(|tx| task.put(tx).and_then(|()| settle::settle(tx, &HashSet::new(), at(2)).map(drop)));
-    assert_eq!((newest_run(&bench).state, newest_run(&bench).retry_at), (RunState::Failed, None));
-    assert_eq!(kinds_of_events(&bench)[1..], ["backup-retrying", "run-failed"]);
-
-    failed_backup(&bench, &schedule, 3, true);
-    bench.tx(|tx| ScheduleRow::delete(tx, schedule.uuid));
-    assert_eq!(bench.tx(|tx| resumption::due(tx, at(4))), (vec![], None));
-    assert_eq!(newest_run(&bench).state, RunState::Failed);
 }
