@@ -261,6 +261,19 @@ impl ScheduleRow {
         Ok(())
     }
 
+    /// Removes the cursors of other rules than its own and those of its policy.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn retain_cursors(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        let rules: Vec<_> = self.rules(tx)?.iter().map(|rule| rule.when.to_string()).collect();
+        tx.execute(
+            "DELETE FROM schedule_cursors WHERE schedule = ?1 AND rule NOT IN (SELECT value FROM json_each(?2))",
+            params![self.uuid.to_string(), to_json("rules", &rules)?],
+        )?;
+        Ok(())
+    }
+
     /// Removes the cursors: all rules start again at the next pass.
     ///
     /// # Errors

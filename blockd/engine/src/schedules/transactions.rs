@@ -16,7 +16,7 @@ use blockd_api::{
 };
 use blockd_catalog::{DbError, NewEvent, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_schedule::{Retention, Tick, tick};
+use blockd_schedule::{Recurrence, Retention, Tick, tick};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Transaction;
 use std::collections::HashSet;
@@ -144,6 +144,13 @@ fn add_runs(
     Ok(added)
 }
 
+/// Returns the time up to which the runs of a rule without a cursor are processed: of an existing schedule,
+/// those whose delayed start is not over come.
+fn first_cursor(schedule: &ScheduleRow, rule: &Recurrence, now: Timestamp) -> Timestamp {
+    let delay = SignedDuration::from_secs(schedule.delay_s(rule).into());
+    now.checked_sub(delay).unwrap_or(now).max(schedule.created).min(now)
+}
+
 /// Adds the runs that are due at `now`, and returns the time of the next pass.
 pub fn fire(
     tx: &Transaction<'_>,
@@ -156,8 +163,7 @@ pub fn fire(
         for rule in schedule.rules(tx)? {
             let delay_s = schedule.delay_s(&rule.when);
             let Some(processed_until) = schedule.cursor(tx, &rule.when)? else {
-                // A new rule starts now.
-                schedule.set_cursor(tx, &rule.when, now)?;
+                schedule.set_cursor(tx, &rule.when, first_cursor(schedule, &rule.when, now))?;
                 wake_at(now);
                 continue;
             };
@@ -233,7 +239,8 @@ pub fn next_run(
     let mut next: Option<Timestamp> = None;
     for rule in schedule.rules(tx)? {
         let delay_s = schedule.delay_s(&rule.when);
-        let processed_until = schedule.cursor(tx, &rule.when)?.unwrap_or(now);
+        let processed_until = schedule.cursor(tx, &rule.when)?;
+        let processed_until = processed_until.unwrap_or_else(|| first_cursor(schedule, &rule.when, now));
         let due = match tick(&rule.when, processed_until, delay_s, now) {
             Tick::Wait { due } => due,
             Tick::Run { .. } | Tick::ClockSetBack { .. } => now,

@@ -1,10 +1,10 @@
 //! Tests of scheduler steps that the simulation does not reach.
 
-use crate::schedules::{judgement, settle};
+use crate::schedules::{judgement, settle, update};
 use crate::{schedules::selection::Candidate, schedules::transactions, volumes::registry::Tags};
 use blockd_api::{
     ErrorCode,
-    schedules::{Priority, Rule, RunState, Selector},
+    schedules::{Priority, Rule, RunState, Selector, UpdateSchedule},
     tasks::{TaskOwner, TaskStage},
 };
 use blockd_catalog::{
@@ -378,4 +378,42 @@ fn failed_drill_counts_until_its_snapshot_is_deleted() {
     assert_eq!(states(), [skipped, expired, failed]);
     bench.tx(|tx| RunRow::expire_failed(tx, CREDENTIAL, &snap(1)));
     assert_eq!(states(), [skipped, expired, expired]);
+}
+
+#[test]
+fn change_before_the_delayed_start_keeps_the_run() {
+    let bench = EngineFixture::new();
+    let unused = bench.schedule(vec![], 1);
+    bench.tx(|tx| ScheduleRow::delete(tx, unused.uuid));
+    let (daily, jitter) = (rule("daily 00:00", None), Jitter { max_s: 7_200 });
+    let mut schedule = unused;
+    schedule.uuid = (1..).map(Uuid::from_u128).find(|uuid| jitter.delay_s(uuid.as_u128()) > 3_600).unwrap();
+    (schedule.spec.rules, schedule.spec.jitter) = (vec![daily.clone()], Some(jitter));
+    bench.tx(|tx| schedule.put(tx).and_then(|()| schedule.set_cursor(tx, &daily.when, at(0))));
+    let both = Some(vec![daily.clone(), rule("daily 00:30", None)]);
+    let paused = |paused| UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
+    let changes = [
+        vec![UpdateSchedule { rules: both, ..UpdateSchedule::default() }],
+        vec![UpdateSchedule { rules: Some(vec![daily]), ..UpdateSchedule::default() }],
+        vec![paused(true), paused(false)],
+    ];
+    // The first midnight is at hour 16, and the delay is between one and two hours.
+    for (day, requests) in changes.into_iter().enumerate() {
+        let midnight = 16 + 24 * day as i64;
+        bench.fire(midnight - 1);
+        bench.fire(midnight);
+        for request in requests {
+            let found = bench.tx(|tx| ScheduleRow::find(tx, schedule.uuid)).unwrap();
+            let changed =
+                bench.db.transaction(|tx| update::updated(tx, found, request, None, at(midnight + 1)));
+            bench.tx(|tx| changed.unwrap().put(tx));
+            bench.fire(midnight + 1);
+        }
+        assert_eq!(bench.queued(), []);
+        bench.fire(midnight + 2);
+        let nominal: Vec<_> = bench.queued().iter().map(|run| run.nominal).collect();
+        assert_eq!(nominal, [at(midnight)]);
+        bench.fire(midnight + 3);
+        bench.work(1);
+    }
 }

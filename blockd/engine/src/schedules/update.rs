@@ -55,7 +55,6 @@ pub(super) fn updated(
     }
     if let Some(rules) = rules {
         row.spec.rules = rules;
-        ScheduleRow::clear_cursors(tx, row.uuid)?;
     }
     row.policy = policy_name.or(row.policy);
     row.spec.retain = retain.unwrap_or(row.spec.retain);
@@ -80,6 +79,7 @@ pub(super) fn updated(
     row.spec.drill = drill.or(row.spec.drill);
     if must_check {
         check_rules(&row.rules(tx)?)?;
+        row.retain_cursors(tx)?;
     }
     if must_fit {
         plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
