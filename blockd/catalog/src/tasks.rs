@@ -208,6 +208,8 @@ pub struct TaskDetail {
     pub bytes_total: u64,
     /// Processed bytes.
     pub bytes_processed: u64,
+    /// A run of the task before this one processed bytes.
+    pub has_progress: bool,
     /// Bytes sent to the store.
     pub bytes_uploaded: u64,
     /// Bytes fetched from the store.

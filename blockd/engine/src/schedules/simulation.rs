@@ -345,6 +345,7 @@ impl World {
                     task.detail.frozen = true;
                     task.state = TaskStage::Failed;
                     task.detail.completed = Some(self.now());
+                    task.detail.bytes_processed = self.roll(2);
                     let resumes = self.roll(3) > 0;
                     (task.detail.resumable, task.detail.retryable) = (resumes, resumes);
                 }

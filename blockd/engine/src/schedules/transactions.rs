@@ -79,8 +79,28 @@ fn fail_waiting(tx: &Transaction<'_>, run: &RunRow, now: Timestamp) -> Result<()
     end_queued(tx, run, RunState::Failed, reason, now).map(drop)
 }
 
-/// Adds the runs of a schedule, one for each volume and location. A volume with a running or queued run is
-/// skipped; a run that was refused or failed until now fails, which is reported.
+/// Returns true if a new run replaces an unfinished one, which waits: a run of the same rule, unless the
+/// backup has transferred data, which would be lost. The run of another rule would leave that one without a
+/// backup.
+fn is_replaced(tx: &Transaction<'_>, earlier: &RunRow, rule: Option<&Recurrence>) -> Result<bool, DbError> {
+    // A user asks for a new point in time now.
+    let is_manual = rule.is_none();
+    if !is_manual && earlier.rule.is_some() && earlier.rule.as_ref() != rule {
+        return Ok(false);
+    }
+    match earlier.state {
+        RunState::Queued => Ok(earlier.reason.is_some()),
+        RunState::Retrying => {
+            let task = earlier.task.map(|task| TaskRow::find(tx, task)).transpose()?.flatten();
+            let has_progress = |task: TaskRow| task.detail.has_progress || task.detail.bytes_processed > 0;
+            Ok(is_manual || !task.is_some_and(has_progress))
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Adds the runs of a schedule, one for each volume and location. A volume with an unfinished run is skipped,
+/// unless the new run replaces that one, which fails.
 fn add_runs(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -106,23 +126,23 @@ fn add_runs(
                 // They have their own retention.
                 (run.pool, run.retain) = (String::new(), None);
             }
-            let earlier = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)?;
-            runs.push(match earlier {
-                Some(earlier) if earlier.state == RunState::Queued && earlier.reason.is_some() => {
-                    fail_waiting(tx, &earlier, now)?;
-                    run
-                }
-                Some(earlier) if earlier.state == RunState::Retrying => {
+            let Some(earlier) = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)? else {
+                runs.push(run);
+                continue;
+            };
+            if !is_replaced(tx, &earlier, cause.rule.map(|rule| &rule.when))? {
+                let reason = format!("run {} has not ended: it is {}", earlier.id, earlier.state);
+                runs.push(skipped(run, reason));
+                continue;
+            }
+            match earlier.state {
+                RunState::Retrying => {
                     let why = "its backup could not be resumed before the next run was due";
                     resumption::give_up(tx, &earlier, why, now)?;
-                    run
                 }
-                Some(earlier) => {
-                    let reason = format!("run {} has not ended: it is {}", earlier.id, earlier.state);
-                    skipped(run, reason)
-                }
-                None => run,
-            });
+                _ => fail_waiting(tx, &earlier, now)?,
+            }
+            runs.push(run);
         }
     }
     // Reported once, not for each run of a schedule without volumes.
@@ -338,10 +358,22 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
         .filter(|task| task.kind() == TaskKind::Backup)
         .filter_map(|task| task.volume)
         .collect();
+    // The start of a later backup discards one that resumes.
+    let is_paused = |run: &RunRow| run.rule.is_some() && paused.contains(&run.schedule);
+    let retrying: HashSet<_> = RunRow::in_state(tx, RunState::Retrying)?
+        .iter()
+        .filter(|run| !is_paused(run))
+        .map(|run| (run.volume, run.credential))
+        .collect();
+    // Manual runs start in place of a backup that resumes.
+    let is_later = |run: &RunRow| {
+        let is_backup = run.rule.is_some() && !of_drills.contains(&run.schedule);
+        is_backup && retrying.contains(&(run.volume, run.credential))
+    };
     let mut waiting: Vec<Batch> = Vec::new();
     for run in RunRow::in_state(tx, RunState::Queued)? {
         // Manual runs start also while paused.
-        if run.rule.is_some() && paused.contains(&run.schedule) {
+        if is_paused(&run) {
             continue;
         }
         let is_group = groups.contains(&run.schedule);
@@ -357,6 +389,11 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
     for batch in waiting {
         let volumes = batch.volumes();
         if volumes.is_empty() {
+            continue;
+        }
+        if batch.runs.iter().any(is_later) {
+            // Its volumes have one point in time.
+            batches.extend(batch.without_upload());
             continue;
         }
         let needs_upload = batch.needs_upload();

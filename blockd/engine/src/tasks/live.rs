@@ -170,6 +170,8 @@ impl LiveTask {
     fn attach(&self, progress: Arc<Progress>, has_phases: bool) {
         let mut state = self.state.lock();
         state.row.state = TaskStage::Active;
+        let detail = &mut state.row.detail;
+        detail.has_progress |= detail.bytes_processed > 0;
         let detail = &state.row.detail;
         state.run = Some(RunCounters {
             progress,
