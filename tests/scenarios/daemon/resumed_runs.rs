@@ -1,7 +1,10 @@
 //! Failed backups of schedules, which the daemon resumes with their point in time.
 
 use super::*;
-use blockd_api::schedules::{CreateSchedule, Run, RunState, Schedule, Selector};
+use blockd_api::{
+    schedules::{CreateSchedule, Run, RunState, Schedule, Selector},
+    tasks::StopTask,
+};
 use blockd_engine::error::ServiceError;
 use blockd_schedule::Retention;
 use blockd_testkit::store::{Fault, FaultStore};
@@ -11,9 +14,14 @@ use std::collections::BTreeSet;
 impl Host {
     /// Returns a host whose store fails on request, and gives up a request after the first failure.
     async fn with_faults() -> (Self, Arc<FaultStore>) {
+        Self::with_faults_and(|_| ()).await
+    }
+
+    async fn with_faults_and(change: impl FnOnce(&mut Config)) -> (Self, Arc<FaultStore>) {
         let mut host = Self::new().await;
         host.stop().await;
-        let config = Config { store_attempts: 1, ..config(host.dir.path()) };
+        let mut config = Config { store_attempts: 1, ..config(host.dir.path()) };
+        change(&mut config);
         host.daemon = Some(Daemon::start(config, false).await.unwrap());
         let credential = host.create_credential().await;
         host.call_at(VALIDATE_CREDENTIAL, &blockd_api::CredentialRef::Id(credential), &()).await;
@@ -84,6 +92,9 @@ async fn scheduled_backup_resumes_after_an_outage() {
     let pause = again.retry_at.unwrap().duration_since(Timestamp::now());
     assert!((50..=120).contains(&pause.as_secs()), "{again:?}");
     assert_eq!(host.kinds_of_events().await, ["backup-retrying"]);
+    // No task failed for good, which is an alert.
+    let failed = "blockd_tasks_finished_total{kind=\"backup\",state=\"failed\"} 0";
+    assert!(host.metrics_text().await.contains(failed));
 
     // A restart keeps its state.
     faults.heal();
@@ -130,5 +141,56 @@ async fn cause_that_a_retry_cannot_help_fails_the_run() {
     let run = host.settled().await.remove(0);
     assert_eq!((run.state, run.retry_at), (RunState::Failed, None), "{run:?}");
     assert_eq!(host.kinds_of_events().await, ["backup-failed"]);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_resumption_takes_no_slot_of_others() {
+    let (mut host, faults) = Host::with_faults_and(|config| config.task_concurrency = 1).await;
+    let mut waiting = Vec::new();
+    faults.fail_all(Fault::BeforeApply);
+    for name in ["v", "w"] {
+        host.create_volume(name).await;
+        let schedule = host.scheduled(select_volume(name)).await;
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
+        waiting = host.all_runs(RunState::Retrying).await;
+    }
+    faults.heal();
+    // Another task works on `v`, which is the first to resume.
+    let of_v = waiting.iter().find(|run| run.volume_name.as_ref().unwrap().as_str() == "v").unwrap();
+    let mut busy = host.engine().tasks.task_row(of_v.task_id.unwrap()).await.unwrap();
+    (busy.id, busy.state) = (Uuid::new_v4(), TaskStage::Active);
+    host.engine().db.transaction(|tx| busy.put(tx)).unwrap();
+    let runs = eventually(async || {
+        host.pass_at(later(waiting[0].started_at)).await.unwrap();
+        let runs = host.runs().await;
+        if runs.iter().any(|run| run.state == RunState::Done) { Ok(runs) } else { Err(runs) }
+    })
+    .await;
+    let run = runs.iter().find(|run| run.run_id == of_v.run_id).unwrap();
+    assert_eq!((run.state, run.retries), (RunState::Retrying, 0));
+    assert!(run.reason.as_ref().unwrap().contains("conflicts with it"), "{run:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_of_a_retrying_backup_ends_its_run() {
+    let (mut host, faults) = Host::with_faults().await;
+    host.create_volume("v").await;
+    let schedule = host.scheduled(select_volume("v")).await;
+    faults.fail_all(Fault::BeforeApply);
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
+    let run = host.all_runs(RunState::Retrying).await.remove(0);
+    let task = run.task_id.unwrap();
+    let stopped = host.call_at(STOP_TASK, &task, &StopTask::default()).await;
+    assert_eq!((stopped.state.stage, stopped.resumable), (TaskStage::Stopped, true));
+    faults.heal();
+    host.pass_at(later(run.started_at)).await.unwrap();
+    let run = host.all_runs(RunState::Failed).await.remove(0);
+    assert!(run.reason.unwrap().contains("was stopped"));
+    assert_eq!((run.retry_at, run.cloud_snapshot_id), (None, None));
+    assert_eq!(host.kinds_of_events().await, ["backup-retrying", "backup-stopped"]);
+    host.call_at(RESUME_TASK, &task, &()).await;
+    host.all_runs(RunState::Done).await;
     host.stop().await;
 }

@@ -18,7 +18,7 @@ use crate::{
         in_place::{self, InPlaceWork},
         lazy::hydrate::{self, HydrationWork},
     },
-    schedules::{retention_checks::RetentionChecks, wake::Scheduler},
+    schedules::{resumption, retention_checks::RetentionChecks, wake::Scheduler},
     scrub::{self, task::ScrubWork},
     tasks::{
         LiveTask, Tasks,
@@ -32,8 +32,9 @@ use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskKind, TaskLimits, TaskStage, TaskStarted},
 };
-use blockd_catalog::{Db, DbError, DeleteTask, RestoreTask, RunRow, TaskRow, TaskSpec};
+use blockd_catalog::{Db, DbError, DeleteTask, NewEvent, RestoreTask, RunRow, TaskRow, TaskSpec};
 use futures::FutureExt;
+use jiff::Timestamp;
 use std::{
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
@@ -97,11 +98,38 @@ impl Runner {
         let is_over = matches!(row.state, TaskStage::Done | TaskStage::Failed);
         if request.discard && row.detail.resumable {
             self.abandon(&mut row).await?;
-        } else if is_over && !was_live {
+        } else if is_over && !was_live && !self.stop_retrying(&mut row).await? {
             let message = format!("{} task {id} has ended: there is nothing to stop", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         Ok(self.tasks.task_to_api(&row))
+    }
+
+    /// Stops the failed backup of a retrying run, which would resume; returns false for other tasks.
+    async fn stop_retrying(&self, row: &mut TaskRow) -> Result<bool, ServiceError> {
+        if !resumption::will_resume(row) {
+            return Ok(false);
+        }
+        let mut stopped = TaskRow { state: TaskStage::Stopped, ..row.clone() };
+        stopped.detail.error = None;
+        stopped.detail.version += 1;
+        let stored = stopped.clone();
+        let stop = move |tx: &rusqlite::Transaction<'_>| -> Result<bool, DbError> {
+            if RunRow::unfinished_of_task(tx, stored.id)?.is_none() {
+                return Ok(false);
+            }
+            stored.put(tx)?;
+            NewEvent::insert_end_of(&stored, Timestamp::now(), tx)?;
+            Ok(true)
+        };
+        let is_stopped = self.db.run(stop).await?;
+        if is_stopped {
+            *row = stopped;
+            self.tasks.ended.note(row.kind(), row.state);
+            self.scheduler.wake();
+            self.events.wake();
+        }
+        Ok(is_stopped)
     }
 
     /// Returns true for a deletion or an in-place restore.
