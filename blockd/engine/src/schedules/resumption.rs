@@ -32,24 +32,25 @@ pub(super) fn cause_of(task: &TaskRow) -> Option<String> {
 }
 
 /// Stores the event of a task that ended without success. Of the attempts of a run, only the first one has an
-/// event; the last one has that of the run.
+/// event; the last one has that of the run. Returns false if the task resumes.
 ///
 /// # Errors
 /// The database fails.
-pub fn insert_end_event(tx: &Transaction<'_>, task: &TaskRow, now: Timestamp) -> Result<(), DbError> {
+pub fn insert_end_event(tx: &Transaction<'_>, task: &TaskRow, now: Timestamp) -> Result<bool, DbError> {
     // A user may have resumed the task of a run that had ended: nothing resumes it again.
     let run = if will_resume(task) { RunRow::unfinished_of_task(tx, task.id)? } else { None };
-    match run {
-        None => NewEvent::insert_end_of(task, now, tx),
-        Some(run) if run.retries > 0 => Ok(()),
-        Some(run) => {
-            let cause = cause_of(task).unwrap_or_default();
-            let at = time_of(&run, task, now).strftime("%Y-%m-%d %H:%M:%S UTC");
-            let message = format!("backup failed, and resumes at {at}: {cause}");
-            let (severity, kind) = (Severity::Warning, EventKind::BackupRetrying);
-            NewEvent { severity, kind, message, ..NewEvent::of_task(task, now) }.insert(tx)
-        }
+    let Some(run) = run else {
+        NewEvent::insert_end_of(task, now, tx)?;
+        return Ok(true);
+    };
+    if run.retries == 0 {
+        let cause = cause_of(task).unwrap_or_default();
+        let at = time_of(&run, task, now).strftime("%Y-%m-%d %H:%M:%S UTC");
+        let message = format!("backup failed, and resumes at {at}: {cause}");
+        let (severity, kind) = (Severity::Warning, EventKind::BackupRetrying);
+        NewEvent { severity, kind, message, ..NewEvent::of_task(task, now) }.insert(tx)?;
     }
+    Ok(false)
 }
 
 /// Changes a run whose failed backup resumes.

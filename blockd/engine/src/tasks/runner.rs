@@ -393,6 +393,7 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
     if let Err(error) = &outcome {
         fingerprints::forget_failed(&runner.host.data_dir, error);
     }
+    let mut is_end = true;
     match outcome {
         Ok(row) => {
             let detail = &row.detail;
@@ -422,17 +423,20 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
             runner.tasks.store_progress(live).await;
             return;
         }
-        Err(error) => {
-            if end_unsuccessful(runner, live, &error, false).await.is_err() {
+        Err(error) => match end_unsuccessful(runner, live, &error, false).await {
+            Ok(is_last) => is_end = is_last,
+            Err(_) => {
                 tracing::info!("storing the end of the task failed; the next start resumes it");
                 live.detach();
                 return;
             }
-        }
+        },
     }
     runner.tasks.live.lock().remove(&live.id);
     let row = live.view();
-    runner.tasks.ended.note(row.kind(), row.state);
+    if is_end {
+        runner.tasks.ended.note(row.kind(), row.state);
+    }
     runner.scheduler.wake();
     runner.events.wake();
     live.end();

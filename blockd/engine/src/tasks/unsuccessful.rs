@@ -162,7 +162,7 @@ fn remove_leftovers(runner: &Arc<Runner>, row: &TaskRow) {
 }
 
 /// Ends an unsuccessful task: first its rows, then its files and objects. It counts as running until its rows
-/// are stored, because the next start would resume it.
+/// are stored, because the next start would resume it. Returns false for a failed backup that resumes.
 ///
 /// # Errors
 /// The daemon stops before the rows are stored.
@@ -171,7 +171,7 @@ pub(crate) async fn end_unsuccessful(
     live: &LiveTask,
     error: &ServiceError,
     stopped: bool,
-) -> Result<(), ServiceError> {
+) -> Result<bool, ServiceError> {
     let kept = is_worth_keeping(&live.view(), error, stopped);
     let mut row = match stopped {
         true => {
@@ -198,18 +198,19 @@ pub(crate) async fn end_unsuccessful(
         true => None,
         false => doubts::may_be_listed(&runner.backup_work, &row).await,
     };
-    runner
+    let is_end = runner
         .tasks
         .until_stored("the end of the task", || {
             let stored = row.clone();
             async move {
-                let kept = runner.db.run(move |tx| -> Result<(), DbError> {
+                let kept = runner.db.run(move |tx| -> Result<bool, DbError> {
                     if !stored.detail.resumable {
                         mark_abandoned(tx, &stored, listed)?;
                     }
                     stored.put(tx)?;
-                    resumption::insert_end_event(tx, &stored, Timestamp::now())?;
-                    TaskRow::prune(tx, keep)
+                    let is_end = resumption::insert_end_event(tx, &stored, Timestamp::now())?;
+                    TaskRow::prune(tx, keep)?;
+                    Ok(is_end)
                 });
                 Ok(kept.await?)
             }
@@ -219,7 +220,7 @@ pub(crate) async fn end_unsuccessful(
         tracing::warn!(%error, "cleanup of the failed task failed; the next start retries");
     }
     live.set_row(row);
-    Ok(())
+    Ok(is_end)
 }
 
 impl Runner {
