@@ -79,7 +79,7 @@ event_kinds! {
     BackupDone, "backup-done", 0x7093a1b7_23a2_4469_bc3b_eaea9d45105f, "a backup was committed";
     BackupFailed, "backup-failed", 0xa803d1e7_3cfd_426d_9dc1_d0e8487c25e6, "a backup failed; the task has the cause";
     BackupStopped, "backup-stopped", 0xe6a5c176_f745_41c8_8911_29d0f6e6c274, "a backup was stopped on request";
-    BackupRetrying, "backup-retrying", 0x2b7d90e5_84f1_4c36_9a0d_7e51c3f8b264, "a scheduled backup failed for a cause that may pass, and resumes; reported once for each run";
+    BackupRetrying, "backup-retrying", 0x2b7d90e5_84f1_4c36_9a0d_7e51c3f8b264, "a scheduled backup failed for a cause that may pass, and resumes; reported once for each run, in an outage once a day";
     RestoreDone, "restore-done", 0xfdeb8732_45de_4ac8_b32c_8204fd1ea054, "a restore or the hydration of a lazy volume is complete";
     RestoreFailed, "restore-failed", 0x6d13e23e_828a_45d8_bec2_184a27d42591, "a restore or a hydration failed";
     RestoreStopped, "restore-stopped", 0x659c8535_1fbb_4f92_87db_e91207c554fc, "a restore or a hydration was stopped on request";

@@ -2,7 +2,7 @@
 
 use crate::{
     error::ServiceError,
-    schedules::{run_events::add_run_event, runner::ScheduleRunner},
+    schedules::{run_events::add_daily_run_event, runner::ScheduleRunner},
 };
 use blockd_api::{
     events::{EventKind, Severity},
@@ -14,6 +14,11 @@ use blockd_schedule::{MAX_RESUME_PAUSE_S, resume_at};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Transaction;
 use std::sync::Arc;
+
+/// Start of the message of a backup that resumes.
+const RESUMES: &str = "backup failed, and resumes at";
+/// Maximum number of runs among which the one before another is looked for.
+const MAX_RUNS_BEFORE: u32 = 100;
 
 /// Returns true for the failed backup of a schedule that the scheduler resumes.
 pub fn will_resume(task: &TaskRow) -> bool {
@@ -46,11 +51,24 @@ pub fn insert_end_event(tx: &Transaction<'_>, task: &TaskRow, now: Timestamp) ->
     if run.retries == 0 {
         let cause = cause_of(task).unwrap_or_default();
         let at = time_of(&run, task, now).strftime("%Y-%m-%d %H:%M:%S UTC");
-        let message = format!("backup failed, and resumes at {at}: {cause}");
+        let message = format!("{RESUMES} {at}: {cause}");
         let (severity, kind) = (Severity::Warning, EventKind::BackupRetrying);
-        NewEvent { severity, kind, message, ..NewEvent::of_task(task, now) }.insert(tx)?;
+        let event = NewEvent { severity, kind, message, ..NewEvent::of_task(task, now) };
+        match follows_failure(tx, &run)? {
+            true => drop(event.insert_daily(RESUMES, tx)?),
+            false => event.insert(tx)?,
+        }
     }
     Ok(false)
+}
+
+/// Returns true if the run before this one failed, as in an outage that goes on.
+fn follows_failure(tx: &Transaction<'_>, run: &RunRow) -> Result<bool, DbError> {
+    let newest = RunRow::history(tx, Some(&run.schedule.to_string()), run.volume, MAX_RUNS_BEFORE)?;
+    let is_before = |other: &&RunRow| {
+        other.id < run.id && other.credential == run.credential && other.state != RunState::Skipped
+    };
+    Ok(newest.iter().find(is_before).is_some_and(|before| before.state == RunState::Failed))
 }
 
 /// Changes a run whose failed backup resumes.
@@ -82,7 +100,7 @@ pub(super) fn postpone(
 pub fn give_up(tx: &Transaction<'_>, run: &RunRow, why: &str, now: Timestamp) -> Result<(), DbError> {
     let reason = format!("{why}: {}", run.reason.as_deref().unwrap_or_default());
     tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
-    add_run_event(tx, run, RunState::Failed, &reason, now)?;
+    add_daily_run_event(tx, run, RunState::Failed, (why, &reason), now)?;
     let (state, reason) = (RunState::Failed, Some(reason));
     RunRow { state, completed: Some(now), reason, retry_at: None, ..run.clone() }.update(tx)
 }

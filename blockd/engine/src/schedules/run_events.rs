@@ -24,6 +24,32 @@ pub fn add_run_event(
     reason: &str,
     now: Timestamp,
 ) -> Result<(), DbError> {
+    run_event(tx, run, state, reason, now)?.insert(tx)
+}
+
+/// Stores the event of a failed or skipped run, unless one of the schedule and volume whose reason starts
+/// with `beginning`, too, is less than a day old: in an outage, each run of a frequent schedule ends so.
+///
+/// # Errors
+/// The database fails.
+pub fn add_daily_run_event(
+    tx: &Transaction<'_>,
+    run: &RunRow,
+    state: RunState,
+    (beginning, reason): (&str, &str),
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let same = run_event(tx, run, state, beginning, now)?.message;
+    run_event(tx, run, state, reason, now)?.insert_daily(&same, tx).map(drop)
+}
+
+fn run_event(
+    tx: &Transaction<'_>,
+    run: &RunRow,
+    state: RunState,
+    reason: &str,
+    now: Timestamp,
+) -> Result<NewEvent, DbError> {
     let schedule = ScheduleRow::called(tx, run.schedule)?;
     let (severity, kind, outcome) = match state {
         RunState::Skipped => (Severity::Warning, EventKind::RunSkipped, "is skipped"),
@@ -31,7 +57,7 @@ pub fn add_run_event(
     };
     let message = format!("a run of schedule {schedule} {outcome}: {reason}");
     let event = NewEvent::new(now, severity, kind, message);
-    NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)
+    Ok(NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event })
 }
 
 /// Returns true if a run waits, for example for a manual backup.

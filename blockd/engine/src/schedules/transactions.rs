@@ -6,7 +6,7 @@
 use crate::schedules::{
     plausibility::shortest_s,
     resumption,
-    run_events::add_run_event,
+    run_events::{add_daily_run_event, add_run_event},
     selection::{Candidate, is_selected},
 };
 use blockd_api::{
@@ -205,7 +205,8 @@ pub fn fire(
                     for run in add_runs(tx, schedule, &cause, volumes, now)? {
                         if let Some(reason) = &run.reason {
                             tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "run skipped");
-                            add_run_event(tx, &run, RunState::Skipped, reason, now)?;
+                            let of = (reason.as_str(), reason.as_str());
+                            add_daily_run_event(tx, &run, RunState::Skipped, of, now)?;
                         }
                     }
                     schedule.set_cursor(tx, &rule.when, processed_until)?;
