@@ -102,7 +102,8 @@ pub fn give_up(tx: &Transaction<'_>, run: &RunRow, why: &str, now: Timestamp) ->
     tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
     add_daily_run_event(tx, run, RunState::Failed, (why, &reason), now)?;
     let (state, reason) = (RunState::Failed, Some(reason));
-    RunRow { state, completed: Some(now), reason, retry_at: None, ..run.clone() }.update(tx)
+    // Its cloud snapshot does not exist.
+    RunRow { state, completed: Some(now), reason, retry_at: None, cloudsnap: None, ..run.clone() }.update(tx)
 }
 
 /// Returns the runs whose backups resume at `now`, and the time of the next one.

@@ -53,6 +53,7 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
             }
             Some(task) if task.state == TaskStage::Stopped => {
                 run.state = RunState::Failed;
+                run.cloudsnap = None;
                 run.completed = Some(now);
                 run.reason = Some(match task.kind() {
                     TaskKind::Drill => "its drill was stopped".into(),
