@@ -118,7 +118,12 @@ pub fn due(tx: &Transaction<'_>, now: Timestamp) -> Result<(Vec<RunRow>, Option<
     for run in RunRow::in_state(tx, RunState::Retrying)? {
         match schedules.iter().find(|schedule| schedule.uuid == run.schedule) {
             // As for queued runs: manual ones start also while paused.
-            Some(schedule) if schedule.paused && run.rule.is_some() => continue,
+            Some(schedule) if schedule.paused && run.rule.is_some() => {
+                if run.retry_at.is_some() {
+                    RunRow { retry_at: None, ..run }.update(tx)?;
+                }
+                continue;
+            }
             None if !ScheduleRow::exists(tx, run.schedule)? => {
                 give_up(tx, &run, "its backup does not resume, as the schedule was deleted", now)?;
                 continue;

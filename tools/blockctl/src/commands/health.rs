@@ -285,6 +285,7 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
         });
         let outcome = match (run.state, run.retry_at) {
             (RunState::Retrying, Some(at)) => format!("failed, and resumes at {}", format_time(at)),
+            (RunState::Retrying, None) => "failed, and resumes after the pause of its schedule".to_owned(),
             (RunState::Failed, _) => "failed".to_owned(),
             _ => continue,
         };
@@ -315,7 +316,7 @@ fn is_kept(task: &Task) -> bool {
 /// Returns tasks that can be resumed.
 fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
     // The daemon resumes them itself.
-    let retrying: Vec<_> = known.runs.iter().filter(|run| run.retry_at.is_some()).collect();
+    let retrying: Vec<_> = known.runs.iter().filter(|run| run.state == RunState::Retrying).collect();
     let is_retrying = |task: &Task| retrying.iter().any(|run| run.task_id == Some(task.task_id));
     let kept = known.tasks.iter().filter(|task| is_kept(task) && !is_retrying(task));
     kept.map(|task| {
