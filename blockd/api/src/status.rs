@@ -165,7 +165,7 @@ pub struct VerificationPlan {
 pub struct Problem {
     /// Kind: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`, `schedules`, `metrics`,
     /// `control-socket`, `control-address`, `credential`, `location`, `key-slot`,
-    /// `backing-snapshot`, `proof` or `probe`.
+    /// `backing-snapshot`, `lease`, `proof`, `probe`, `drill` or `volume-damage`.
     pub kind: String,
     /// Message.
     pub cause: String,

@@ -1,7 +1,8 @@
 //! Rows of restore drills: their reports, also of cloud snapshots that were deleted since.
 
 use crate::{DbError, json, parsed, parsed_if_there, repository_location::Aliases, rows, to_json};
-use blockd_cloud::{CloudSnapshotId, DrillReport};
+use blockd_cloud::{CloudSnapshotId, DrillReport, MAX_PROOF_AHEAD};
+use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use std::collections::BTreeMap;
@@ -71,18 +72,27 @@ impl DrillRow {
         rows(tx, &format!("SELECT {COLUMNS} FROM drills ORDER BY ended DESC, id"), [], Self::read)
     }
 
-    /// Returns the newest drill of each cloud snapshot in the location of a credential.
+    /// Returns true for a result that is dated in the future, which shows nothing: the clock was ahead.
+    #[must_use]
+    pub fn is_ahead(&self, now: Timestamp) -> bool {
+        self.ended > latest(now)
+    }
+
+    /// Returns the newest drill of each cloud snapshot in the location of a credential, without those that
+    /// are [ahead](Self::is_ahead).
     ///
     /// # Errors
     /// The database fails.
     pub fn newest_of_location(
         tx: &Transaction<'_>,
         credential: Uuid,
+        now: Timestamp,
     ) -> Result<BTreeMap<CloudSnapshotId, Self>, DbError> {
         let sql = format!("SELECT {COLUMNS} FROM drills WHERE credential = ?1 ORDER BY ended");
         let mut newest: BTreeMap<CloudSnapshotId, Self> = BTreeMap::new();
         for credential in Aliases::all(tx)?.of_location(credential) {
-            for drill in rows(tx, &sql, [credential.to_string()], Self::read)? {
+            let drills = rows(tx, &sql, [credential.to_string()], Self::read)?;
+            for drill in drills.into_iter().filter(|drill| !drill.is_ahead(now)) {
                 let known = newest.get(&drill.cloudsnap);
                 if known.is_none_or(|known| known.ended < drill.ended) {
                     newest.insert(drill.cloudsnap, drill);
@@ -92,18 +102,26 @@ impl DrillRow {
         Ok(newest)
     }
 
-    /// Returns the newest drill of each volume at each credential.
+    /// Returns the last drill of each volume at each credential. A failed one stays the last one until a
+    /// drill of the same or a newer point in time. Those that are [ahead](Self::is_ahead) are left out.
     ///
     /// # Errors
     /// The database fails.
-    pub fn newest_of_volumes(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        // A cloud snapshot is its cluster (36 characters), `/`, the volume, `-` and the rest.
-        let sql = format!(
-            "SELECT {COLUMNS} FROM (SELECT *, row_number() OVER (
-                PARTITION BY credential, substr(cloudsnap, 1, 37 + instr(substr(cloudsnap, 38), '-'))
-                ORDER BY ended DESC, id) AS nth FROM drills) WHERE nth = 1"
-        );
-        rows(tx, &sql, [], Self::read)
+    pub fn last_of_volumes(tx: &Transaction<'_>, now: Timestamp) -> Result<Vec<Self>, DbError> {
+        let sql =
+            "SELECT id, credential, cloudsnap, ended, passed, json_extract(report, '$.created') FROM drills";
+        let mut drills = rows(tx, sql, [], BriefDrill::read)?;
+        drills.retain(|drill| drill.ended <= latest(now));
+        drills.sort_by_key(|drill| drill.ended);
+        let mut last: BTreeMap<_, BriefDrill> = BTreeMap::new();
+        for drill in drills {
+            let is_older = |known: &BriefDrill| !known.passed && drill.created < known.created;
+            if !last.get(&drill.of).is_some_and(is_older) {
+                last.insert(drill.of, drill);
+            }
+        }
+        let found = last.into_values().map(|drill| Self::find(tx, drill.id));
+        Ok(found.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
     /// Returns the reference for the layout of a cloud snapshot with this point in time: of the drills of its
@@ -178,6 +196,34 @@ impl DrillRow {
     }
 }
 
+/// Drill without its report.
+struct BriefDrill {
+    id: Uuid,
+    /// Credential and source volume.
+    of: (Uuid, Uuid, VolumeId),
+    ended: Timestamp,
+    passed: bool,
+    created: Timestamp,
+}
+
+impl BriefDrill {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let (credential, cloudsnap): (_, CloudSnapshotId) = (parsed(row, 1)?, parsed(row, 2)?);
+        Ok(Self {
+            id: parsed(row, 0)?,
+            of: (credential, cloudsnap.cluster, cloudsnap.volume),
+            ended: parsed(row, 3)?,
+            passed: row.get(4)?,
+            created: parsed(row, 5)?,
+        })
+    }
+}
+
+/// Returns the latest time of a credible result.
+fn latest(now: Timestamp) -> Timestamp {
+    now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{CredentialRow, Db};
@@ -214,15 +260,38 @@ mod tests {
                 ..drill(10 + second as u128, here, second)
             });
             volumes.iter().try_for_each(|drill| drill.put(tx))?;
-            let mut found: Vec<_> =
-                DrillRow::newest_of_volumes(tx)?.into_iter().map(|row| row.ended.as_second()).collect();
-            found.sort_unstable();
-            assert_eq!(found, [2, 3, 30, 35, 40], "of each volume and credential");
+            let now = Timestamp::from_second(100).unwrap();
+            let last = |tx| {
+                let last = DrillRow::last_of_volumes(tx, now);
+                let mut found: Vec<_> = last.unwrap().into_iter().map(|row| row.ended.as_second()).collect();
+                found.sort_unstable();
+                found
+            };
+            assert_eq!(last(tx), [2, 3, 30, 35, 40], "of each volume and credential");
+            // A failure ends with a drill of the same or a newer point in time, and none from the future.
+            let point = |number, ended, created, passed| {
+                let created = Timestamp::from_second(created).unwrap();
+                DrillRow { passed, report: DrillReport::new(created, 1), ..drill(number, other, ended) }
+            };
+            for (row, expected) in [
+                (point(20, 50, 5, false), 50),
+                (point(21, 100 + 9 * 86_400, 5, true), 50),
+                (point(22, 51, 4, true), 50),
+                (point(23, 52, 4, false), 50),
+                (point(24, 53, 5, true), 53),
+                (point(25, 54, 4, false), 54),
+                (point(26, 55, 6, true), 55),
+            ] {
+                row.put(tx)?;
+                assert_eq!(last(tx).pop(), Some(expected), "{row:?}");
+            }
+            let ahead = DrillRow::newest_of_location(tx, other, now)?.into_values().next();
+            assert_eq!(ahead.map(|row| row.ended.as_second()), Some(55));
             tx.execute(
                 "DELETE FROM drills WHERE ended IN (?1, ?2, ?3)",
                 volumes.map(|row| row.ended.to_string()),
             )?;
-            let newest = DrillRow::newest_of_location(tx, here)?;
+            let newest = DrillRow::newest_of_location(tx, here, now)?;
             assert_eq!(newest.into_values().collect::<Vec<_>>(), [drills[1].clone()]);
             let foreign = DrillRow { host: Some("db2".into()), ..drill(5, here, 60) };
             foreign.put(tx)?;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub const DATA_DIR: &str = "data-directory";
 
 /// Kinds of problems, as shown by the API and in metric labels.
-pub const KINDS: [&str; 17] = [
+pub const KINDS: [&str; 18] = [
     DATA_DIR,
     CLOCK,
     DISCARDED_WRITES,
@@ -28,6 +28,7 @@ pub const KINDS: [&str; 17] = [
     LEASE,
     PROOF,
     PROBE,
+    DRILL,
     VOLUME_DAMAGE,
 ];
 /// The clocks of this host and of a store differ, or the store's clock is unknown.
@@ -61,6 +62,8 @@ pub const LEASE: &str = "lease";
 pub const PROOF: &str = "proof";
 /// A probe of a restore drill failed, and has not passed since.
 pub const PROBE: &str = "probe";
+/// The last restore drill of a volume at a location failed.
+pub const DRILL: &str = "drill";
 
 /// Blocks of a volume are damaged on the disk of this host, and not repaired.
 pub const VOLUME_DAMAGE: &str = "volume-damage";

@@ -348,7 +348,7 @@ impl CloudSnapshots {
             tracing::warn!(credential = %credential.name, %error, "noting the time of a listing failed");
         }
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            let drills = DrillRow::newest_of_location(tx, uuid)?;
+            let drills = DrillRow::newest_of_location(tx, uuid, now)?;
             Ok((KnownProofs::of_repository(tx, uuid, now)?, drills, RetentionOverride::all(tx)?))
         });
         let (proofs, drills, marks) = known.await?;
@@ -404,7 +404,7 @@ impl CloudSnapshots {
         let mut entry = entry(&manifest, &credential, self.repositories.location_id(&credential).await);
         let (uuid, now) = (credential.uuid, Timestamp::now());
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            let drills = DrillRow::newest_of_location(tx, uuid)?;
+            let drills = DrillRow::newest_of_location(tx, uuid, now)?;
             Ok((KnownProofs::of_repository(tx, uuid, now)?, drills, RetentionOverride::all(tx)?))
         });
         let (proofs, drills, marks) = known.await?;

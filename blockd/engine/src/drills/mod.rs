@@ -8,7 +8,6 @@ mod clone;
 mod clone_server;
 mod estimate;
 mod external_check;
-mod failed_probes;
 mod image;
 mod layout;
 mod newest;
@@ -18,6 +17,7 @@ mod probe_step;
 mod sample;
 mod steps;
 pub(crate) mod task;
+mod unresolved;
 
 use crate::{
     cloud_snapshots::CloudSnapshots, costs::check_max_cost, error::ServiceError, host::Host, ids::random_id,

@@ -2,11 +2,11 @@
 
 use super::{
     clone_server::CloneHost,
-    failed_probes,
     image::DrillImage,
     layout::{self, Reference},
     probe_step::skip_without,
     steps::{Examined, Steps},
+    unresolved,
 };
 use crate::{
     cloud_snapshots::is_not_found,
@@ -313,8 +313,8 @@ async fn record(
         })
         .await?;
     work.host.failpoints.reached("drill stored")?;
-    if let Err(error) = failed_probes::check(&work.db, &work.host, &work.registry, &work.health).await {
-        tracing::warn!(%error, "checking the results of probes failed; maintenance tries again");
+    if let Err(error) = unresolved::check(&work.db, &work.host, &work.registry, &work.health).await {
+        tracing::warn!(%error, "checking the results of drills failed; maintenance tries again");
     }
     // A proof is not changed: the last drill of a group publishes all, or else the maintenance does.
     if is_complete {
@@ -362,7 +362,7 @@ async fn publish(work: &DrillWork, live: &LiveTask, repository: &Repository, dri
     }
 }
 
-fn failed_stage(drill: &DrillRow) -> DrillStage {
+pub(super) fn failed_stage(drill: &DrillRow) -> DrillStage {
     let failed = drill.report.steps.iter().find(|step| step.outcome == DrillOutcome::Failed);
     failed.map_or(DrillStage::Open, |step| step.stage)
 }

@@ -96,6 +96,7 @@ pub async fn run(maintenance: Arc<Maintenance>) {
     let mut expired = RecentListings::default();
     let mut failing = Failing::default();
     let mut repaired = RepairAttempts::default();
+    check_drills(&maintenance).await;
     loop {
         tokio::time::sleep(PASS_INTERVAL).await;
         if let Err(error) = maintenance.lazy.renew_leases(Timestamp::now()).await {
@@ -122,9 +123,7 @@ pub async fn run(maintenance: Arc<Maintenance>) {
         if let Err(error) = maintenance.check_proof_ages(Timestamp::now()).await {
             tracing::warn!(%error, "checking the age of proofs failed");
         }
-        if let Err(error) = maintenance.check_probes().await {
-            tracing::warn!(%error, "checking the results of probes failed");
-        }
+        check_drills(&maintenance).await;
         if maintenance.host.settings.gc_every_hours > 0 && Instant::now() >= collect_at {
             collect_at = Instant::now() + gc_interval(&maintenance);
             collect(&maintenance).await;
@@ -139,6 +138,12 @@ pub async fn run(maintenance: Arc<Maintenance>) {
         if let Err(error) = maintenance.scrubs.continue_in_background().await {
             tracing::warn!(%error, "starting a background scrub failed");
         }
+    }
+}
+
+async fn check_drills(maintenance: &Maintenance) {
+    if let Err(error) = maintenance.check_drills().await {
+        tracing::warn!(%error, "checking the results of drills failed");
     }
 }
 

@@ -25,7 +25,7 @@ impl Monitor {
         };
         text.gauge(
             "blockd_drill_passed",
-            "1 if the last restore drill of the volume at the credential passed, 0 if it failed.",
+            "1 if the last restore drill of the volume at the credential passed, 0 if it failed; a failed one stays the last one until a drill of the same or a newer backup.",
             of(|drill| f64::from(u8::from(drill.passed))),
         );
         text.gauge(

@@ -80,7 +80,7 @@ impl Rows {
         }
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
         let newest = NewestBackup::all(tx, cluster, volumes)?;
-        let drills = DrillRow::newest_of_volumes(tx)?;
+        let drills = DrillRow::last_of_volumes(tx, now)?;
         let scrubs = ScrubRow::all(tx)?;
         let anomalies = AnomalyRow::all(tx, false)?;
         Ok(Self {

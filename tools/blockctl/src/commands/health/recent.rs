@@ -44,12 +44,14 @@ fn is_state(known: &Known, event: &Event) -> bool {
         | "lease-not-renewed"
         | "proof-too-old"
         | "reload-failed" => true,
-        // The problem stays after a later drill without the probe.
+        // The problem stays after a later drill of an older point in time, or without the probe.
         "drill-failed" => {
             let of = event.volume_name.as_ref().map(|name| format!(" failed on volume {name} "));
             let is_of = |cause: &str| of.as_deref().is_some_and(|of| cause.contains(of));
-            event.failed_step == Some(DrillStage::Probe)
-                && known.problems.iter().any(|problem| problem.kind == "probe" && is_of(&problem.cause))
+            let kind =
+                event.failed_step.map(|step| if step == DrillStage::Probe { "probe" } else { "drill" });
+            let mut problems = known.problems.iter();
+            problems.any(|problem| kind == Some(&*problem.kind) && is_of(&problem.cause))
         }
         "backing-snapshot-deleted" => known.problems.iter().any(|problem| problem.kind == "backing-snapshot"),
         _ => false,

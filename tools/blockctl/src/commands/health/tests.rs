@@ -148,12 +148,18 @@ fn failure_is_made_good_by_the_same_volume_only() {
 }
 
 #[test]
-fn failed_probe_is_one_problem() {
+fn failed_drill_or_probe_is_one_problem() {
     let mut failed = event(1, "2026-11-22T11:00:00Z", "drill-failed");
     failed["failedStep"] = json!("probe");
     let cause = "the probe sql failed on volume db at the drill of today";
     let problem = json!({ "kind": "probe", "cause": cause, "action": "", "detectedAt": NOW });
     assert_eq!(lines(&json!({ "events": [failed], "problems": [problem] })), [cause]);
+    // A pass of an older point in time follows it.
+    failed["failedStep"] = json!("check");
+    let (mut done, mut drill) = (task("Drill-Done"), problem.clone());
+    (done["completedAt"], drill["kind"]) = (json!("2026-11-23T11:00:00Z"), json!("drill"));
+    assert_eq!(lines(&json!({ "events": [failed], "tasks": [done], "problems": [drill] })), [cause]);
+    failed["failedStep"] = json!("probe");
     for (member, value) in [("volumeName", json!("web")), ("failedStep", json!("check"))] {
         let mut other = failed.clone();
         other[member] = value;
