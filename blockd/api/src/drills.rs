@@ -158,6 +158,10 @@ pub struct Drill {
     /// Time to the first byte, in milliseconds; `None` if that step did not pass.
     pub first_byte_millis: Option<u64>,
     /// Time to the mounted filesystems, in milliseconds; `None` if that step did not pass.
+    /// Reason of a drill that passed without the check of a filesystem or a probe: it shows that blocks can be
+    /// read, no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchecked: Option<String>,
     pub mounted_millis: Option<u64>,
     /// Time to the end of the probe, in milliseconds; `None` if that step did not pass.
     pub probed_millis: Option<u64>,

@@ -98,6 +98,17 @@ impl DrillReport {
         self.steps.iter().find(passed).map(|step| step.elapsed_ms)
     }
 
+    /// Returns the reason if the drill neither checked a filesystem nor ran a probe: it shows that blocks can
+    /// be read, no more.
+    pub fn unchecked(&self) -> Option<&str> {
+        let is_checked = [DrillStage::Check, DrillStage::Probe]
+            .into_iter()
+            .any(|stage| self.passed_after_ms(stage).is_some());
+        let mut steps = self.steps.iter();
+        let check = steps.find(|step| step.stage == DrillStage::Check).map(|step| step.note.as_str());
+        (self.is_passed() && !is_checked).then(|| check.unwrap_or_default())
+    }
+
     /// Returns true if no step failed.
     pub fn is_passed(&self) -> bool {
         self.steps.iter().all(|step| step.outcome != DrillOutcome::Failed)

@@ -285,3 +285,23 @@ async fn impossible_probe_is_refused_with_its_reason() {
     host.assert_no_clone();
     assert_eq!(host.drills().await, []);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drill_without_a_filesystem_or_probe_is_not_checked() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.create_volume("raw").await;
+    volume.write(1 << 20, &pattern(1, 1 << 20), false).unwrap();
+    let raw = host.backup("raw", true).await.cloud_snapshot_id.unwrap();
+    let task = host.done(host.call(START_DRILL, &drill_of(&raw)).await.task_id).await;
+    assert_eq!(task.note.as_deref(), Some("not checked: no known filesystem"));
+    let drill = host.drills().await.remove(0);
+    assert!(drill.passed && drill.first_byte_millis.is_some() && drill.mounted_millis.is_none());
+    assert_eq!(drill.unchecked.as_deref(), Some("no known filesystem"));
+    let listed = host.list().await.into_iter().find(|one| one.cloud_snapshot_id == snap_id(&raw)).unwrap();
+    assert!(listed.last_drill.unwrap().unchecked);
+    let metrics = host.metrics_text().await;
+    assert!(metrics.contains("blockd_drill_checked{volume=\"raw\",credential=\"nas\"} 0\n"));
+    let skipped = drill.steps.iter().filter(|step| step.outcome == DrillOutcome::Skipped);
+    assert!(skipped.clone().all(|step| !step.note.is_empty()) && skipped.count() == 4, "{drill:?}");
+}

@@ -268,7 +268,9 @@ fn ending(task: &Task, at: &str) -> String {
             size(task.downloaded_bytes),
         ),
         TaskKind::Drill => format!(
-            "Restore drill passed: {snap} ({} downloaded, {requests}, {elapsed})",
+            "Restore drill passed{}: {snap}{} ({} downloaded, {requests}, {elapsed})",
+            task.note.as_ref().map_or_else(String::new, |note| format!(", {note}")),
+            task.credential_name.as_ref().map_or_else(String::new, |name| format!(" at {name}")),
             size(task.downloaded_bytes),
         ),
         TaskKind::Scrub => {

@@ -27,6 +27,29 @@ fn actions(events: &[Value], tasks: &[Value]) -> Vec<String> {
 }
 
 #[test]
+fn failed_drill_stays_behind_a_later_verification() {
+    let proof = json!({ "provenAt": "2024-01-17T03:00:00Z", "kind": "full", "sound": true, "host": "db1", "version": "1.2.3" });
+    for (proof, passed, unchecked, text) in [
+        (&proof, false, false, "d full, drill failed"),
+        (&Value::Null, false, false, "  drill failed"),
+        (&Value::Null, true, true, "d drill, not checked"),
+        (&Value::Null, true, false, "d drill"),
+        (&proof, true, true, "d full"),
+    ] {
+        let mut one = cloudsnap("59-61");
+        one["lastProof"] = proof.clone();
+        one["lastDrill"] = json!({
+            "drillId": "00000000-0000-0000-0000-000000000002", "endedAt": "2024-01-16T03:00:00Z", "passed": passed,
+            "unchecked": unchecked, "host": "db1", "version": "1.2.3",
+        });
+        let listed =
+            json!({ "items": [one], "next": null, "damaged": [], "failedCredentials": [], "total": 1 });
+        let shown = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]).run("cs list").stdout;
+        assert!(shown.trim_end().ends_with(text), "{shown}");
+    }
+}
+
+#[test]
 fn damage_in_the_status_fails_its_check_and_doctor() {
     let id = snap("59-61");
     let mut status = reply(STATUS);

@@ -213,6 +213,9 @@ pub struct LastDrill {
     /// True if no step failed.
     pub passed: bool,
     /// Name of the host.
+    /// True if it passed without the check of a filesystem or a probe.
+    #[serde(default)]
+    pub unchecked: bool,
     pub host: String,
     /// Version of its blockd.
     pub version: String,

@@ -137,6 +137,7 @@ fn last_drill(drill: &DrillRow, host: &Host) -> api::LastDrill {
         drill_id: drill.id,
         ended_at: drill.ended,
         passed: drill.passed,
+        unchecked: drill.report.unchecked().is_some(),
         host: drill.host.clone().unwrap_or_else(|| host.node.clone()),
         version: drill.version.clone(),
     }

@@ -7,6 +7,7 @@ use super::{
     probe::{EXTERNAL_JOURNAL, mount_options},
 };
 use crate::error::ServiceError;
+use blockd_api::ErrorCode;
 use blockd_fuse::inside::FoundFilesystem;
 use blockd_quiesce::{Isolated, IsolatedCommand, IsolatedDevice, IsolationError, PRIVATE_DIR, has_program};
 use std::{sync::Arc, time::Duration};
@@ -62,7 +63,16 @@ pub(super) fn check(host: &CloneHost, image: &Arc<DrillImage>, found: &FoundFile
         return Some(Checked::Skipped(format!("{} is not installed", checker.program)));
     }
     let run = checker.run(host, image, found);
-    Some(run.unwrap_or_else(|error| Checked::Skipped(format!("{} cannot run: {error}", checker.program))))
+    Some(run.unwrap_or_else(|error| {
+        let reason = match error.to_api() {
+            // Its complete message is longer than a note.
+            error if error.code == ErrorCode::NbdModuleMissing => {
+                "it needs the kernel's nbd module".to_owned()
+            }
+            error => error.message,
+        };
+        Checked::Skipped(format!("{} cannot run: {reason}", checker.program))
+    }))
 }
 
 impl Checker {

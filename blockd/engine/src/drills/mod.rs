@@ -187,6 +187,7 @@ fn shown(row: &DrillRow, host: &Host) -> api::Drill {
         probed_millis: report.passed_after_ms(DrillStage::Probe),
         steps: report.steps.iter().map(step).collect(),
         fetched_bytes: report.fetched_bytes,
+        unchecked: report.unchecked().map(ToOwned::to_owned),
         requests: report.requests,
         filesystems: report.filesystems.clone(),
         seed: report.seed,

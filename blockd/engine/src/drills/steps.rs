@@ -213,7 +213,8 @@ impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
         let is_checked = self.check_externally(found, &mut notes, &mut is_failed)?;
         if opened.is_empty() && !is_checked {
             if notes.is_empty() {
-                notes.push("no filesystem was opened".into());
+                // The step `mount` has the reason.
+                notes.extend(self.report.steps.last().map(|step| step.note.clone()));
             }
             self.end(DrillStage::Check, DrillOutcome::Skipped, &notes.join("; "));
             return Ok(());

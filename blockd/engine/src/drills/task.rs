@@ -331,7 +331,12 @@ async fn record(
                 _ => error,
             }))
         }
-        _ => work.tasks.finish(live, |_| Ok(())).await,
+        first => {
+            let reason = first.and_then(|drill| drill.row.report.unchecked());
+            let note = reason.map(|reason| format!("not checked: {reason}"));
+            live.detail(|detail| detail.note = note);
+            work.tasks.finish(live, |_| Ok(())).await
+        }
     }
 }
 

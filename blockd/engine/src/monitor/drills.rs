@@ -29,6 +29,11 @@ impl Monitor {
             of(|drill| f64::from(u8::from(drill.passed))),
         );
         text.gauge(
+            "blockd_drill_checked",
+            "1 if that drill checked a filesystem or ran a probe, 0 if it only read blocks.",
+            of(|drill| f64::from(u8::from(drill.report.unchecked().is_none()))),
+        );
+        text.gauge(
             "blockd_drill_last_timestamp_seconds",
             "End of the last restore drill of the volume at the credential.",
             of(|drill| drill.ended.as_second() as f64),

@@ -251,7 +251,11 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
 }
 
 fn result(drill: &Drill) -> &'static str {
-    if drill.passed { "passed" } else { "failed" }
+    match (drill.passed, &drill.unchecked) {
+        (false, _) => "failed",
+        (true, None) => "passed",
+        (true, Some(_)) => "passed, not checked",
+    }
 }
 
 /// Formats a measured time.
@@ -308,7 +312,10 @@ fn facts(InspectedDrill { drill, earlier }: &InspectedDrill) -> Facts {
         .add("Drill", drill.drill_id)
         .add("Cloud snapshot", drill.cloud_snapshot_id)
         .add("Source volume", &drill.volume_name)
-        .add("Result", result(drill))
+        .add(
+            "Result",
+            drill.unchecked.iter().fold(result(drill).to_owned(), |text, why| format!("{text}: {why}")),
+        )
         .add("Ended", format_time(drill.ended_at))
         .add("Host", format!("{}, blockd {}", drill.host, drill.version))
         .add("RPO", span(drill.ended_at.duration_since(drill.created_at)))

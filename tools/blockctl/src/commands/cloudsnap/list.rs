@@ -2,7 +2,7 @@
 
 use super::{
     pxctl,
-    snapshots::{compression_in_brief, proof_text},
+    snapshots::{compression_in_brief, drill_text, proof_text},
 };
 use crate::{
     backup_names::MIN_HOST_DIGITS,
@@ -38,10 +38,10 @@ use uuid::Uuid;
 pub const LIST_HELP: &str = "\
 ID is the shortest form that commands accept. SIZE is the volume data in this backup, LOCATION the \
 credential. If other hosts made some, HOST is the cluster (- for this host), as --cluster accepts it. LAST-PROOF is age and kind of the last \
-verification or drill by any host of the location, or damaged. If one has a name, other than those of schedules, \
+verification or restore drill by any host of the location; damaged; or drill failed, until a drill of it passes. If one has a name, other than those of schedules, \
 NAME is shown; STATUS takes the \
 place of SIZE unless all are Done. --wide shows complete ids, the columns of pxctl, type, name, labels, \
-the whole proof, pin and expiry date.
+the last verification and drill, pin and expiry date.
 
 Examples:
   blockctl cloudsnap list
@@ -51,6 +51,9 @@ Examples:
   blockctl cs list -o wide
   blockctl cs list --label app=web
   blockctl -j cs list --cloudsnap-id ID";
+
+/// Failed drill of a cloud snapshot.
+const DRILL_FAILED: &str = "drill failed";
 
 /// `cloudsnap list`
 #[derive(Debug, Args)]
@@ -334,9 +337,11 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
         .wide("HOST", |entry| or_dash(host(entry)))
         .wide("NAME", |entry| or_dash(entry.name.as_ref()))
         .wide("LABELS", |entry| or_dash(labels_of(entry)))
-        .wide("LAST-PROOF", proof_text)
+        .wide("LAST-VERIFICATION", proof_text)
+        .wide("LAST-DRILL", drill_text)
         .wide("PINNED", |entry| match entry.pinned_by {
             Some(PinOrigin::Lease) => "lease",
+            Some(PinOrigin::Anomaly) => "anomaly",
             _ if entry.pinned => "yes",
             _ => "-",
         })
@@ -368,21 +373,21 @@ pub fn given_name(one: &Cloudsnap) -> Option<&str> {
     one.name.as_deref().filter(|name| !name.is_empty() && !is_generated(name))
 }
 
-/// Returns age and kind of the last proof; `damaged`; or `drill failed`. A drill reads a part of the content:
-/// it is shown if no verification read all of it, or if it failed after that.
+/// Returns age and kind of the last proof, or `damaged`. A drill that passed is shown if no verification read
+/// all of the content, as it reads a part; one that failed stays, as a verification restores nothing.
 fn proof_in_brief(entry: &Cloudsnap, now: Timestamp) -> String {
     let drill = entry.last_drill.as_ref();
     match (&entry.last_proof, drill) {
         (Some(last), _) if !last.sound => "damaged".to_owned(),
-        (last, Some(drill))
-            if !drill.passed && last.as_ref().is_none_or(|last| last.proven_at < drill.ended_at) =>
-        {
-            "drill failed".to_owned()
-        }
+        (None, Some(drill)) if !drill.passed => DRILL_FAILED.to_owned(),
+        (Some(last), Some(drill)) if !drill.passed => format!("{}, {DRILL_FAILED}", proof_age(last, now)),
         (Some(last), None) => proof_age(last, now),
         (Some(last), Some(_)) if last.kind != VerifyDepth::Quick => proof_age(last, now),
-        (_, Some(drill)) if drill.passed => format!("{} drill", span(now.duration_since(drill.ended_at))),
-        (last, _) => or_dash(last.as_ref().map(|last| proof_age(last, now))),
+        (_, Some(drill)) => {
+            let unchecked = if drill.unchecked { ", not checked" } else { "" };
+            format!("{} drill{unchecked}", span(now.duration_since(drill.ended_at)))
+        }
+        (None, None) => "-".to_owned(),
     }
 }
 

@@ -134,10 +134,14 @@ pub fn pin_text(entry: &Cloudsnap) -> Option<String> {
 
 /// Describes the last restore drill.
 pub fn drill_text(entry: &Cloudsnap) -> String {
-    let Some(LastDrill { drill_id, ended_at, passed, host, version }) = &entry.last_drill else {
+    let Some(LastDrill { drill_id, ended_at, passed, unchecked, host, version }) = &entry.last_drill else {
         return "-".to_owned();
     };
-    let result = if *passed { "passed" } else { "failed" };
+    let result = match (passed, unchecked) {
+        (false, _) => "failed",
+        (true, false) => "passed",
+        (true, true) => "passed, not checked",
+    };
     format!("{result} ({}, host {host}, blockd {version}, id {drill_id})", format_time(*ended_at))
 }
 
@@ -179,7 +183,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Stored", format!("{} in {}", size(entry.stored_bytes), counted(detail.packs, "pack")))
         .add("Referenced", referenced_text(entry.referenced_bytes, detail.reference_sources))
         .add("Freeze", format!("{} µs", entry.freeze_stall_micros))
-        .add("Last proof", proof_text(entry))
+        .add("Last verification", proof_text(entry))
         .add("Last drill", drill_text(entry))
         .add("Pinned by", or_dash(pin_text(entry)))
         .add("Restore reads", size(detail.chain_stored_bytes));
