@@ -91,7 +91,7 @@ event_kinds! {
     VerifyStopped, "verify-stopped", 0x5ee1d3aa_df9f_44ad_b0c7_5b75a84ea3b8, "a verification was stopped on request";
     DrillDone, "drill-done", 0xc52b6370_cef3_4ddd_bafd_ffb7718c1288, "a restore drill passed";
     DrillFailed, "drill-failed", 0xe1bb6a5f_47d3_4122_910a_8373030356a5, "a restore drill failed: the cloud snapshot could not be restored and used";
-    DrillStopped, "drill-stopped", 0xdaee1fea_2da0_4ba8_b536_943dfbceb141, "a restore drill was stopped on request, or its cloud snapshot was deleted";
+    DrillStopped, "drill-stopped", 0xdaee1fea_2da0_4ba8_b536_943dfbceb141, "a restore drill was stopped on request or reached its budget, or its cloud snapshot was deleted";
     StoreUnreachable, "store-unreachable", 0xfb2b319d_6047_4558_8fe8_7c226d461d80, "a task failed because its backup location cannot be reached";
     DamageFound, "damage-found", 0x13a74af3_b8b4_43a1_ba63_c49386546b34, "a cloud snapshot is damaged or incomplete";
     ScheduleMissed, "schedule-missed", 0xb71dd2e2_93c2_41b2_86b5_636794d308f2, "runs of a schedule were missed while the daemon did not run";

@@ -75,10 +75,11 @@ impl NewEvent {
         let name = task.kind();
         let damage = task.detail.findings.as_ref().map_or(0, |findings| findings.damage_total);
         let error = task.detail.error.as_ref();
-        // The deletion was intended.
-        let is_deleted = task.is_drill_of_deleted();
+        // The deletion or the budget was intended.
+        let is_budget = error.is_some_and(|error| error.code == ErrorCode::BudgetExhausted);
+        let is_stopped = task.is_drill_of_deleted() || (is_budget && name == TaskKind::Drill);
         let (severity, message) = match task.state {
-            TaskStage::Failed if is_deleted => {
+            TaskStage::Failed if is_stopped => {
                 let why = error.map_or("", |error| error.message.as_str());
                 (Severity::Warning, format!("{name} was stopped: {why}"))
             }
@@ -94,7 +95,7 @@ impl NewEvent {
             (TaskStage::Failed, Some(ErrorCode::CloudsnapDamaged)) if name == TaskKind::Drill => {
                 EventKind::DamageFound
             }
-            (TaskStage::Failed, _) if is_deleted => EventKind::DrillStopped,
+            (TaskStage::Failed, _) if is_stopped => EventKind::DrillStopped,
             (TaskStage::Failed, Some(ErrorCode::StoreUnreachable)) => EventKind::StoreUnreachable,
             _ => kind_of_end(name, task.state),
         };

@@ -351,6 +351,21 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn drill_that_reaches_its_budget_is_stopped() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let request = StartDrill { limits: budget(3), ..drill_of(&snap) };
+    let task = host.wait(host.call(START_DRILL, &request).await.task_id).await;
+    let error = task.error.unwrap();
+    assert!(error.code == ErrorCode::BudgetExhausted && !task.resumable, "{error:?}");
+    assert!(error.hint.unwrap().contains("--max-requests"));
+    assert_eq!(
+        (host.events_of("drill-stopped").await.len(), host.events_of("drill-failed").await.len()),
+        (1, 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn cost_limit_needs_prices() {
     let host = Host::new().await;
     let (volume, _) = host.fill("data").await;

@@ -139,6 +139,16 @@ pub(crate) async fn run(
     record(work, live, &repository, drills, is_complete).await
 }
 
+/// Adds the next action after a budget that is exhausted: a drill cannot be resumed.
+pub(crate) fn with_hint(error: ServiceError) -> ServiceError {
+    match error.to_api() {
+        api if api.code == ErrorCode::BudgetExhausted => ServiceError::Refused(
+            api.with_hint("repeat the drill with a higher --max-requests, --max-egress or --max-cost"),
+        ),
+        _ => error,
+    }
+}
+
 fn count(report: &mut DrillReport, requests: &Requests) {
     let counts = requests.snapshot();
     (report.fetched_bytes, report.requests) = (counts.bytes_down, counts.total());
