@@ -128,6 +128,12 @@ impl SnapRef {
         }
     }
 
+    /// Returns the newest point of the volume with this name.
+    pub fn newest(&self) -> Option<Self> {
+        let VolumeRef::Name(name) = self.volume()? else { return None };
+        format!("{name}@{LATEST}").parse().ok()
+    }
+
     /// Returns true if it is a prefix of the id, of the part behind the `/`, of the snapshot's number, or of
     /// each part.
     pub fn is_of(&self, id: &str) -> bool {

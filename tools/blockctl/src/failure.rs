@@ -181,7 +181,8 @@ impl Failure {
         }
     }
 
-    fn code(&self) -> &str {
+    /// Returns the code of the JSON form.
+    pub fn code(&self) -> &str {
         match self {
             Self::Usage { .. } => "usage",
             Self::Client(ClientError::Api(error)) => error.code.as_str(),

@@ -54,6 +54,7 @@ fn points_in_time_select_the_newest_before_them() {
         ("cs restore 22222222", &ids[1]),
         ("cs restore pqr9-cl1/59-2222222222222222222", &ids[1]),
         ("cs clone db@2026-11-20", &ids[1]),
+        ("cs drill run db", &ids[1]),
     ] {
         assert_eq!(restored(&fake, line).as_ref(), Ok(id), "{line}");
     }

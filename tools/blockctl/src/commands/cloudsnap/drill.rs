@@ -16,7 +16,7 @@ use crate::{
     wait::{report_group_start, report_start},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, GroupName, List, ProbeName, VolumeRef,
+    ApiError, ByteSize, CredentialRef, ErrorCode, GroupName, List, ProbeName, VolumeRef,
     cloudsnaps::CloudSnapshotId,
     costs::EstimateDrill,
     drills::{Drill, DrillOutcome, ListDrills, StartDrill, StartGroupDrill},
@@ -32,7 +32,7 @@ checks the metadata of ext2, ext3 and ext4, and reads a random sample of files. 
 except its proof. Times, bytes and requests are those of a real recovery. With --probe, a command of the daemon's configuration ([drill_probes.NAME]) then uses a writable clone, which is removed: it starts a database on it, for example. A probe that fails fails the drill. A filesystem that an earlier drill of the volume found must still be there: after a change of the layout on purpose, give --accept-layout once. With --group, one probe uses the clones of all volumes.
 
 Examples:
-  blockctl cloudsnap drill run db@latest
+  blockctl cloudsnap drill run db
   blockctl cs drill run db@latest web@latest --wait
   blockctl cs drill run --group shop --cred-id offsite --wait
   blockctl cs drill run db@latest --dry-run
@@ -80,8 +80,8 @@ pub enum DrillCommand {
 /// `cloudsnap drill run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Cloud snapshots: id, id prefix, name, VOLUME@latest or VOLUME@TIME
-    #[arg(value_name = "ID", required_unless_present = "group")]
+    /// Cloud snapshots: id, id prefix, name, VOLUME (its newest one) or VOLUME@TIME
+    #[arg(value_name = "ID")]
     snaps: Vec<SnapRef>,
     /// All volumes of this group, at its newest point in time at the location
     #[arg(long, value_name = "GROUP", conflicts_with_all = ["snaps", "max_requests", "max_egress", "max_cost"])]
@@ -169,9 +169,12 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
     if let Some(group) = args.group.clone() {
         return start_group(context, group, args).await;
     }
+    if args.snaps.is_empty() {
+        return Err(Failure::usage("give cloud snapshots or volumes, or a group with --group"));
+    }
     let mut ids = Vec::new();
     for snap in &args.snaps {
-        ids.push(snap.resolve(context, args.credential.cred_id.as_ref()).await?);
+        ids.push(resolve(context, snap, args.credential.cred_id.as_ref()).await?);
     }
     if args.dry_run {
         return estimate(context, ids, args).await;
@@ -198,6 +201,20 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
         all.push(started);
     }
     report_group_start(context, tasks, &List::from(all), &lines, args.wait.report()).await
+}
+
+/// Resolves a cloud snapshot; the name of a volume stands for its newest one.
+async fn resolve(
+    context: &Context<'_>,
+    snap: &SnapRef,
+    cred_id: Option<&CredentialRef>,
+) -> Result<CloudSnapshotId, Failure> {
+    let found = snap.resolve(context, cred_id).await;
+    let is_unknown = found.as_ref().is_err_and(|error| error.code() == ErrorCode::CloudsnapNotFound.as_str());
+    match (found, snap.newest().filter(|_| is_unknown)) {
+        (Err(error), Some(newest)) => newest.resolve(context, cred_id).await.map_err(|_| error),
+        (found, _) => found,
+    }
 }
 
 async fn estimate(context: &Context<'_>, ids: Vec<CloudSnapshotId>, args: RunArgs) -> Exit {
