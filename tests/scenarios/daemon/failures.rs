@@ -84,7 +84,8 @@ async fn altered_block_is_not_uploaded() {
         let error = host.wait(task).await.error.unwrap();
         assert_eq!(error.code, ErrorCode::VolumeFailed, "{error:?}");
         assert!(error.message.contains("does not match its checksum"), "{error:?}");
-        assert!(error.hint.as_ref().unwrap().contains("volume scrub VOLUME --repair"), "{error:?}");
+        let hint = error.hint.as_ref().unwrap();
+        assert!(hint.contains("volume scrub") && hint.contains("--repair"), "{error:?}");
     }
     assert_eq!(host.list().await.len(), 1);
     fs::write(&layer, content).unwrap();

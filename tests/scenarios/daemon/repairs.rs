@@ -1,5 +1,6 @@
 //! Repairs of damaged cloud snapshots from the volume, from local snapshots, and from other locations.
 
+mod full_backups;
 mod locked;
 mod unknown_keys;
 

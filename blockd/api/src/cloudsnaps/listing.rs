@@ -3,7 +3,8 @@
 use super::VerifyDepth;
 use crate::{
     ApiError, Compression, CompressionLevel, CredentialRef, LabelSelector, Labels, List, ObjectName,
-    VolumeId, VolumeRef, tasks::BackupType,
+    VolumeId, VolumeRef,
+    tasks::{BackupType, ByteRange},
 };
 use blockd_extent::CloudSnapshotId;
 use jiff::Timestamp;
@@ -212,10 +213,10 @@ pub struct LastDrill {
     pub ended_at: Timestamp,
     /// True if no step failed.
     pub passed: bool,
-    /// Name of the host.
     /// True if it passed without the check of a filesystem or a probe.
     #[serde(default)]
     pub unchecked: bool,
+    /// Name of the host.
     pub host: String,
     /// Version of its blockd.
     pub version: String,
@@ -347,4 +348,10 @@ pub struct ManifestDetail {
     pub reference_sources: u64,
     /// Bytes in the store that a restore needs.
     pub chain_stored_bytes: u64,
+    /// Unreadable bytes that this host found, if damaged; 0 if they are unknown.
+    #[serde(default, skip_serializing_if = "crate::tasks::is_zero")]
+    pub lost_bytes: u64,
+    /// First unreadable ranges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_ranges: Vec<ByteRange>,
 }

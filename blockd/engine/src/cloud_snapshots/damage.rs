@@ -27,10 +27,13 @@ impl CloudSnapshots {
         let shown = known.into_iter().filter_map(|damage| {
             let credential = credentials.iter().find(|row| row.uuid == damage.credential)?;
             let volume = self.registry.source_name(&damage.cloudsnap, own);
+            let id = damage.cloudsnap.to_string();
             let has_failed = |task: &TaskRow| {
+                // A repair includes the later ones that need the same blocks.
+                let left = task.detail.findings.as_ref().map(|found| &found.damaged_snapshots);
                 task.kind() == TaskKind::Repair
-                    && task.cloudsnap == damage.cloudsnap
                     && task.state == TaskStage::Failed
+                    && (task.cloudsnap == damage.cloudsnap || left.is_some_and(|left| left.contains(&id)))
             };
             let is_repairable = damage.cloudsnap.cluster == own && !tasks.iter().any(has_failed);
             let action = match damage.repaired {
@@ -83,7 +86,7 @@ impl CloudSnapshots {
 /// Each command names the location, as others may have a cloud snapshot of the same id.
 fn remedy(damage: &KnownDamage, is_own: bool, volume: Option<&VolumeName>, location: &str) -> String {
     let (id, force) = (damage.cloudsnap, if is_own { "" } else { " --force" });
-    match (damage.repaired.or(damage.later), volume) {
+    let action = match (damage.repaired.or(damage.later), volume) {
         (Some(LaterBackup { is_read: true, .. }), _) => {
             format!("blockctl cloudsnap delete {id} --cred-id {location}{force}")
         }
@@ -92,8 +95,13 @@ fn remedy(damage: &KnownDamage, is_own: bool, volume: Option<&VolumeName>, locat
         (None, None) if is_own => {
             format!("blockctl cloudsnap restore {id} --cred-id {location} --skip-damaged --volume NEW")
         }
-        (None, None) => {
-            "back up its volume again on its own host, which has to verify that backup".to_owned()
+        (None, None) => "back up its volume again there, and verify that backup".to_owned(),
+    };
+    // Its own host has the sources of a repair.
+    match is_own || damage.repaired.is_some() {
+        true => action,
+        false => {
+            format!("blockctl cloudsnap repair {id} on its own host ({}); if it cannot: {action}", id.cluster)
         }
     }
 }
@@ -142,6 +150,7 @@ mod tests {
             assert_eq!(action(later, true, volume), expected, "{later:?} {volume:?}");
         }
         assert!(action(None, false, None).contains("on its own host"));
-        assert_eq!(action(Some(true), false, None), format!("{delete} --force"));
+        let repair = format!("blockctl cloudsnap repair {id} on its own host ({})", id.cluster);
+        assert_eq!(action(Some(true), false, None), format!("{repair}; if it cannot: {delete} --force"));
     }
 }

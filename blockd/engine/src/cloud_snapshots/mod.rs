@@ -14,7 +14,7 @@ use crate::{
     proofs::{self, Proofs},
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS},
     restore::lazy::{LazyVolumes, labels},
-    tasks::backup_type,
+    tasks::{backup_type, findings::affected},
     volumes::registry::Registry,
 };
 use blockd_api::{
@@ -394,13 +394,15 @@ impl CloudSnapshots {
             Err(error) => return Err(self.with_replacement(error, id).await),
             Ok(found) => found,
         };
-        let detail = ManifestDetail {
+        let mut detail = ManifestDetail {
             packs: manifest.pack_count.into(),
             data_blocks: manifest.delta.data_blocks,
             zero_blocks: manifest.delta.zero_blocks,
             chain: manifest.chain.iter().map(|delta| self.delta_id(delta, &manifest)).collect(),
             reference_sources: manifest.sources.len() as u64,
             chain_stored_bytes: manifest.deltas().map(|delta| delta.stored_bytes).sum(),
+            lost_bytes: 0,
+            lost_ranges: Vec::new(),
         };
         let mut entry = entry(&manifest, &credential, self.repositories.location_id(&credential).await);
         let (uuid, now) = (credential.uuid, Timestamp::now());
@@ -409,6 +411,10 @@ impl CloudSnapshots {
             Ok((KnownProofs::of_repository(tx, uuid, now)?, drills, RetentionOverride::all(tx)?))
         });
         let (proofs, drills, marks) = known.await?;
+        if let Some(damage) = proofs.own(&id).filter(|own| !own.sound) {
+            let lost = affected(&id.to_string(), &damage.damaged);
+            (detail.lost_bytes, detail.lost_ranges) = (lost.lost_bytes, lost.ranges);
+        }
         entry.last_drill = drills.get(&id).map(|drill| last_drill(drill, &self.host));
         show_proof(&mut entry, proofs.last(&id).map(|last| proofs::shown(last, &self.host)));
         show_mark(&mut entry, &marks, now);

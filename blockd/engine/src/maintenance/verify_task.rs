@@ -5,7 +5,7 @@
 
 use crate::{
     backup::task,
-    error::{ALTERED_BLOCKS_HINT, ServiceError, blocking, spawned},
+    error::{ServiceError, altered_blocks_hint, blocking, spawned},
     fingerprints,
     host::Host,
     maintenance::{
@@ -18,7 +18,7 @@ use crate::{
     snapshots::Snapshots,
     tasks::{
         LiveTask, Tasks,
-        findings::{self, loses_more, proofs},
+        findings::{self, loses_more, proofs, repair_hint},
         secrets,
     },
     volumes::registry::Registry,
@@ -195,12 +195,16 @@ async fn record(
     match (is_sound, altered) {
         (true, None) => work.tasks.finish(live, |_| Ok(())).await,
         (true, Some(what)) => {
-            let error = ApiError::new(ErrorCode::VolumeFailed, what).with_hint(ALTERED_BLOCKS_HINT);
+            let hint = altered_blocks_hint(row.detail.volume_name.as_ref());
+            let error = ApiError::new(ErrorCode::VolumeFailed, what).with_hint(hint);
             Err(ServiceError::Refused(error))
         }
         (false, altered) => {
             let parts: Vec<_> = std::iter::once(summary(&report)).chain(altered).collect();
-            Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, parts.join("; ")))
+            let error = ApiError::new(ErrorCode::CloudsnapDamaged, parts.join("; "));
+            let is_left = |id: &CloudSnapshotId| !replaced.contains(id);
+            let hint = repair_hint(&found, is_left, &row.detail.credential_name, work.host.cluster);
+            Err(ServiceError::Refused(hint.into_iter().fold(error, ApiError::with_hint)))
         }
     }
 }
@@ -284,6 +288,7 @@ fn summary(report: &VerifyReport) -> String {
     });
     match damaged.len() {
         0 => format!("no cloud snapshot is damaged, but a key slot was{first}"),
+        1 if report.snapshots.len() == 1 => format!("the cloud snapshot is damaged{first}"),
         count => format!("{count} of {} cloud snapshots are damaged{first}", report.snapshots.len()),
     }
 }
@@ -477,7 +482,7 @@ mod tests {
             ..VerifyReport::default()
         };
         let text = summary(&report);
-        assert_eq!(text, "1 of 1 cloud snapshots are damaged: object pack is damaged at byte 7: torn");
+        assert_eq!(text, "the cloud snapshot is damaged: object pack is damaged at byte 7: torn");
         let affects = &findings::of_report(&report).damage[0].affects;
         assert_eq!(affects[0].cloud_snapshot_id, id(40).to_string(), "the verified ones are listed first");
     }

@@ -22,8 +22,8 @@ use blockd_catalog::{
     TaskRow,
 };
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestFilter, ManifestKey, MemoryJournal,
-    Progress, Repair, Repository, UploadOptions, check_repaired, new_delta_salt,
+    BackupType, CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestFilter, ManifestKey,
+    MemoryJournal, Progress, Repair, Repository, UploadOptions, check_repaired, new_delta_salt,
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use jiff::Timestamp;
@@ -86,10 +86,14 @@ pub(crate) async fn run(
 ) -> Result<TaskRow, ServiceError> {
     let result = repair_all(work, live, asked).await;
     drop_own_snapshot(work, &live.view()).await;
-    let (findings, note) = result?;
+    let (findings, note, later_full) = result?;
     let lost = findings.damage.iter().flat_map(|damage| &damage.affects).map(|affected| affected.lost_bytes);
     let (lost, count) = (lost.sum::<u64>(), findings.damaged_snapshots.len());
     let files = first_files(&findings.damage);
+    let object = match findings.damaged_snapshots.as_slice() {
+        [only] => format!("cloud snapshot {only}"),
+        _ => format!("{count} damaged cloud snapshots"),
+    };
     live.detail(|detail| {
         detail.findings = Some(findings);
         detail.note = Some(note);
@@ -98,17 +102,31 @@ pub(crate) async fn run(
         return work.tasks.finish(live, |_| Ok(())).await;
     }
     let message = format!(
-        "{lost} bytes of {count} damaged cloud snapshots cannot be recovered: neither the volume nor another location has these blocks of their points in time{files}"
+        "{lost} bytes of {object} cannot be recovered: neither the volume nor another location has these blocks of their points in time{files}"
     );
-    Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, message))
+    let error = ApiError::new(ErrorCode::CloudsnapDamaged, message);
+    Err(ServiceError::Refused(match later_full.filter(|_| live.view().volume.is_some()) {
+        Some(full) => error.with_hint(format!(
+            "the later full backup {full} does not record which blocks changed before it, so that the volume proves no block of an earlier one; local snapshots (`cloudsnap backup --keep-local`) or backups to a second location are sources for such repairs"
+        )),
+        None => error,
+    }))
 }
 
-/// Repairs the cloud snapshot of a task and later ones; returns what was repaired, and what is left.
+/// Returns the first full backup of the volume after a point in time.
+fn full_after(manifests: &[Manifest], created: Timestamp) -> Option<CloudSnapshotId> {
+    let is_later = |one: &&Manifest| one.backup_type == BackupType::Full && one.description.created > created;
+    let first = manifests.iter().filter(is_later).min_by_key(|one| one.description.created);
+    first.map(Manifest::id)
+}
+
+/// Repairs the cloud snapshot of a task and later ones; returns what was repaired, what is left, and the full
+/// backup that separates lost blocks from the volume.
 async fn repair_all(
     work: &Arc<RepairWork>,
     live: &Arc<LiveTask>,
     asked: RepairTask,
-) -> Result<(Findings, String), ServiceError> {
+) -> Result<(Findings, String, Option<CloudSnapshotId>), ServiceError> {
     let _slot = secrets::slot(&work.tasks, live).await?;
     let (repository, requests) = secrets::repository(&work.tasks, live).await?;
     let repository = work.host.failpoints.repository(live.limited(&repository, &requests));
@@ -118,10 +136,11 @@ async fn repair_all(
     repository.check_writable()?;
     work.repositories.prove_location(live.view().credential, &repository).await?;
     let mut known = work.known(live, &repository).await?;
-    let (mut findings, mut stored) = (Findings::default(), Vec::new());
+    let (mut findings, mut stored, mut later_full) = (Findings::default(), Vec::new(), None);
     let affected = work.examine(live, &repository, &mut known, &progress).await?;
     if affected.is_empty() {
-        return Ok((findings, "all frames of the cloud snapshot can be read: nothing is damaged".to_owned()));
+        let note = "all frames of the cloud snapshot can be read: nothing is damaged".to_owned();
+        return Ok((findings, note, None));
     }
     for damaged in affected {
         check_cancelled(live)?;
@@ -137,6 +156,7 @@ async fn repair_all(
         if !missing.is_empty() {
             let files = lost_files(live, &repository, &damaged, &missing).await?;
             unrecovered(&mut findings, &damaged.id(), &missing, files);
+            later_full = later_full.or_else(|| full_after(&known.manifests, damaged.description.created));
             continue;
         }
         findings.repaired_bytes += repair.wanted().len_bytes();
@@ -154,7 +174,7 @@ async fn repair_all(
         (false, []) => "nothing is left to repair".to_owned(),
         (false, all) => format!("{bytes} bytes stored again in {}", all.join(", ")),
     };
-    Ok((findings, note))
+    Ok((findings, note, later_full))
 }
 
 impl RepairWork {

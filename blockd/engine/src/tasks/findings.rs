@@ -22,7 +22,7 @@ fn range(extent: Extent) -> ByteRange {
     ByteRange { offset_bytes: extent.offset_bytes(), len_bytes: extent.len_bytes() }
 }
 
-fn affected(cloudsnap: &str, blocks: &BlockSet) -> AffectedCloudsnap {
+pub(crate) fn affected(cloudsnap: &str, blocks: &BlockSet) -> AffectedCloudsnap {
     AffectedCloudsnap {
         cloud_snapshot_id: cloudsnap.to_owned(),
         lost_bytes: blocks.len_bytes(),
@@ -78,6 +78,19 @@ pub(crate) fn unrecovered(
             files,
         });
     }
+}
+
+/// Returns the next action for the first damaged cloud snapshot of a verification that is left.
+pub(crate) fn repair_hint(
+    found: &Findings,
+    is_left: impl Fn(&CloudSnapshotId) -> bool,
+    location: &str,
+    own: Uuid,
+) -> Option<String> {
+    let damaged = found.damaged_snapshots.iter().filter_map(|id| id.parse::<CloudSnapshotId>().ok());
+    let id = damaged.into_iter().find(is_left)?;
+    let on = if id.cluster == own { "" } else { " on its own host" };
+    Some(format!("blockctl cloudsnap repair {id} --cred-id {location}{on}"))
 }
 
 /// Returns the findings of a restore that skipped damage.

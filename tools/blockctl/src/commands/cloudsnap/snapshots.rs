@@ -13,8 +13,8 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
     cloudsnaps::{
-        CloudSnapshotId, Cloudsnap, CloudsnapDetail, CompressionReport, InspectCloudsnap, LastDrill,
-        LastProof, LevelUse, PinOrigin, StartDelete,
+        CloudSnapshotId, Cloudsnap, CloudsnapDetail, CloudsnapStatus, CompressionReport, InspectCloudsnap,
+        LastDrill, LastProof, LevelUse, PinOrigin, StartDelete,
     },
     format_time, operations,
 };
@@ -107,6 +107,9 @@ fn ratio(levels: &[LevelUse]) -> Option<String> {
     (stored_bytes > 0).then(|| format!("{:.1}x", data_bytes as f64 / stored_bytes as f64))
 }
 
+/// Maximum number of lost ranges in the details.
+const MAX_LOST_RANGES: usize = 8;
+
 /// Describes the last proof.
 pub fn proof_text(entry: &Cloudsnap) -> String {
     let Some(LastProof { proven_at, kind, sound, host, version }) = &entry.last_proof else {
@@ -167,6 +170,16 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Created", format_time(entry.created_at))
         .add("Type", format!("{}, {}", entry.trigger, entry.backup_type))
         .add("Status", entry.status);
+    if entry.status == CloudsnapStatus::Damaged {
+        let ranges = detail.lost_ranges.iter().take(MAX_LOST_RANGES);
+        let ranges: Vec<_> =
+            ranges.map(|range| format!("{}+{}", range.offset_bytes, range.len_bytes)).collect();
+        if !ranges.is_empty() {
+            facts.add("Lost", format!("{} ({})", size(detail.lost_bytes), ranges.join(", ")));
+        }
+        let (id, location) = (entry.cloud_snapshot_id, &entry.credential_name);
+        facts.add("Repair", format!("blockctl cloudsnap repair {id} --cred-id {location}"));
+    }
     if let Some(damaged) = &entry.repairs {
         facts.add("Repairs", damaged);
     }
@@ -186,6 +199,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Last verification", proof_text(entry))
         .add("Last drill", drill_text(entry))
         .add("Pinned by", or_dash(pin_text(entry)))
+        .add("Expires", or_dash(entry.expires_at.map(format_time)))
         .add("Restore reads", size(detail.chain_stored_bytes));
     for (nth, id) in detail.chain.iter().enumerate() {
         facts.add(if nth == 0 { "Shares data of" } else { "" }, id);

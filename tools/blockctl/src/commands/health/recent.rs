@@ -113,10 +113,23 @@ fn is_repeated(known: &Known, event: &Event) -> bool {
         })
 }
 
+/// Returns the message of an event, with the volume of a failed task that names only cloud snapshots.
+fn cause_of(event: &Event) -> String {
+    let is_of_task =
+        matches!(&*event.kind, "drill-failed" | "repair-failed" | "scrub-failed" | "verify-failed");
+    match event.volume_name.as_ref().filter(|name| is_of_task && !event.message.contains(name.as_str())) {
+        Some(name) => format!("volume {name}: {}", event.message),
+        None => event.message.clone(),
+    }
+}
+
 /// Returns the next action for an event.
 fn action_of(event: &Event) -> String {
     match (event.kind.as_str(), event.task_id) {
         ("drill-failed", Some(task)) => format!("blockctl cloudsnap drill inspect {}", short_uuid(task)),
+        ("repair-failed" | "scrub-failed" | "verify-failed", Some(task)) => {
+            format!("blockctl cloudsnap status --name {}", short_uuid(task))
+        }
         _ => format!("blockctl events --errors (event {})", event.event_id),
     }
 }
@@ -145,6 +158,6 @@ pub(super) fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     events
         .filter(|event| !is_settled(event))
         .take(MAX_EVENTS)
-        .map(|event| HealthProblem::new("event", event.message.clone(), action_of(event)))
+        .map(|event| HealthProblem::new("event", cause_of(event), action_of(event)))
         .collect()
 }

@@ -193,7 +193,7 @@ fn failed_repair_ends_with_the_damage() {
         let mut done = task(state);
         done["cloudSnapshotId"] = json!(snap);
         let found = lines(&json!({ "events": [failed], "tasks": [done], "damaged": damaged }));
-        found.contains(&"repair-failed 1".to_owned())
+        found.contains(&"volume db: repair-failed 1".to_owned())
     };
     assert!(is_reported("Backup-Done", &damaged), "the damage is left");
     assert!(!is_reported("Repair-Done", &damaged));
@@ -242,12 +242,15 @@ fn repeated_failure_of_a_task_is_reported_once() {
         failed(4, "drill-failed", "db"),
     ];
     let parts = json!({ "events": events });
-    assert_eq!(lines(&parts), ["drill-failed 4", "scrub-failed 3", "scrub-failed 2"]);
+    assert_eq!(
+        lines(&parts),
+        ["volume db: drill-failed 4", "volume db: scrub-failed 3", "volume web: scrub-failed 2"]
+    );
     let actions: Vec<String> =
         problems(&known(&parts), NOW.parse().unwrap()).into_iter().map(|one| one.action).collect();
     assert_eq!(
         actions[..2],
-        ["blockctl cloudsnap drill inspect 7f3c2a10", "blockctl events --errors (event 3)"]
+        ["blockctl cloudsnap drill inspect 7f3c2a10", "blockctl cloudsnap status --name 7f3c2a10"]
     );
 }
 
