@@ -54,6 +54,7 @@ async fn flipped_bit_is_found_reported_and_repaired() {
     assert_eq!(task.state.to_string(), "Scrub-Done", "{task:?}");
     let read = task.findings.unwrap().block_bytes;
     assert!(read >= 1 << 20, "{read}");
+    assert!(host.inspect_volume("data").await.last_scrub_at.is_some());
     assert_eq!((task.total_bytes, task.processed_bytes, task.credential_name), (read, read, None));
 
     // Blocks of different fetches.
@@ -62,6 +63,7 @@ async fn flipped_bit_is_found_reported_and_repaired() {
     }
     let task = host.scrub(StartScrub::default()).await;
     assert_eq!(task.state.to_string(), "Scrub-Failed");
+    assert_eq!(task.error.unwrap().hint.as_deref(), Some("blockctl volume scrub --repair --wait"));
     let findings = task.findings.unwrap();
     assert_eq!((findings.damage_total, findings.repaired_bytes), (2, 0));
     assert_eq!(findings.damage[0].offset_bytes, 40 * BLOCK);
@@ -90,7 +92,9 @@ async fn flipped_bit_is_found_reported_and_repaired() {
     assert_eq!(task.state.to_string(), "Scrub-Done", "{task:?}");
     let findings = task.findings.unwrap();
     assert_eq!((findings.damage_total, findings.repaired_bytes), (0, 3 * BLOCK), "it was known");
-    assert_eq!(host.events_of("volume-repaired").await.len(), 1);
+    let [event] = &host.events_of("volume-repaired").await[..] else { panic!() };
+    let first = format!("volume data at byte {} (8192 bytes) from ", 40 * BLOCK);
+    assert!(event.message.contains(&first) && task.note.unwrap().starts_with(&first), "{event:?}");
     assert_eq!(host.damage_problems().await, Vec::<String>::new());
     model.assert_is(&volume);
     assert_eq!(host.scrub(scrub_of("data", false)).await.state.to_string(), "Scrub-Done");

@@ -276,10 +276,11 @@ fn ending(task: &Task, at: &str) -> String {
         TaskKind::Scrub => {
             let found = task.findings.clone().unwrap_or_default();
             format!(
-                "Scrub completed: {} read, {}, {} repaired, {elapsed}",
+                "Scrub completed: {} read, {}, {} found and repaired{}, {elapsed}",
                 size(found.block_bytes),
                 counted(found.damage_total, "damaged extent"),
                 size(found.repaired_bytes),
+                task.note.as_ref().map_or_else(String::new, |note| format!(" ({note})")),
             )
         }
         TaskKind::Delete => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),

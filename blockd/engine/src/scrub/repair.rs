@@ -34,30 +34,30 @@ struct Candidate {
 }
 
 impl ScrubWork {
-    /// Repairs the damage of a volume; returns the repaired bytes, and the last cause of a failed repair. A
-    /// cloud snapshot that cannot be read is skipped. Starts again if a merge moves the damage to another
-    /// layer meanwhile.
+    /// Repairs the damage of a volume; returns the repaired blocks with their sources, and the last cause of
+    /// a failed repair. A cloud snapshot that cannot be read is skipped. Starts again if a merge moves the
+    /// damage to another layer meanwhile.
     pub(crate) async fn repair(
         &self,
         live: &LiveTask,
         volume: &Arc<Volume>,
         entry: &VolumeEntry,
-    ) -> Result<(u64, Option<String>), ServiceError> {
+    ) -> Result<(Vec<(BlockSet, CloudSnapshotId)>, Option<String>), ServiceError> {
         let candidates = self.candidates(entry).await?;
-        let (mut bytes, mut obstacle) = (0, None);
+        let (mut repaired, mut obstacle) = (Vec::new(), None);
         for _ in 0..MAX_PASSES {
             let damage = volume.damage();
             let layers: Vec<_> = damage.iter().map(|damage| (damage.file, damage.epoch)).collect();
-            bytes += self.repair_layers(live, volume, &candidates, damage, &mut obstacle).await?;
+            repaired.extend(self.repair_layers(live, volume, &candidates, damage, &mut obstacle).await?);
             let left = volume.damage();
             if left.iter().all(|damage| layers.contains(&(damage.file, damage.epoch))) {
                 break;
             }
         }
-        Ok((bytes, obstacle))
+        Ok((repaired, obstacle))
     }
 
-    /// Repairs layers, as far as the candidates are sources; returns the repaired bytes.
+    /// Repairs layers, as far as the candidates are sources; returns the repaired blocks with their sources.
     async fn repair_layers(
         &self,
         live: &LiveTask,
@@ -65,8 +65,8 @@ impl ScrubWork {
         candidates: &[Candidate],
         layers: Vec<LayerDamage>,
         obstacle: &mut Option<String>,
-    ) -> Result<u64, ServiceError> {
-        let mut bytes = 0;
+    ) -> Result<Vec<(BlockSet, CloudSnapshotId)>, ServiceError> {
+        let mut all = Vec::new();
         for damage in layers {
             let mut left = damage.blocks.clone();
             for candidate in candidates {
@@ -89,11 +89,11 @@ impl ScrubWork {
                     }
                     Ok(repaired) => repaired,
                 };
-                bytes += repaired.len_bytes();
                 left.subtract(&repaired);
+                all.extend((!repaired.is_empty()).then_some((repaired, candidate.cloudsnap)));
             }
         }
-        Ok(bytes)
+        Ok(all)
     }
 
     /// Returns the backups of a volume with known epochs, newest first.

@@ -19,13 +19,13 @@ use crate::{
     volumes::registry::{EntryState, Registry, VolumeEntry},
 };
 use blockd_api::{
-    ErrorCode,
+    ApiError, ErrorCode,
     events::{EventKind, Severity},
     tasks::{DamageFinding, Findings, TaskStage},
 };
 use blockd_catalog::{Db, NewEvent, ScrubRow, ScrubTask, TaskRow};
-use blockd_cloud::CloudError;
-use blockd_extent::BLOCK_SIZE_BYTES;
+use blockd_cloud::{CloudError, CloudSnapshotId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use blockd_volume::{LayerDamage, ScrubPosition, ScrubStep, Volume};
 use jiff::Timestamp;
 use std::{
@@ -39,6 +39,9 @@ use std::{
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 /// Bytes between two stored positions.
 const STORE_EVERY_BYTES: u64 = 256 << 20;
+
+/// Maximum number of repaired extents in a message.
+const MAX_NAMED_REPAIRS: usize = 3;
 
 /// Cause of damage that no cloud snapshot repairs.
 const NO_SOURCE: &str = "no known cloud snapshot provably has the content of the blocks";
@@ -145,8 +148,34 @@ pub(crate) async fn run(
         return work.tasks.finish(live, |_| Ok(())).await;
     }
     let cause = obstacle.map(|obstacle| format!(": {obstacle}")).unwrap_or_default();
-    let message = format!("{remaining} bytes are damaged on the disk and not repaired{cause}");
-    Err(ServiceError::refused(ErrorCode::VolumeFailed, message))
+    let row = live.view();
+    let message =
+        format!("{remaining} bytes of {} are damaged on the disk and not repaired{cause}", row.object());
+    let name = row.detail.volume_name.map_or_else(String::new, |name| format!(" {name}"));
+    let hint = match asked.repair {
+        true => "write the blocks again, or restore the files from a backup; replace the disk".to_owned(),
+        false => format!("blockctl volume scrub{name} --repair --wait"),
+    };
+    Err(ServiceError::Refused(ApiError::new(ErrorCode::VolumeFailed, message).with_hint(hint)))
+}
+
+/// Names the first repaired extents of a volume and their sources.
+fn repairs_of(entry: &VolumeEntry, repaired: &[(BlockSet, CloudSnapshotId)]) -> String {
+    let extents =
+        || repaired.iter().flat_map(|(blocks, from)| blocks.extents().map(move |extent| (extent, from)));
+    let first = extents().take(MAX_NAMED_REPAIRS).map(|(extent, from)| {
+        format!(
+            "volume {} at byte {} ({} bytes) from {from}",
+            entry.name,
+            extent.offset_bytes(),
+            extent.len_bytes()
+        )
+    });
+    let first = first.collect::<Vec<_>>().join(", ");
+    match extents().count().saturating_sub(MAX_NAMED_REPAIRS) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 /// Returns the bytes of the listed damaged blocks of a volume.
@@ -324,18 +353,23 @@ impl Run<'_> {
     /// Repairs the damage of a volume as far as cloud snapshots prove its content.
     async fn repair(&mut self, volume: &Arc<Volume>, entry: &VolumeEntry) -> Result<(), ServiceError> {
         self.live.detail(|detail| detail.phase = "repair".to_owned());
-        let (bytes, obstacle) = self.work.repair(self.live, volume, entry).await?;
+        let (repaired, obstacle) = self.work.repair(self.live, volume, entry).await?;
         if !volume.damage().is_empty() {
             self.obstacle = Some(obstacle.unwrap_or_else(|| NO_SOURCE.to_owned()));
         }
         self.live.detail(|detail| detail.phase = "data".to_owned());
+        let bytes = repaired.iter().map(|(blocks, _)| blocks.len_bytes()).sum::<u64>();
         if bytes == 0 {
             return Ok(());
         }
         self.findings.repaired_bytes += bytes;
         self.work.totals.repaired.fetch_add(bytes, Ordering::Relaxed);
-        let message =
-            format!("{bytes} damaged bytes of volume {} were repaired from cloud snapshots", entry.name);
+        let what = repairs_of(entry, &repaired);
+        let message = format!("{bytes} damaged bytes were repaired from cloud snapshots: {what}");
+        self.live.detail(|detail| {
+            let before = detail.note.take().map_or_else(String::new, |note| format!("{note}; "));
+            detail.note = Some(format!("{before}{what}"));
+        });
         tracing::info!(volume = %volume.id(), "{message}");
         self.event(entry, Severity::Info, EventKind::VolumeRepaired, message).await
     }
