@@ -131,8 +131,8 @@ pub struct KnownDamage {
 }
 
 /// Plan of the background verification: the time for reading all known cloud snapshots once. New backups are
-/// read first, and can double it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// read first, and can double it. Without a budget of bytes, it is off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VerificationPlan {
     /// Number of cloud snapshots.

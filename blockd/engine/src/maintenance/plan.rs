@@ -120,9 +120,16 @@ impl Maintenance {
         Ok(period)
     }
 
-    /// Returns the plan of the background verification; `None` if it is off, or before it was computed.
+    /// Returns the plan of the background verification; without a budget if it is off, and `None` before it
+    /// was computed.
     pub fn verification_plan(&self) -> Option<VerificationPlan> {
-        self.plan.lock().clone()
+        match self.verify_budget() {
+            Some(_) => self.plan.lock().clone(),
+            None => Some(VerificationPlan {
+                proof_max_age_days: self.host.settings.proof_max_age_days,
+                ..VerificationPlan::default()
+            }),
+        }
     }
 }
 

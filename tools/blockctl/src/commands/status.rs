@@ -112,9 +112,17 @@ pub async fn run(context: &Context<'_>, args: &StatusArgs) -> Exit {
 
 /// Formats the time in which the background verification reads everything.
 pub fn reading_time(plan: &VerificationPlan) -> String {
-    match plan.pack_count {
-        0 => "no packs to read".to_owned(),
-        packs => format!("all {} within {}", counted(packs, "pack"), counted(plan.period_days, "day")),
+    let of = || {
+        format!(
+            "{} of {}",
+            counted(plan.pack_count, "pack"),
+            counted(plan.cloud_snapshot_count, "known cloud snapshot")
+        )
+    };
+    match (plan.bytes_per_day, plan.pack_count) {
+        (0, _) => "off (verify_bytes_per_day is 0)".to_owned(),
+        (_, 0) => "no packs to read".to_owned(),
+        _ => format!("all {} within {}", of(), counted(plan.period_days, "day")),
     }
 }
 
@@ -146,9 +154,8 @@ fn facts(status: &Status) -> Facts {
         .add("Snapshots", counts.snapshots)
         .add("Credentials", counts.credentials)
         .add("Active tasks", counts.tasks_active);
-    if let Some(plan) = &status.verification {
-        facts.add("Verification", reading_time(plan));
-    }
+    let verification = status.verification.as_ref().map(reading_time);
+    facts.add("Verification", verification.unwrap_or_else(|| "not planned yet".to_owned()));
     for hook in &status.webhooks {
         facts.add(
             "Webhook",
