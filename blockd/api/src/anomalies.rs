@@ -12,6 +12,9 @@ use uuid::Uuid;
 /// Label of a volume that replaces the daemon's anomaly policy.
 pub const ANOMALY_POLICY: &str = "anomaly-policy";
 
+/// Days of observed backups before changes are compared with usual ones.
+pub const LEARNING_DAYS: u64 = blockd_anomaly::WARM_UP.as_hours().unsigned_abs() / 24;
+
 /// Treatment of anomalies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

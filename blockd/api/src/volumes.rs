@@ -2,6 +2,7 @@
 
 use crate::{
     GroupName, LabelSelector, Labels, RuleName, SnapshotRef, VolumeId, VolumeName,
+    anomalies::AnomalyPolicy,
     attachments::Attachment,
     cloudsnaps::LastProof,
     lazy::{Hydration, InPlaceProgress},
@@ -160,6 +161,17 @@ pub struct Volume {
     /// Bytes that are damaged on the disk and not repaired: their reads fail.
     #[serde(default, skip_serializing_if = "crate::tasks::is_zero")]
     pub damaged_bytes: u64,
+    /// End of the last complete scrub; `None` without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_scrub_at: Option<Timestamp>,
+    /// Anomaly policy: that of its label, or else of the daemon.
+    #[serde(default)]
+    pub anomaly_policy: AnomalyPolicy,
+    /// Day of the learning period of [`LEARNING_DAYS`](crate::anomalies::LEARNING_DAYS), in which only large
+    /// anomalies are detected, 0 before the first observed backup; `None` afterwards, or if the policy is
+    /// off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anomaly_learning_day: Option<u64>,
     /// NBD connections.
     pub connections: u64,
     /// Attachment to a device of this host.

@@ -1,10 +1,11 @@
 //! Rows of the activity of backups, and the content profiles that it is measured against.
 
-use crate::{DbError, json, rows, stored, to_json};
+use crate::{DbError, json, parsed, rows, stored, to_json};
 use blockd_anomaly::{BackupActivity, ContentProfile};
 use blockd_extent::{BlockSet, VolumeId};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Transaction, params};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Age at which activities are deleted: the detector compares eight weeks.
@@ -30,6 +31,15 @@ impl ActivityRow {
         let sql = "SELECT activity FROM backup_activity WHERE volume = ?1 AND credential = ?2
             ORDER BY point_in_time";
         rows(tx, sql, [self.volume.to_string(), self.credential.to_string()], |row| json(row, 0))
+    }
+
+    /// Returns the first observed point in time of each volume.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn first_of_volumes(tx: &Transaction<'_>) -> Result<BTreeMap<VolumeId, Timestamp>, DbError> {
+        let sql = "SELECT volume, min(point_in_time) FROM backup_activity GROUP BY volume";
+        Ok(rows(tx, sql, [], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?.into_iter().collect())
     }
 
     fn last(&self, tx: &Transaction<'_>) -> Result<Option<BackupActivity>, DbError> {

@@ -104,6 +104,9 @@ async fn policy_of_a_volume_decides_about_anomalies() {
         host.backup("v", false).await;
         let found = host.anomalies(false).await;
         assert_eq!(found.len(), count, "{label}");
+        let volume = host.inspect_volume("v").await;
+        assert_eq!(volume.anomaly_policy.to_string(), label.split('=').nth(1).unwrap());
+        assert_eq!(volume.anomaly_learning_day, (count > 0).then_some(1), "{label}");
         assert!(found.iter().all(|anomaly| !anomaly.protecting), "{label}");
         assert!(host.list().await.iter().all(|entry| !entry.pinned), "{label}");
         host.stop().await;

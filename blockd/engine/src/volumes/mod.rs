@@ -31,15 +31,15 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, ErrorCode, GroupName, Labels, List, RuleName, VolumeRef,
-    anomalies::{ANOMALY_POLICY, AnomalyPolicy},
+    anomalies::{ANOMALY_POLICY, AnomalyPolicy, LEARNING_DAYS},
     check_volume_size, cloudsnaps,
     lazy::InPlaceProgress,
     tasks::{TaskKind, TaskStage, ways_to_end},
     volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
 };
 use blockd_catalog::{
-    CredentialRow, Db, DbError, LastProof, LazyRow, NewestBackup, RuleUses, SnapshotRow, TaskRow, VolumeRow,
-    VolumeState,
+    ActivityRow, CredentialRow, Db, DbError, LastProof, LazyRow, NewestBackup, RuleUses, ScrubRow,
+    SnapshotRow, TaskRow, VolumeRow, VolumeState,
 };
 use blockd_extent::VolumeId;
 use blockd_volume::{MergeStats, Volume, VolumeError};
@@ -241,6 +241,7 @@ impl Volumes {
         let host = Arc::clone(&self.host);
         let facts = self.db.run(move |tx| -> Result<VolumeFacts, DbError> {
             let proofs = LastProof::of_content(tx, volume, now)?.into_iter();
+            let scrubs = ScrubRow::all(tx)?.into_iter();
             Ok(VolumeFacts {
                 restores,
                 snapshots: SnapshotRow::all(tx, volume)?,
@@ -248,6 +249,8 @@ impl Volumes {
                 credentials: CredentialRow::all(tx)?,
                 lazy: LazyRow::all(tx)?,
                 rules: RuleUses::all(tx)?.volumes,
+                scrubs: scrubs.filter_map(|row| Some((row.volume, row.completed?))).collect(),
+                observed: ActivityRow::first_of_volumes(tx)?,
                 proofs: proofs.map(|(of, last)| (of, proofs::shown(last, &host))).collect(),
             })
         });
@@ -260,6 +263,7 @@ impl Volumes {
         let (view, tags) = (entry.view(), entry.tags());
         let hydration = view.volume().and_then(|volume| self.lazy.hydration(volume, &facts.lazy));
         let stats = content.map(|content| content.stats);
+        let policy = AnomalyPolicy::of(&tags.labels, self.host.settings.anomaly_policy);
         let (state, mut state_reason) = state_of(&view);
         if state == api::VolumeState::Restoring {
             state_reason = facts.stopped_restore_of(entry.id);
@@ -282,6 +286,11 @@ impl Volumes {
             discarded_writes: view.volume().and_then(|volume| crate::volumes::discarded::shown(volume)),
             uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.host.data_dir.nbd_socket()),
             damaged_bytes: content.map_or(0, |content| content.damaged_bytes),
+            last_scrub_at: facts.scrubs.get(&entry.id).copied(),
+            anomaly_policy: policy,
+            anomaly_learning_day: (policy != AnomalyPolicy::Off)
+                .then(|| facts.learning_day(entry.id))
+                .flatten(),
             connections: view.connections,
             attachment: self.attachments.describe(entry.id),
             dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),
@@ -413,11 +422,22 @@ struct VolumeFacts {
     credentials: Vec<CredentialRow>,
     lazy: Vec<LazyRow>,
     rules: BTreeMap<VolumeId, RuleName>,
+    /// Ends of the last complete scrubs.
+    scrubs: BTreeMap<VolumeId, Timestamp>,
+    /// First points in time whose activity was observed.
+    observed: BTreeMap<VolumeId, Timestamp>,
     /// Last proofs that read a backup and found it sound.
     proofs: BTreeMap<(Uuid, VolumeId), cloudsnaps::LastProof>,
 }
 
 impl VolumeFacts {
+    /// Returns the day of the learning period of anomalies; `None` after its end.
+    fn learning_day(&self, volume: VolumeId) -> Option<u64> {
+        let Some(first) = self.observed.get(&volume) else { return Some(0) };
+        let days = Timestamp::now().duration_since(*first).as_hours().unsigned_abs() / 24;
+        (days < LEARNING_DAYS).then_some(days + 1)
+    }
+
     /// Returns the newest backup of a volume in each repository.
     fn last_backups_of(&self, volume: VolumeId) -> Vec<LastBackup> {
         let newest = self.backups.iter().filter(|backup| backup.volume == volume).map(|backup| LastBackup {

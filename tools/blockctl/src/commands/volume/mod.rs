@@ -21,6 +21,7 @@ use args::{
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, ORIGIN_LABELS, SnapshotRef, VolumeRef,
+    anomalies::LEARNING_DAYS,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     format_time, operations,
     snapshots::{ListSnapshots, Snapshot},
@@ -115,6 +116,15 @@ async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Exit {
     context.output.facts(&facts)
 }
 
+fn anomaly_policy(volume: &Volume) -> String {
+    let policy = volume.anomaly_policy;
+    match volume.anomaly_learning_day {
+        None => policy.to_string(),
+        Some(0) => format!("{policy} (learning: no backup was observed yet)"),
+        Some(day) => format!("{policy} (learning, day {day} of {LEARNING_DAYS})"),
+    }
+}
+
 fn discarded(loss: &DiscardedWrites) -> String {
     let clients = match loss.clients {
         SurvivingClients::All => "all clients",
@@ -159,6 +169,8 @@ fn facts(volume: &Volume) -> Facts {
         .add("Hydration", hydration_line(volume.hydration.as_ref()))
         .add("Shared", size(volume.shared_bytes))
         .add("Dirty", size(volume.dirty_bytes))
+        .add("Anomaly policy", anomaly_policy(volume))
+        .add("Last scrub", or_dash(volume.last_scrub_at.map(format_time)))
         .add("Snapshots", volume.snapshot_count)
         .add("Reads", format!("{}, {}", io.reads, size(io.read_bytes)))
         .add("Writes", format!("{}, {}", io.writes, size(io.written_bytes)))
