@@ -1,6 +1,6 @@
 //! Restore drills: tests of a restore, with its measured cost.
 
-use crate::{CredentialRef, GroupName, List, ProbeName, VolumeName, VolumeRef, tasks::TaskLimits};
+use crate::{CredentialRef, GroupName, List, ProbeName, VolumeId, VolumeName, VolumeRef, tasks::TaskLimits};
 use blockd_extent::CloudSnapshotId;
 pub use blockd_extent::{DrillOutcome, DrillStage};
 use jiff::Timestamp;
@@ -121,6 +121,7 @@ pub struct ListDrills {
 #[serde(rename_all = "camelCase")]
 pub struct DrillStep {
     /// Step.
+    #[serde(rename = "step")]
     pub stage: DrillStage,
     /// Outcome.
     pub outcome: DrillOutcome,
@@ -140,8 +141,13 @@ pub struct Drill {
     pub cloud_snapshot_id: CloudSnapshotId,
     /// Name of the source volume at the backup.
     pub volume_name: String,
+    /// Source volume.
+    pub volume_id: VolumeId,
     /// Credential of the location that was read.
     pub credential_id: Uuid,
+    /// Its name; `None` if it was deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_name: Option<String>,
     /// Host that made it.
     pub host: String,
     /// Version of its blockd.
@@ -152,16 +158,16 @@ pub struct Drill {
     pub ended_at: Timestamp,
     /// True if no step failed.
     pub passed: bool,
+    /// Reason of a drill that passed without the check of a filesystem or a probe: it shows that blocks can
+    /// be read, no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchecked: Option<String>,
     /// Age of the cloud snapshot at the end of the drill, in seconds: the data that a recovery would have
     /// lost (RPO).
     pub rpo_seconds: u64,
     /// Time to the first byte, in milliseconds; `None` if that step did not pass.
     pub first_byte_millis: Option<u64>,
     /// Time to the mounted filesystems, in milliseconds; `None` if that step did not pass.
-    /// Reason of a drill that passed without the check of a filesystem or a probe: it shows that blocks can be
-    /// read, no more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unchecked: Option<String>,
     pub mounted_millis: Option<u64>,
     /// Time to the end of the probe, in milliseconds; `None` if that step did not pass.
     pub probed_millis: Option<u64>,

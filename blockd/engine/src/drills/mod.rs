@@ -33,7 +33,7 @@ use blockd_api::{
     },
     tasks::{TaskLimits, TaskOwner, TaskStarted},
 };
-use blockd_catalog::{CredentialRow, Db, DrillRow, DrillTask, TaskRow, TaskSpec};
+use blockd_catalog::{CredentialRow, Db, DbError, DrillRow, DrillTask, TaskRow, TaskSpec};
 use blockd_cloud::{CloudSnapshotId, DrillStage};
 use clone_server::CloneHost;
 use std::sync::Arc;
@@ -104,7 +104,8 @@ impl Drills {
     /// # Errors
     /// The database fails.
     pub async fn list(&self, query: &ListDrills) -> Result<Vec<api::Drill>, ServiceError> {
-        let rows = self.db.run(DrillRow::all).await?;
+        let found = self.db.run(|tx| Ok::<_, DbError>((DrillRow::all(tx)?, CredentialRow::all(tx)?)));
+        let (rows, credentials) = found.await?;
         let own = self.host.cluster;
         let present = query.volume.as_ref().and_then(|volume| self.registry.find(volume).ok());
         let is_of = |row: &DrillRow, volume: &VolumeRef| {
@@ -123,7 +124,7 @@ impl Drills {
                 && query.volume.as_ref().is_none_or(|volume| is_of(row, volume))
         });
         let max = query.max.unwrap_or(MAX_DRILLS).min(MAX_DRILLS) as usize;
-        Ok(wanted.take(max).map(|row| shown(row, &self.host)).collect())
+        Ok(wanted.take(max).map(|row| shown(row, &self.host, &credentials)).collect())
     }
 }
 
@@ -162,7 +163,7 @@ pub(crate) fn drill_task(
 }
 
 /// Converts a drill to the API.
-fn shown(row: &DrillRow, host: &Host) -> api::Drill {
+fn shown(row: &DrillRow, host: &Host, credentials: &[CredentialRow]) -> api::Drill {
     let report = &row.report;
     let step = |step: &blockd_cloud::DrillStep| api::DrillStep {
         stage: step.stage,
@@ -170,24 +171,29 @@ fn shown(row: &DrillRow, host: &Host) -> api::Drill {
         elapsed_millis: step.elapsed_ms,
         note: step.note.clone(),
     };
-    let rpo_s = row.ended.as_second().saturating_sub(report.created.as_second());
+    let rpo_s = row.ended.duration_since(report.created).as_secs();
     api::Drill {
         drill_id: row.id,
         cloud_snapshot_id: row.cloudsnap,
         volume_name: row.volume_name.clone(),
+        volume_id: row.cloudsnap.volume,
         credential_id: row.credential,
+        credential_name: credentials
+            .iter()
+            .find(|credential| credential.uuid == row.credential)
+            .map(|credential| credential.name.to_string()),
         host: row.host.clone().unwrap_or_else(|| host.node.clone()),
         version: row.version.clone(),
         created_at: report.created,
         ended_at: row.ended,
         passed: row.passed,
+        unchecked: report.unchecked().map(ToOwned::to_owned),
         rpo_seconds: u64::try_from(rpo_s).unwrap_or(0),
         first_byte_millis: report.passed_after_ms(DrillStage::FirstByte),
         mounted_millis: report.passed_after_ms(DrillStage::Mount),
         probed_millis: report.passed_after_ms(DrillStage::Probe),
         steps: report.steps.iter().map(step).collect(),
         fetched_bytes: report.fetched_bytes,
-        unchecked: report.unchecked().map(ToOwned::to_owned),
         requests: report.requests,
         filesystems: report.filesystems.clone(),
         seed: report.seed,

@@ -47,7 +47,8 @@ pub(crate) fn find<'a>(host: &'a Host, name: &ProbeName) -> Result<&'a ProbeConf
             true => format!("there is no probe {name}: the configuration has none"),
             false => format!("there is no probe {name}: the configuration has {}", known.join(", ")),
         };
-        let hint = format!("add [drill_probes.{name}] to /etc/blockd/blockd.toml, and restart blockd");
+        let hint =
+            format!("add [drill_probes.{name}] to the configuration of the daemon, and restart blockd");
         ServiceError::Refused(ApiError::new(ErrorCode::InvalidRequest, message).with_hint(hint))
     })
 }

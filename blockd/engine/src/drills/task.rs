@@ -387,6 +387,7 @@ fn summary(drill: &DrillRow) -> String {
     let first = drill.report.findings.first().map_or("no cause is known", String::as_str);
     let more = match drill.report.findings_total {
         0 | 1 => String::new(),
+        2 => " (and 1 more finding)".to_owned(),
         total => format!(" (and {} more findings)", total - 1),
     };
     format!("drill of {} failed at step {stage}: {first}{more}", drill.cloudsnap)

@@ -13,8 +13,8 @@ use crate::{
     table::{Table, Width, or_dash, short_uuid},
 };
 use blockd_api::{
-    ApiError, ErrorCode, LabelSelector, List, VolumeId, VolumeRef,
-    anomalies::{AcknowledgeAnomaly, BackupAnomaly, ListAnomalies, describe},
+    ApiError, ByteSize, ErrorCode, LabelSelector, List, VolumeId, VolumeRef,
+    anomalies::{AcknowledgeAnomaly, Anomaly, AnomalyKind, BackupAnomaly, ListAnomalies, describe},
     cloudsnaps::CloudSnapshotId,
     operations,
 };
@@ -140,8 +140,19 @@ fn table(items: &[BackupAnomaly], width: Width) -> Table {
         .wide("BACKUP", |one| one.cloud_snapshot_id)
         .both("LAST-NORMAL", |one| or_dash(one.last_normal_cloud_snapshot_id.as_ref().map(shown)))
         .both("STATE", state)
+        .wide("THRESHOLD", |one| one.findings.iter().map(threshold).collect::<Vec<_>>().join("; "))
         .both("CHANGES", |one| one.findings.iter().map(describe).collect::<Vec<_>>().join("; "))
         .fit_with_text("VOLUME")
+}
+
+/// Formats the value that the change exceeded.
+fn threshold(finding: &Anomaly) -> String {
+    match finding.kind {
+        AnomalyKind::TurnedIncompressible | AnomalyKind::ChangeRate => {
+            ByteSize::from_bytes(finding.threshold).to_string()
+        }
+        AnomalyKind::MassDeletion => format!("{} files", finding.threshold),
+    }
 }
 
 /// Returns the state of an anomaly.

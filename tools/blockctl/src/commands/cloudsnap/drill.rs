@@ -278,7 +278,8 @@ fn result(drill: &Drill) -> &'static str {
 /// Formats a measured time.
 fn measured(millis: Option<u64>) -> String {
     or_dash(millis.map(|millis| match millis {
-        0..10_000 => format!("{millis} ms"),
+        0 => "<1 ms".to_owned(),
+        1..10_000 => format!("{millis} ms"),
         _ => format!("{} s", millis / 1000),
     }))
 }
@@ -294,6 +295,7 @@ fn table(drills: &[Drill], width: Width) -> Table {
         .both("MOUNTED", |drill| measured(drill.mounted_millis))
         .both("FETCHED", |drill| ByteSize::from_bytes(drill.fetched_bytes))
         .both("RPO", |drill| span(drill.ended_at.duration_since(drill.created_at)))
+        .wide("LOCATION", |drill| or_dash(drill.credential_name.as_ref()))
         .wide("PROBED", |drill| measured(drill.probed_millis))
         .wide("REQUESTS", |drill| drill.requests)
         .wide("CLOUD-SNAP-ID", |drill| drill.cloud_snapshot_id)

@@ -17,7 +17,7 @@ use crate::{
 };
 use blockd_api::{
     ProbeName,
-    drills::DrillOptions,
+    drills::{DEFAULT_DRILL_FILES, DEFAULT_DRILL_TIMEOUT_S, DrillOptions},
     schedules::{CreateSchedule, PolicyName, Schedule, UpdateSchedule},
 };
 use blockd_schedule::Jitter;
@@ -45,7 +45,13 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub enum DrillSchedulesCommand {
     /// Create a schedule of drills
-    #[command(visible_alias = "c", after_help = CREATE_HELP)]
+    #[command(
+        visible_alias = "c",
+        after_help = CREATE_HELP,
+        mut_arg("group", |arg| arg.help("Volumes of this group at each run, at one point in time")),
+        mut_arg("label", |arg| arg.help("Volumes with these labels at each run")),
+        mut_arg("all", |arg| arg.help("All volumes at each run"))
+    )]
     Create(Box<CreateDrillsArgs>),
     /// List the schedules of drills
     #[command(visible_alias = "l", after_help = "Examples:\n  blockctl cloudsnap drill schedules list")]
@@ -213,7 +219,19 @@ async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
             .both("NEXT-RUN", |schedule| or_dash(schedule.next_run_at.map(|at| width.time(at))))
             .both("LAST-RUN", |schedule| or_dash(schedule.last_run_at.map(|at| width.time(at))))
             .both("STATUS", |schedule| if schedule.paused { "paused" } else { "active" })
+            .wide("PROBE", |schedule| or_dash(options(schedule).and_then(|one| one.probe.as_ref())))
+            .wide("FILES", |schedule| {
+                options(schedule).and_then(|one| one.files).unwrap_or(DEFAULT_DRILL_FILES)
+            })
+            .wide("TIMEOUT", |schedule| {
+                let timeout_s = options(schedule).and_then(|one| one.timeout_seconds);
+                format!("{}s", timeout_s.unwrap_or(DEFAULT_DRILL_TIMEOUT_S))
+            })
             .both("SCHEDULE", |schedule| &schedule.schedule)
             .fit_with_text("NAME|VOLUMES|LOCATIONS")
     })
+}
+
+fn options(schedule: &Schedule) -> Option<&DrillOptions> {
+    schedule.drill.as_ref()
 }

@@ -12,7 +12,9 @@ use blockd_api::{
 pub fn status(volume: &Volume) -> String {
     let hydration = volume.hydration.as_ref().filter(|_| volume.state == VolumeState::Up);
     let hydration = hydration.map(|hydration| format!(" - {}", percent(hydration)));
-    use_of(volume) + &hydration.unwrap_or_default()
+    let is_damaged = volume.state == VolumeState::Up && volume.damaged_bytes > 0;
+    let damaged = if is_damaged { " - damaged" } else { "" };
+    use_of(volume) + &hydration.unwrap_or_default() + damaged
 }
 
 fn use_of(volume: &Volume) -> String {
