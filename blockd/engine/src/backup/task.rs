@@ -93,7 +93,8 @@ pub(crate) async fn run(
         .capabilities
         .conditional_put;
     let frozen = FrozenBackup { asked, entry, volume, snapshot, write_once, dry: false };
-    let before = previous_backup(work, &row, volume_id).await?;
+    let credential = row.credential;
+    let before = work.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
     let mut restarts = 0;
     let uploaded = loop {
         if restarts == 0 && has_damaged_sources(work, live).await? {
@@ -121,16 +122,6 @@ pub(crate) async fn run(
         tracing::warn!(%error, "cleanup of the backup failed; the next start retries");
     }
     Ok(done)
-}
-
-/// Returns the last backup of the volume to the location of a task.
-async fn previous_backup(
-    work: &BackupWork,
-    row: &TaskRow,
-    volume: VolumeId,
-) -> Result<Option<Chain>, ServiceError> {
-    let credential = row.credential;
-    Ok(work.db.run(move |tx| Chain::find(tx, volume, credential)).await?)
 }
 
 /// Uploaded backup.
