@@ -5,7 +5,7 @@
 
 use crate::{data_dir::DataDir, error::ServiceError};
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, ManifestCache, ManifestKey, VerifyReport, fingerprint_file_name,
+    CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, VerifyReport, fingerprint_file_name,
     fingerprint_file_of,
 };
 use std::{collections::BTreeSet, io};
@@ -26,6 +26,11 @@ pub(crate) fn forget_reported(data_dir: &DataDir, manifests: &dyn ManifestCache,
         names.extend(manifest.deltas().map(fingerprint_file_name));
     }
     forget_files(data_dir, &names);
+}
+
+/// Does the same for all deltas of a cloud snapshot, if any of them may be damaged.
+pub(crate) fn forget_deltas(data_dir: &DataDir, manifest: &Manifest) {
+    forget_files(data_dir, &manifest.deltas().map(fingerprint_file_name).collect());
 }
 
 /// Deletes the fingerprint file of the delta whose object could not be read because it is damaged.

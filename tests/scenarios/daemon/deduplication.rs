@@ -289,3 +289,22 @@ async fn fingerprints_are_usable_once_the_backup_is_recorded() {
     host.backup("one", false).await;
     assert_eq!(host.fingerprint_files().len(), 1);
 }
+
+/// A source with a lost index would be found by the content of the volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn full_backup_after_a_lost_index_refers_to_nothing() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    let (volume, mut model) = host.image("one", 0).await;
+    host.backup("one", false).await;
+    let index = walk(host.store.path()).into_iter().find(|path| path.ends_with("/index")).unwrap();
+    model.write(&volume, 5 << 20, 9, CHANGE);
+    host.backup("one", false).await;
+    fs::remove_file(index).unwrap();
+    let options = BackupOptions { full: true, ..BackupOptions::default() };
+    let task = host.run_backup(&StartBackup { options, ..backup_of("one") }).await;
+    assert!(task.uploaded_bytes >= IMAGE as u64, "{task:?}");
+    let id = id_of(task);
+    assert_eq!(host.listed(&id).await.referenced_bytes, 0);
+    model.assert_is(&*host.restore(&id, "copy").await);
+}

@@ -44,14 +44,16 @@ fn new_file(task_dir: &Path) -> PathBuf {
     task_dir.join("fingerprints")
 }
 
-/// Turns those blocks of a backup into references whose content is stored. `None` if it stores all.
+/// Turns those blocks of a backup into references whose content is stored, in a copy only those that it
+/// stores itself. `None` if it stores all.
 pub(super) async fn deduplicated(
     work: &BackupWork,
     live: &LiveTask,
-    FrozenBackup { asked, volume, snapshot, .. }: &FrozenBackup<'_>,
+    FrozenBackup { volume, snapshot, .. }: &FrozenBackup<'_>,
     repository: &Repository,
     (salt, data, again): ([u8; 32], &BlockSet, BlockSet),
     base: Option<&Manifest>,
+    is_copy: bool,
 ) -> Result<Option<Deduplicated>, ServiceError> {
     let row = live.view();
     let (_, snapshot) = (ids(&row)?, snapshot.id);
@@ -60,7 +62,6 @@ pub(super) async fn deduplicated(
     if scope == Deduplication::Off || data.is_empty() {
         return Ok(None);
     }
-    let is_copy = asked.options.full && asked.options.reupload;
     let is_restart = row.detail.note.as_deref() == Some(RESTARTED);
     let unusable = unusable_sources(work, row.credential).await?;
     let (dir, task_dir) =

@@ -13,6 +13,7 @@ use crate::{
         work::BackupWork,
     },
     error::{ServiceError, blocking},
+    fingerprints,
     ids::random_id,
     repositories::opening::is_unusable_base,
     tasks::{LiveTask, clean_files},
@@ -31,6 +32,8 @@ use uuid::Uuid;
 
 /// Reason for a backup without references to other snapshots, after a restart.
 pub(super) const RESTARTED: &str = "a snapshot that the backup needed was deleted or damaged";
+const BASE_UNREADABLE: &str = "the last backup is gone from the store or cannot be read";
+const INDEX_UNREADABLE: &str = "an index of the last backup is gone from the store or cannot be read";
 
 /// Frozen snapshot with its request and store settings.
 pub(crate) struct FrozenBackup<'a> {
@@ -174,6 +177,9 @@ pub(crate) async fn make_plan(
         }
     };
     let stores_all = found.is_none();
+    // What cannot be read is not to be referenced, and may be the content of all other snapshots.
+    let is_copy =
+        note == BASE_UNREADABLE || note == INDEX_UNREADABLE || (asked.options.full && asked.options.reupload);
     let (changes, again, base, synthetic) = match found {
         Some(Based { changes, again, base, synthetic }) => (changes, again, Some(base), synthetic),
         None => {
@@ -183,7 +189,8 @@ pub(crate) async fn make_plan(
     };
     let (salt, references) = (new_delta_salt()?, synthetic.clone().unwrap_or_default());
     let found =
-        deduplicated(work, live, frozen, repository, (salt, &changes.data, again), base.as_ref()).await?;
+        deduplicated(work, live, frozen, repository, (salt, &changes.data, again), base.as_ref(), is_copy)
+            .await?;
     let found = claimed(work, live, found.unwrap_or_else(|| Deduplicated::none(changes.data))).await?;
     // Before the first upload and after the search, which may take hours: an unmounted disk is an empty
     // directory that accepts everything. The base is checked after the commit in every case.
@@ -231,7 +238,7 @@ async fn based_on(
             if !dry {
                 forget_chain(work, credential, base.cloudsnap).await?;
             }
-            return Ok((None, "the last backup is gone from the store or cannot be read"));
+            return Ok((None, BASE_UNREADABLE));
         }
         Err(error) => return Err(error),
     };
@@ -259,7 +266,10 @@ async fn based_on(
         }
         Err(ServiceError::Cloud(error)) if is_unusable_base(&error) => {
             tracing::warn!(base = %base.cloudsnap, %error, "the full backup stores all data again");
-            Ok((None, "an index of the last backup is gone from the store or cannot be read"))
+            if !dry {
+                fingerprints::forget_unreadable(&work.host.data_dir, &error);
+            }
+            Ok((None, INDEX_UNREADABLE))
         }
         Err(error) => Err(error),
     }

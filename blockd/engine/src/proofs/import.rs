@@ -6,7 +6,7 @@ use super::{
     import_drills::{self, KnownDrills, drill_row},
     lost::Expected,
 };
-use crate::{error::ServiceError, repositories::preflight};
+use crate::{error::ServiceError, fingerprints, repositories::preflight};
 use blockd_api::{
     credentials::StoreConfig,
     events::{EventKind, Severity},
@@ -139,6 +139,12 @@ impl Proofs {
                     Ok(_) => {}
                 }
                 seen.push(one.id);
+            }
+            for proof in proofs.iter().filter(|proof| !proof.sound) {
+                let listed = selection.manifests.get(&proof.cloudsnap);
+                if let Some(Ok(manifest)) = listed.map(|listed| &listed.manifest) {
+                    fingerprints::forget_deltas(&self.host.data_dir, manifest);
+                }
             }
             self.store(credential, proofs).await?;
             self.store_drills(drills).await?;
