@@ -103,19 +103,23 @@ impl DrillRow {
     }
 
     /// Returns the last drill of each volume at each credential. A failed one stays the last one until a
-    /// drill of the same or a newer point in time. Those that are [ahead](Self::is_ahead) are left out.
+    /// drill of the same or a newer point in time, or until its cloud snapshot is deleted. Those that are
+    /// [ahead](Self::is_ahead) are left out.
     ///
     /// # Errors
     /// The database fails.
     pub fn last_of_volumes(tx: &Transaction<'_>, now: Timestamp) -> Result<Vec<Self>, DbError> {
-        let sql =
-            "SELECT id, credential, cloudsnap, ended, passed, json_extract(report, '$.created') FROM drills";
+        let sql = "SELECT id, credential, cloudsnap, ended, passed, json_extract(report, '$.created'),
+                          EXISTS (SELECT 1 FROM catalog WHERE catalog.credential = drills.credential
+                                  AND catalog.key = 'blockd/manifests/' || drills.cloudsnap)
+                   FROM drills";
         let mut drills = rows(tx, sql, [], BriefDrill::read)?;
         drills.retain(|drill| drill.ended <= latest(now));
         drills.sort_by_key(|drill| drill.ended);
         let mut last: BTreeMap<_, BriefDrill> = BTreeMap::new();
         for drill in drills {
-            let is_older = |known: &BriefDrill| !known.passed && drill.created < known.created;
+            let is_older =
+                |known: &BriefDrill| !known.passed && known.is_of_existing && drill.created < known.created;
             if !last.get(&drill.of).is_some_and(is_older) {
                 last.insert(drill.of, drill);
             }
@@ -204,6 +208,8 @@ struct BriefDrill {
     ended: Timestamp,
     passed: bool,
     created: Timestamp,
+    /// The cloud snapshot is in the catalog.
+    is_of_existing: bool,
 }
 
 impl BriefDrill {
@@ -215,6 +221,7 @@ impl BriefDrill {
             ended: parsed(row, 3)?,
             passed: row.get(4)?,
             created: parsed(row, 5)?,
+            is_of_existing: row.get(6)?,
         })
     }
 }
@@ -228,13 +235,12 @@ fn latest(now: Timestamp) -> Timestamp {
 mod tests {
     use super::super::{CredentialRow, Db};
     use super::*;
+    use blockd_cloud::ManifestKey;
 
-    #[test]
-    fn newest_drill_of_each_snapshot_counts_at_its_location() {
-        let dir = tempfile::tempdir().unwrap();
-        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let [here, spelled, other, place] = [7, 8, 9, 5].map(Uuid::from_u128);
-        let drill = |number: u128, credential, second: i64| DrillRow {
+    const PLACE: Uuid = Uuid::from_u128(5);
+
+    fn drill(number: u128, credential: Uuid, second: i64) -> DrillRow {
+        DrillRow {
             id: Uuid::from_u128(number),
             credential,
             cloudsnap: "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap(),
@@ -244,8 +250,23 @@ mod tests {
             ended: Timestamp::from_second(second).unwrap(),
             passed: true,
             report: DrillReport::new(Timestamp::UNIX_EPOCH, 1),
-            location: Some(place),
-        };
+            location: Some(PLACE),
+        }
+    }
+
+    /// Returns the times of the last drills of all volumes, in ascending order.
+    fn last(tx: &Transaction<'_>) -> Vec<i64> {
+        let last = DrillRow::last_of_volumes(tx, Timestamp::from_second(100).unwrap()).unwrap();
+        let mut found: Vec<_> = last.into_iter().map(|row| row.ended.as_second()).collect();
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn newest_drill_of_each_snapshot_counts_at_its_location() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let [here, spelled, other] = [7, 8, 9].map(Uuid::from_u128);
         db.transaction::<_, DbError>(|tx| {
             for (credential, path) in [(here, "/backup"), (spelled, "/backup/."), (other, "/other")] {
                 CredentialRow::sample(credential, path, Uuid::from_u128(1)).insert(tx)?;
@@ -261,18 +282,40 @@ mod tests {
             });
             volumes.iter().try_for_each(|drill| drill.put(tx))?;
             let now = Timestamp::from_second(100).unwrap();
-            let last = |tx| {
-                let last = DrillRow::last_of_volumes(tx, now);
-                let mut found: Vec<_> = last.unwrap().into_iter().map(|row| row.ended.as_second()).collect();
-                found.sort_unstable();
-                found
-            };
             assert_eq!(last(tx), [2, 3, 30, 35, 40], "of each volume and credential");
-            // A failure ends with a drill of the same or a newer point in time, and none from the future.
+            tx.execute(
+                "DELETE FROM drills WHERE ended IN (?1, ?2, ?3)",
+                volumes.map(|row| row.ended.to_string()),
+            )?;
+            let newest = DrillRow::newest_of_location(tx, here, now)?;
+            assert_eq!(newest.into_values().collect::<Vec<_>>(), [drills[1].clone()]);
+            let foreign = DrillRow { host: Some("db2".into()), ..drill(5, here, 60) };
+            foreign.put(tx)?;
+            DrillRow { location: None, ..drill(6, here, 70) }.put(tx)?;
+            assert_eq!(DrillRow::unpublished(tx, here, PLACE, 9)?, [drills[0].clone()]);
+            drills[0].set_published(tx)?;
+            assert_eq!(DrillRow::unpublished(tx, here, PLACE, 9)?, []);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn failure_ends_with_a_drill_of_as_new_a_point_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let other = Uuid::from_u128(9);
+        db.transaction::<_, DbError>(|tx| {
+            CredentialRow::sample(other, "/other", Uuid::from_u128(1)).insert(tx)?;
+            let now = Timestamp::from_second(100).unwrap();
             let point = |number, ended, created, passed| {
                 let created = Timestamp::from_second(created).unwrap();
                 DrillRow { passed, report: DrillReport::new(created, 1), ..drill(number, other, ended) }
             };
+            tx.execute(
+                "INSERT INTO catalog (credential, key, created_ns, deltas, manifest) VALUES (?1, ?2, 0, '', '')",
+                [other.to_string(), drill(0, other, 0).cloudsnap.manifest_key()],
+            )?;
             for (row, expected) in [
                 (point(20, 50, 5, false), 50),
                 (point(21, 100 + 9 * 86_400, 5, true), 50),
@@ -285,20 +328,13 @@ mod tests {
                 row.put(tx)?;
                 assert_eq!(last(tx).pop(), Some(expected), "{row:?}");
             }
+            point(27, 56, 8, false).put(tx)?;
+            point(28, 57, 7, true).put(tx)?;
+            assert_eq!(last(tx).pop(), Some(56));
+            tx.execute("DELETE FROM catalog", [])?;
+            assert_eq!(last(tx).pop(), Some(57), "the cloud snapshot of the failed drill is gone");
             let ahead = DrillRow::newest_of_location(tx, other, now)?.into_values().next();
-            assert_eq!(ahead.map(|row| row.ended.as_second()), Some(55));
-            tx.execute(
-                "DELETE FROM drills WHERE ended IN (?1, ?2, ?3)",
-                volumes.map(|row| row.ended.to_string()),
-            )?;
-            let newest = DrillRow::newest_of_location(tx, here, now)?;
-            assert_eq!(newest.into_values().collect::<Vec<_>>(), [drills[1].clone()]);
-            let foreign = DrillRow { host: Some("db2".into()), ..drill(5, here, 60) };
-            foreign.put(tx)?;
-            DrillRow { location: None, ..drill(6, here, 70) }.put(tx)?;
-            assert_eq!(DrillRow::unpublished(tx, here, place, 9)?, [drills[0].clone()]);
-            drills[0].set_published(tx)?;
-            assert_eq!(DrillRow::unpublished(tx, here, place, 9)?, []);
+            assert_eq!(ahead.map(|row| row.ended.as_second()), Some(57));
             Ok(())
         })
         .unwrap();
