@@ -353,18 +353,7 @@ async fn synthetic_full_equals_its_golden_files() {
             repair: None,
             delta_salt: [8; 32],
         };
-        let (progress, journal) =
-            (Arc::new(Progress::new(Arc::default())), Arc::new(MemoryJournal::default()));
-        let (options, cancel) = (UploadOptions::default(), CancelToken::new());
-        let reader = Arc::new(live.fork());
-        let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
-        let time = |second| Timestamp::from_second(second).unwrap();
-        let manifest = Manifest { started: time(1_700_000_700), finished: time(1_700_000_800), ..done };
-        store.insert(&manifest.id().manifest_key(), manifest.encode(&key(kind.mode), &[0x58; 32]).unwrap());
-        compare_new(*kind, "synthetic", &before, &store);
-        let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
-        let read = reader.read_blocks(Extent::new(BlockIndex(0), 1100)).await.unwrap();
-        assert!((0..).zip(read.chunks_exact(BLOCK)).all(|(number, block)| block == live.block(number)));
+        store_and_compare(*kind, (&before, &store), spec, &live, [0x58; 32]).await;
     }
 }
 
@@ -410,19 +399,31 @@ async fn deduplicated_backup_equals_its_golden_files() {
             repair: None,
             delta_salt: [9; 32],
         };
-        let (progress, journal) =
-            (Arc::new(Progress::new(Arc::default())), Arc::new(MemoryJournal::default()));
-        let (options, cancel) = (UploadOptions::default(), CancelToken::new());
-        let reader = Arc::new(live.fork());
-        let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
-        let time = |second| Timestamp::from_second(second).unwrap();
-        let manifest = Manifest { started: time(1_700_000_700), finished: time(1_700_000_800), ..done };
-        store.insert(&manifest.id().manifest_key(), manifest.encode(&key(kind.mode), &[0x59; 32]).unwrap());
-        compare_new(*kind, "deduplicated", &before, &store);
-        let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
-        let read = reader.read_blocks(Extent::new(BlockIndex(0), 1100)).await.unwrap();
-        assert!((0..).zip(read.chunks_exact(BLOCK)).all(|(number, block)| block == live.block(number)));
+        store_and_compare(*kind, (&before, &store), spec, &live, [0x59; 32]).await;
     }
+}
+
+/// Makes a backup of a volume, compares its objects with golden files of its name, and reads it.
+async fn store_and_compare(
+    kind: Kind,
+    (before, store): (&MemoryStore, &Arc<MemoryStore>),
+    spec: BackupSpec,
+    live: &MemoryVolume,
+    salt: [u8; 32],
+) {
+    let repo = Repository::open(store.clone(), kind.passphrase(), &OpenOptions::default()).await.unwrap();
+    let name = spec.description.snapshot_name.clone();
+    let (progress, journal) = (Arc::new(Progress::new(Arc::default())), Arc::new(MemoryJournal::default()));
+    let (options, cancel) = (UploadOptions::default(), CancelToken::new());
+    let reader = Arc::new(live.fork());
+    let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
+    let time = |second| Timestamp::from_second(second).unwrap();
+    let manifest = Manifest { started: time(1_700_000_700), finished: time(1_700_000_800), ..done };
+    store.insert(&manifest.id().manifest_key(), manifest.encode(&key(kind.mode), &salt).unwrap());
+    compare_new(kind, &name, before, store);
+    let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
+    let read = reader.read_blocks(Extent::new(BlockIndex(0), 1100)).await.unwrap();
+    assert!((0..).zip(read.chunks_exact(BLOCK)).all(|(number, block)| block == live.block(number)));
 }
 
 /// Compares the objects that were stored in addition to others with golden files.

@@ -66,10 +66,11 @@ pub(crate) fn parse_groups(
     range: Extent,
     sources: usize,
 ) -> Result<Vec<ReferenceGroup>, &'static str> {
-    parse_at_most(bytes, range, sources, PAGE_BLOCKS)
+    parse_bounded(bytes, range, sources, PAGE_BLOCKS)
 }
 
-fn parse_at_most(
+/// Decodes up to `max` groups.
+fn parse_bounded(
     bytes: &[u8],
     range: Extent,
     sources: usize,
@@ -322,7 +323,7 @@ impl References {
                 sources.push(id);
             }
             let groups =
-                parse_at_most(cursor.rest, Extent::whole(MAX_VOLUME_BYTES), sources.len(), MAX_SAVED_GROUPS)?;
+                parse_bounded(cursor.rest, Extent::whole(MAX_VOLUME_BYTES), sources.len(), MAX_SAVED_GROUPS)?;
             Ok::<_, &'static str>(Self { sources, deltas, groups })
         };
         decode().map_err(|what| CloudError::InvalidRequest { what: format!("unusable references: {what}") })
@@ -447,7 +448,7 @@ mod tests {
         let loaded = References::from_bytes(&saved, own, std::slice::from_ref(&manifest)).unwrap();
         assert!(loaded == references);
         let range = Extent::whole(MAX_VOLUME_BYTES);
-        assert!(parse_at_most(&saved[36..], range, 1, 9).is_err());
+        assert!(parse_bounded(&saved[36..], range, 1, 9).is_err());
     }
 
     #[test]
