@@ -24,6 +24,8 @@ GOALS = {"backup": 1.5, "scrub": 1.2, "drill": 1.2}
 # Rate of the plain reader before a scrub was measured, and the time in which it starts.
 READER_MIB_PER_S, READER_START_S = 100, 1
 PERCENTILES = ("50.000000", "99.000000", "99.900000")
+# Interval of requests for the progress of a task. A backup or a drill of this volume takes less than a second.
+POLL_S = {"backup": 0.05, "scrub": 0.5, "drill": 0.05}
 # Pause between two drills. A drill of this volume takes some 60 ms, and its start and end cost more than its reads.
 DRILL_PAUSE_S = 1
 # Timeout of merges after a backup.
@@ -130,8 +132,8 @@ class Api(http.client.HTTPConnection):
 class Load:
     """Consecutive tasks of the daemon while the context is active, with their progress."""
 
-    def __init__(self, blockd, path, body, pause_s=0):
-        self.api, self.path, self.body, self.pause_s = Api(blockd), path, body, pause_s
+    def __init__(self, blockd, path, body, poll_s, pause_s=0):
+        self.api, self.path, self.body, self.poll_s, self.pause_s = Api(blockd), path, body, poll_s, pause_s
         self.is_over, self.reads, self.failed = threading.Event(), threading.Event(), None
         self.count, self.done_bytes = 0, 0
 
@@ -162,7 +164,7 @@ class Load:
                 if not seen["state"].endswith("-Done"):
                     raise shared.Failed(f"a task ended as {seen['state']}: {seen['error']}")
                 return
-            time.sleep(0.05)
+            time.sleep(self.poll_s)
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.run)
@@ -283,11 +285,13 @@ class Bench:
 
     def load(self):
         """Returns the load of a pass."""
+        poll_s = POLL_S[self.given.load]
         if self.given.load == "backup":
-            return Load(self.blockd, "cloudsnaps/backup", {"volume": "vm", "credentials": ["nas"], "full": True, "reupload": True})
+            body = {"volume": "vm", "credentials": ["nas"], "full": True, "reupload": True}
+            return Load(self.blockd, "cloudsnaps/backup", body, poll_s)
         if self.given.load == "scrub":
-            return Load(self.blockd, "scrub", {"volume": "vm", "repair": False})
-        return Load(self.blockd, "drills", {"cloudSnapshotId": self.drilled}, DRILL_PAUSE_S)
+            return Load(self.blockd, "scrub", {"volume": "vm", "repair": False}, poll_s)
+        return Load(self.blockd, "drills", {"cloudSnapshotId": self.drilled}, poll_s, DRILL_PAUSE_S)
 
     def beside(self, seed):
         self.settle()

@@ -14,12 +14,15 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Pauses, in multiples of the time of a read, while guests send requests: they have four fifths of the time
 /// of the disk.
 const BUSY_PAUSES: u32 = 4;
+/// Rate of a scrub without a limit while guests send requests: 8 MiB/s. At 79 MiB/s the 99th percentile of
+/// 4 KiB writes was 2.3 times as high as without a scrub (`tools/bench guest --load scrub`, 2 cores).
+const BUSY_BYTES_PER_SECOND: u64 = 8 << 20;
 
 /// Token bucket with room for one step, and pauses for the requests of guests.
 #[derive(Clone)]
 pub(super) struct Pace {
     workers: Arc<TaskWorkers>,
-    /// Maximum rate.
+    /// Maximum rate, also beside active guests.
     pub bytes_per_second: Option<u64>,
     /// Start of the next step.
     pub next: Instant,
@@ -33,9 +36,10 @@ impl Pace {
     /// Sets the start of the next step after a step: it follows a pause as long as the read, or longer beside
     /// active guests, and the refill of the bucket. Time that no step used is not made up for.
     fn end_step(&mut self, bytes: u64, started: Instant, ended: Instant) {
-        let pauses = if self.workers.are_guests_active() { BUSY_PAUSES } else { 1 };
-        let refill =
-            self.bytes_per_second.map(|rate| Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64));
+        let busy = self.workers.are_guests_active();
+        let pauses = if busy { BUSY_PAUSES } else { 1 };
+        let rate = self.bytes_per_second.or(busy.then_some(BUSY_BYTES_PER_SECOND));
+        let refill = rate.map(|rate| Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64));
         let filled = started.max(self.next) + refill.unwrap_or_default();
         self.next = filled.max(ended + ended.duration_since(started) * pauses);
     }
@@ -100,5 +104,12 @@ mod tests {
         let started = pace.next;
         pace.end_step(4096, started, started + ms);
         assert_eq!(pace.next, started + 5 * ms, "guests are active");
+        let started = pace.next;
+        pace.end_step(1 << 20, started, started + ms);
+        assert_eq!(pace.next, started + 125 * ms, "the rate beside guests");
+        pace.bytes_per_second = Some(100 << 20);
+        let started = pace.next;
+        pace.end_step(1 << 20, started, started + ms);
+        assert_eq!(pace.next, started + 10 * ms, "the requested rate");
     }
 }
