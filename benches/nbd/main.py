@@ -22,8 +22,9 @@ snapshots) ends when each block was touched once. CPU is that of the server proc
 that of fio, per operation, without later work of kernel threads.
 
 Goals: {best} x the best file-backed peer that runs fdatasync for a FLUSH (unlike the null plugin),
-or {null} x the null plugin. With 8 snapshots {snapshots} x without: for reads on an allocated disk; for writes, which first
-allocate memory and disk space, on a fresh one or an allocated one (both ratios are printed).
+or {null} x the null plugin; {high} x the best such peer for {high_names}. With snapshots {snapshots} x without: for
+reads on an allocated disk; for writes, which first allocate memory and disk space, on a fresh one or an allocated
+one (both ratios are printed).
 
 workloads:
 {workloads}
@@ -42,6 +43,8 @@ def arguments():
     epilog = EPILOG.format(
         best=report.BEST_PEER_FACTOR,
         null=report.NULL_FACTOR,
+        high=report.HIGH_FACTOR,
+        high_names=", ".join(report.HIGH_WORKLOADS),
         snapshots=report.SNAPSHOT_FACTOR,
         workloads=table((one.name, one.text) for one in workloads.WORKLOADS),
         states=table(workloads.STATES.items()),
@@ -156,7 +159,8 @@ def one_pass(server, workload, state, given):
         if given.flame:
             recorder = flame.Recorder(server.process.pid, given.flame, f"{workload.name}-{state}-{server.label}")
         try:
-            figures = workloads.measure(uri, workload, state, given.size, given.seconds)
+            with server.during_pass(state):
+                figures = workloads.measure(uri, workload, state, given.size, given.seconds)
         finally:
             if recorder:
                 recorder.stop()
@@ -168,7 +172,7 @@ def one_pass(server, workload, state, given):
 
 def run(given, running, passes):
     chosen = [one for one in workloads.WORKLOADS if one.name in given.workloads]
-    plan = [(workload, state) for workload in chosen for state in workloads.STATES if state in given.states]
+    plan = [(workload, state) for workload in chosen for state in workloads.STATES if state in given.states and workloads.applies(workload, state)]
     for number, (workload, state) in enumerate(plan):
         taking_part = [server for server in running if state in server.states]
         if not taking_part:

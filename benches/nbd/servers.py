@@ -1,8 +1,10 @@
 """The compared servers, each with one export in a given state at a time."""
 
+import contextlib
 import os
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from bench import Failed, Process
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 SNAPSHOT_COUNT = 8
+KEPT_SNAPSHOTS = 5
 
 
 def cpu_us(pid):
@@ -38,6 +41,11 @@ class Server:
     def prepare(self, state):
         """Creates an export in this state and returns its URI; an allocated disk may be reused."""
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def during_pass(self, state):
+        """Runs what the state needs beside the pass."""
+        yield
 
     def release(self, state):
         """Ends the pass."""
@@ -169,6 +177,34 @@ class Blockd(Server):
                 workloads.scatter(uri, self.size_bytes, seed=number + 1)
                 self.blockctl("snapshot", "create", name)
         return uri
+
+    @contextlib.contextmanager
+    def during_pass(self, state):
+        if state != workloads.SCHEDULED:
+            yield
+            return
+        ended, failures = threading.Event(), []
+        thread = threading.Thread(target=self.take_snapshots, args=(self.volumes[state], ended, failures))
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def take_snapshots(self, volume, ended, failures):
+        """Takes a snapshot each second, and deletes all but the last ones."""
+        number = 0
+        try:
+            while not ended.wait(1):
+                number += 1
+                self.blockctl("snapshot", "create", volume, "--name", f"s{number}")
+                if number > KEPT_SNAPSHOTS:
+                    self.blockctl("snapshot", "delete", f"{volume}@s{number - KEPT_SNAPSHOTS}", "--yes")
+        except Failed as error:
+            failures.append(error)
 
     def release(self, state):
         if state == workloads.ALLOCATED:

@@ -45,12 +45,22 @@ WORKLOADS = [
 FRESH = "fresh"
 ALLOCATED = "allocated"
 SNAPSHOTS = "snapshots"
+SCHEDULED = "scheduled"
 STATES = {
     FRESH: "a new sparse disk",
     ALLOCATED: "every block written before",
     SNAPSHOTS: "every block written before, then 8 snapshots with scattered writes between them: "
     "the first touch of each block redirects (blockd only)",
+    SCHEDULED: "every block written before, and a snapshot each second, with the last 5 kept "
+    "(blockd only; 4k randwrite, for at least 10 s)",
 }
+# Enough for deletions and merges.
+SCHEDULED_SECONDS = 10
+
+
+def applies(workload, state):
+    """Returns true if a state is measured with a workload."""
+    return state != SCHEDULED or workload.name == "randwrite"
 
 COMMON = ("--name=bench", "--ioengine=nbd", "--group_reporting", "--randrepeat=1", "--randseed=42")
 
@@ -81,6 +91,8 @@ def touches_once(workload, state):
 def measure(uri, workload, state, size_bytes, seconds):
     """Runs one pass, which ends after `seconds`; one of first writes also when each block was written."""
     options = list(workload.fio)
+    if state == SCHEDULED:
+        seconds = max(seconds, SCHEDULED_SECONDS)
     if not touches_once(workload, state):
         options.append("--time_based")
     elif "--numjobs=4" in options:
