@@ -333,7 +333,7 @@ impl RunRow {
         Ok(tx.execute(sql, [task.to_string()])? > 0)
     }
 
-    /// Returns the unfinished run of a schedule for a volume and a location.
+    /// Returns the unfinished runs of a schedule for a volume and a location.
     ///
     /// # Errors
     /// The database fails.
@@ -342,10 +342,10 @@ impl RunRow {
         schedule: Uuid,
         volume: VolumeId,
         credential: Uuid,
-    ) -> Result<Option<Self>, DbError> {
-        let found = Self::select(
+    ) -> Result<Vec<Self>, DbError> {
+        Self::select(
             tx,
-            "WHERE schedule = ?1 AND volume = ?2 AND credential = ?3 AND state IN ('queued', 'active', 'retrying') LIMIT 1",
+            "WHERE schedule = ?1 AND volume = ?2 AND credential = ?3 AND state IN ('queued', 'active', 'retrying') ORDER BY id",
             params![schedule.to_string(), volume.to_string(), credential.to_string()],
         )?;
         Ok(found.into_iter().next())

@@ -189,11 +189,13 @@ fn retrying_run_yields_to_its_own_rule_only() {
         let is_retrying = || bench.tx(|tx| RunRow::in_state(tx, RunState::Retrying)) == [rare.clone()];
         bench.fire(2);
         bench.fire(3);
-        assert!(is_retrying() && bench.queued().is_empty());
+        // One run of the other rule waits for it.
+        assert_eq!((is_retrying(), bench.queued().len()), (true, 1));
+        assert!(bench.tx(|tx| transactions::ready(tx, 2)).batches.is_empty());
         assert_eq!(kinds_of_events(&bench), ["run-skipped", "backup-retrying", "run-skipped"]);
         bench.fire(4);
         // What it has transferred is not lost.
-        assert_eq!((is_retrying(), bench.queued().len()), if is_kept { (true, 0) } else { (false, 1) });
+        assert_eq!((is_retrying(), bench.queued().len()), if is_kept { (true, 1) } else { (false, 2) });
         // A user asks for a new point in time.
         for run in bench.queued() {
             bench.tx(|tx| RunRow { state: RunState::Done, ..run.clone() }.update(tx));
@@ -205,6 +207,65 @@ fn retrying_run_yields_to_its_own_rule_only() {
 
 #[test]
 fn later_backup_of_a_schedule_waits_for_one_that_resumes() {
+#[test]
+fn run_of_another_rule_starts_once_the_retrying_one_ends() {
+    let bench = EngineFixture::new();
+    let schedule = bench.schedule(vec![rule("periodic 180", None), rule("periodic 60", None)], 4);
+    let mut task = failed_backup(&bench, &schedule, 1, true);
+    // Also while an attempt runs, and beside a manual run.
+    task.state = TaskStage::Active;
+    bench.tx(|tx| RunRow::record_resumption(tx, task.id).and_then(|_| task.put(tx)));
+    bench.fire(2);
+    assert_eq!(bench.queued().len(), 1);
+    bench.tx(|tx| transactions::run_now(tx, &schedule, &[volume()], at(2)));
+    assert_eq!(bench.queued().len(), 1, "an active backup is not replaced");
+    task.state = TaskStage::Done;
+    bench.tx(|tx| task.put(tx).and_then(|()| settle::settle(tx, &HashSet::new(), at(3)).map(drop)));
+    let ready = bench.tx(|tx| transactions::ready(tx, 2));
+    assert_eq!(ready.batches.len(), 1);
+    assert_eq!(ready.batches[0].runs[0].rule, Some(schedule.spec.rules[1].when.clone()));
+}
+
+#[test]
+fn events_tell_locations_and_outages_apart() {
+    let bench = EngineFixture::new();
+    let schedule = bench.schedule(vec![rule("periodic 60", None)], 4);
+    failed_backup(&bench, &schedule, 1, true);
+    let run = newest_run(&bench);
+    let skip = |run: &RunRow| {
+        bench.tx(|tx| add_daily_run_event(tx, run, RunState::Skipped, ("busy", "busy"), at(1)));
+        bench.tx(|tx| newest_events(tx, 1)).remove(0)
+    };
+    let there = RunRow { credential: Some(Uuid::from_u128(77)), ..run.clone() };
+    for (run, count) in [(&run, 2), (&there, 3), (&there, 3)] {
+        assert_eq!(skip(run).credential_id, run.credential);
+        assert_eq!(kinds_of_events(&bench).len(), count, "{:?}", run.credential);
+    }
+    // The backup after the outage succeeds, and the next one fails in another outage.
+    bench.fire(2);
+    let done = RunRow { state: RunState::Done, ..newest_run(&bench) };
+    bench.tx(|tx| done.update(tx));
+    failed_backup(&bench, &schedule, 3, true);
+    bench.fire(4);
+    let ends = ["run-failed", "backup-retrying", "run-failed"];
+    assert_eq!(kinds_of_events(&bench)[3..], ends);
+}
+
+#[test]
+fn given_up_backup_is_returned_once() {
+    let bench = EngineFixture::new();
+    let schedule = bench.schedule(vec![rule("periodic 60", None)], 4);
+    let task = failed_backup(&bench, &schedule, 1, true);
+    let given_up = |hour| {
+        let fire = |tx: &rusqlite::Transaction<'_>| transactions::fire(tx, &[volume()], at(hour)).map(drop);
+        bench.tx(|tx| resumption::with_given_up(tx, || fire(tx))).1
+    };
+    assert_eq!(given_up(1), []);
+    let ids: Vec<_> = given_up(2).iter().map(|task| (task.id, task.state)).collect();
+    assert_eq!(ids, [(task.id, TaskStage::Failed)]);
+    assert_eq!(given_up(3), []);
+}
+
     let bench = EngineFixture::new();
     let mut rare = bench.schedule(vec![rule("periodic 180", None)], 4);
     failed_backup(&bench, &rare, 1, true);

@@ -99,8 +99,43 @@ fn is_replaced(tx: &Transaction<'_>, earlier: &RunRow, rule: Option<&Recurrence>
     }
 }
 
+/// Returns true if a new run is not even queued beside an unfinished one that it does not replace. A backup
+/// that resumes may take days: runs of other rules wait for it, at most one of each.
+fn hinders(earlier: &RunRow, resumes: bool, rule: Option<&Recurrence>) -> bool {
+    let waits = earlier.state == RunState::Queued || rule.is_some();
+    !(resumes && waits && earlier.rule.as_ref() != rule)
+}
+
+/// Ends the unfinished runs that a new run of a rule replaces; returns the one that hinders it instead.
+fn replace_earlier(
+    tx: &Transaction<'_>,
+    unfinished: Vec<RunRow>,
+    rule: Option<&Recurrence>,
+    now: Timestamp,
+) -> Result<Option<RunRow>, DbError> {
+    let resumes = unfinished.iter().any(|run| run.state == RunState::Retrying || run.retries > 0);
+    let mut replaced = Vec::new();
+    for earlier in unfinished {
+        if is_replaced(tx, &earlier, rule)? {
+            replaced.push(earlier);
+        } else if hinders(&earlier, resumes, rule) {
+            return Ok(Some(earlier));
+        }
+    }
+    for earlier in replaced {
+        match earlier.state {
+            RunState::Retrying => {
+                let why = "its backup could not be resumed before the next run was due";
+                resumption::give_up(tx, &earlier, why, now)?;
+            }
+            _ => fail_waiting(tx, &earlier, now)?,
+        }
+    }
+    Ok(None)
+}
+
 /// Adds the runs of a schedule, one for each volume and location. A volume with an unfinished run is skipped,
-/// unless the new run replaces that one, which fails.
+/// unless the new run replaces that one, which fails, or waits for it.
 fn add_runs(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -126,23 +161,13 @@ fn add_runs(
                 // They have their own retention.
                 (run.pool, run.retain) = (String::new(), None);
             }
-            let Some(earlier) = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)? else {
-                runs.push(run);
-                continue;
-            };
-            if !is_replaced(tx, &earlier, cause.rule.map(|rule| &rule.when))? {
-                let reason = format!("run {} has not ended: it is {}", earlier.id, earlier.state);
-                runs.push(skipped(run, reason));
-                continue;
-            }
-            match earlier.state {
-                RunState::Retrying => {
-                    let why = "its backup could not be resumed before the next run was due";
-                    resumption::give_up(tx, &earlier, why, now)?;
+            let unfinished = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)?;
+            runs.push(match replace_earlier(tx, unfinished, cause.rule.map(|rule| &rule.when), now)? {
+                Some(earlier) => {
+                    skipped(run, format!("run {} has not ended: it is {}", earlier.id, earlier.state))
                 }
-                _ => fail_waiting(tx, &earlier, now)?,
-            }
-            runs.push(run);
+                None => run,
+            });
         }
     }
     // Reported once, not for each run of a schedule without volumes.
