@@ -2,7 +2,10 @@
 
 use crate::{
     error::ServiceError,
-    schedules::{run_events::add_daily_run_event, runner::ScheduleRunner},
+    schedules::{
+        run_events::{add_daily_run_event, add_run_event},
+        runner::ScheduleRunner,
+    },
 };
 use blockd_api::{
     events::{EventKind, Severity},
@@ -100,7 +103,11 @@ pub(super) fn postpone(
 pub fn give_up(tx: &Transaction<'_>, run: &RunRow, why: &str, now: Timestamp) -> Result<(), DbError> {
     let reason = format!("{why}: {}", run.reason.as_deref().unwrap_or_default());
     tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
-    add_daily_run_event(tx, run, RunState::Failed, (why, &reason), now)?;
+    // The end of each outage is an event, that of each run in it is not.
+    match follows_failure(tx, run)? {
+        true => add_daily_run_event(tx, run, RunState::Failed, (why, &reason), now)?,
+        false => add_run_event(tx, run, RunState::Failed, &reason, now)?,
+    }
     let (state, reason) = (RunState::Failed, Some(reason));
     // Its cloud snapshot does not exist.
     RunRow { state, completed: Some(now), reason, retry_at: None, cloudsnap: None, ..run.clone() }.update(tx)

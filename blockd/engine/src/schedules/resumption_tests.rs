@@ -1,7 +1,9 @@
 //! Tests of the resumption of failed backups.
 
 use crate::schedules::{
-    resumption, settle, transactions,
+    resumption,
+    run_events::add_daily_run_event,
+    settle, transactions,
     transactions_tests::{EngineFixture, at, rule, snap, task, volume},
 };
 use blockd_api::{schedules::RunState, tasks::TaskStage};

@@ -9,7 +9,7 @@ use blockd_api::{
     events::{EventKind, Severity},
     schedules::RunState,
 };
-use blockd_catalog::{DbError, NewEvent, RunRow, ScheduleRow};
+use blockd_catalog::{CredentialRow, DbError, NewEvent, RunRow, ScheduleRow};
 use jiff::Timestamp;
 use rusqlite::Transaction;
 
@@ -27,8 +27,8 @@ pub fn add_run_event(
     run_event(tx, run, state, reason, now)?.insert(tx)
 }
 
-/// Stores the event of a failed or skipped run, unless one of the schedule and volume whose reason starts
-/// with `beginning`, too, is less than a day old: in an outage, each run of a frequent schedule ends so.
+/// Stores the event of a failed or skipped run, unless one of the schedule, volume and location whose reason
+/// starts with `beginning`, too, is less than a day old: in an outage, each run of a frequent schedule ends so.
 ///
 /// # Errors
 /// The database fails.
@@ -56,8 +56,14 @@ fn run_event(
         _ => (Severity::Error, EventKind::RunFailed, "failed"),
     };
     let message = format!("a run of schedule {schedule} {outcome}: {reason}");
+    let credential_id = run.credential.filter(|_| !run.is_local());
+    let credential = match credential_id {
+        Some(uuid) => CredentialRow::names(tx)?.get(&uuid).map(ToString::to_string),
+        None => None,
+    };
     let event = NewEvent::new(now, severity, kind, message);
-    Ok(NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event })
+    let (volume_id, volume) = (run.volume, run.volume_name.clone());
+    Ok(NewEvent { volume_id, volume, credential_id, credential, ..event })
 }
 
 /// Returns true if a run waits, for example for a manual backup.
