@@ -199,12 +199,20 @@ impl RunRow {
     }
 
     fn update_if(&self, tx: &Transaction<'_>, state: RunState) -> Result<bool, DbError> {
-        let sql = "SELECT EXISTS (SELECT 1 FROM schedule_runs WHERE id = ?1 AND state = ?2)";
-        let waits: bool = tx.query_row(sql, params![stored(self.id), state.as_str()], |row| row.get(0))?;
+        let waits = self.is_in(tx, state)?;
         if waits {
             self.update(tx)?;
         }
         Ok(waits)
+    }
+
+    /// Returns true if the stored run has this state.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn is_in(&self, tx: &Transaction<'_>, state: RunState) -> Result<bool, DbError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM schedule_runs WHERE id = ?1 AND state = ?2)";
+        Ok(tx.query_row(sql, params![stored(self.id), state.as_str()], |row| row.get(0))?)
     }
 
     /// Stores failures that did not prevent the snapshot of a run.
@@ -347,8 +355,7 @@ impl RunRow {
             tx,
             "WHERE schedule = ?1 AND volume = ?2 AND credential = ?3 AND state IN ('queued', 'active', 'retrying') ORDER BY id",
             params![schedule.to_string(), volume.to_string(), credential.to_string()],
-        )?;
-        Ok(found.into_iter().next())
+        )
     }
 
     /// Returns the runs of a schedule whose backups exist. Drills make none.

@@ -300,7 +300,7 @@ impl Engine {
             host, hydration_work, in_place_work, task_workers, registry, repair_work, repositories, restore_work,
             scheduler, scrub_work, tasks, verify_work });
         let scrubs = service!(Scrubs { db, host, registry, runner, scrub_work, tasks });
-        let schedules = service!(Schedules { db, host, quiescer, registry, repositories, scheduler });
+        let schedules = service!(Schedules { db, host, quiescer, registry, repositories, scheduler, tasks });
         let restores = service!(Restores { admission, attachments, db, in_place_work, lazy, registry,
             repositories, runner, tasks });
         let volumes = service!(Volumes { admission, attachments, readers, db, events, health, host,

@@ -8,11 +8,13 @@ use crate::{
     repositories::Repositories,
     schedules::{
         plausibility::{self, check_rules, invalid},
+        resumption,
         selection::{self, Candidate},
         transactions,
         update::updated,
         wake::Scheduler,
     },
+    tasks::Tasks,
     volumes::registry::{EntryState, Registry},
 };
 use blockd_api::{
@@ -42,6 +44,7 @@ pub struct Schedules {
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) tasks: Arc<Tasks>,
 }
 
 pub(super) fn no_schedule(uuid: Uuid) -> ServiceError {
@@ -430,17 +433,21 @@ impl Schedules {
             volumes.retain(|one| ids.contains(&one.id));
         }
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
-            // A run whose snapshot or task has ended must not block this one until the next pass.
-            scheduler.settle(tx, now)?;
-            let schedule = find(tx, uuid)?;
-            if request.volume_ids.is_some() && !selection::selects_any(&schedule.spec.selector, &volumes) {
-                return Err(invalid("the schedule selects none of these volumes"));
-            }
-            let runs = transactions::run_now(tx, &schedule, &volumes, now)?;
-            let credentials = CredentialRow::names(tx)?;
-            Ok(runs.iter().map(|run| run.to_api(schedule.spec.name.clone(), &credentials)).collect())
+            resumption::with_given_up(tx, || {
+                // A run whose snapshot or task has ended must not block this one until the next pass.
+                scheduler.settle(tx, now)?;
+                let schedule = find(tx, uuid)?;
+                let selector = &schedule.spec.selector;
+                if request.volume_ids.is_some() && !selection::selects_any(selector, &volumes) {
+                    return Err(invalid("the schedule selects none of these volumes"));
+                }
+                let runs = transactions::run_now(tx, &schedule, &volumes, now)?;
+                let credentials = CredentialRow::names(tx)?;
+                Ok(runs.iter().map(|run| run.to_api(schedule.spec.name.clone(), &credentials)).collect())
+            })
         });
-        let runs = runs.await?;
+        let (runs, given_up): (List<Run>, _) = runs.await?;
+        given_up.iter().for_each(|task| self.tasks.ended.note(task.kind(), task.state));
         self.scheduler.wake();
         Ok(runs)
     }

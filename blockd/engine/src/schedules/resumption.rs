@@ -113,6 +113,27 @@ pub fn give_up(tx: &Transaction<'_>, run: &RunRow, why: &str, now: Timestamp) ->
     RunRow { state, completed: Some(now), reason, retry_at: None, cloudsnap: None, ..run.clone() }.update(tx)
 }
 
+/// Runs a step of the scheduler; returns with its result the failed tasks that it gave up. While they were to
+/// resume, they did not count as finished.
+///
+/// # Errors
+/// The step or the database fails.
+pub(super) fn with_given_up<T, E: From<DbError>>(
+    tx: &Transaction<'_>,
+    step: impl FnOnce() -> Result<T, E>,
+) -> Result<(T, Vec<TaskRow>), E> {
+    let retrying = RunRow::in_state(tx, RunState::Retrying)?;
+    let done = step()?;
+    let mut given_up = Vec::new();
+    for run in retrying {
+        let Some(id) = run.task else { continue };
+        if run.is_in(tx, RunState::Failed)? {
+            given_up.extend(TaskRow::find(tx, id)?.filter(|task| task.state == TaskStage::Failed));
+        }
+    }
+    Ok((done, given_up))
+}
+
 /// Returns the runs whose backups resume at `now`, and the time of the next one.
 ///
 /// # Errors

@@ -189,9 +189,9 @@ fn retrying_run_yields_to_its_own_rule_only() {
         let rare = bench.tx(|tx| RunRow::in_state(tx, RunState::Retrying)).remove(0);
         assert_eq!(rare.rule, Some(schedule.spec.rules[0].when.clone()));
         let is_retrying = || bench.tx(|tx| RunRow::in_state(tx, RunState::Retrying)) == [rare.clone()];
+        // One run of the other rule waits for it.
         bench.fire(2);
         bench.fire(3);
-        // One run of the other rule waits for it.
         assert_eq!((is_retrying(), bench.queued().len()), (true, 1));
         assert!(bench.tx(|tx| transactions::ready(tx, 2)).batches.is_empty());
         assert_eq!(kinds_of_events(&bench), ["run-skipped", "backup-retrying", "run-skipped"]);
@@ -207,8 +207,6 @@ fn retrying_run_yields_to_its_own_rule_only() {
     }
 }
 
-#[test]
-fn later_backup_of_a_schedule_waits_for_one_that_resumes() {
 #[test]
 fn run_of_another_rule_starts_once_the_retrying_one_ends() {
     let bench = EngineFixture::new();
@@ -268,6 +266,8 @@ fn given_up_backup_is_returned_once() {
     assert_eq!(given_up(3), []);
 }
 
+#[test]
+fn later_backup_of_a_schedule_waits_for_one_that_resumes() {
     let bench = EngineFixture::new();
     let mut rare = bench.schedule(vec![rule("periodic 180", None)], 4);
     failed_backup(&bench, &rare, 1, true);

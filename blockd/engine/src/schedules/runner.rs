@@ -245,16 +245,20 @@ impl ScheduleRunner {
     pub async fn scheduler_pass(self: &Arc<Self>, now: Timestamp) -> Result<Option<Timestamp>, ServiceError> {
         let (volumes, scheduler) = (self.schedules.candidates(), Arc::clone(&self.scheduler));
         let concurrency = self.host.settings.task_concurrency;
-        let (next, due, Ready { batches, mut free_slots }) = self
+        let ((next, due, ready), given_up) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
-                scheduler.settle(tx, now)?;
-                let next = transactions::fire(tx, &volumes, now)?;
-                let (due, next_retry) = resumption::due(tx, now)?;
-                let next = [next, next_retry].into_iter().flatten().min();
-                Ok((next, due, transactions::ready(tx, concurrency)?))
+                resumption::with_given_up(tx, || {
+                    scheduler.settle(tx, now)?;
+                    let next = transactions::fire(tx, &volumes, now)?;
+                    let (due, next_retry) = resumption::due(tx, now)?;
+                    let next = [next, next_retry].into_iter().flatten().min();
+                    Ok((next, due, transactions::ready(tx, concurrency)?))
+                })
             })
             .await?;
+        given_up.iter().for_each(|task| self.tasks.ended.note(task.kind(), task.state));
+        let Ready { batches, mut free_slots } = ready;
         self.events.wake();
         // A run with an ended task may be surplus, as only `settle` knows.
         self.scheduler.judge.notify_one();

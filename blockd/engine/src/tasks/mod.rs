@@ -62,7 +62,7 @@ pub struct Ended([[AtomicU64; Ended::STATES.len()]; TaskKind::ALL.len()]);
 impl Ended {
     const STATES: [TaskStage; 3] = [TaskStage::Done, TaskStage::Failed, TaskStage::Stopped];
 
-    fn note(&self, kind: TaskKind, state: TaskStage) {
+    pub(crate) fn note(&self, kind: TaskKind, state: TaskStage) {
         for (counts, of) in self.0.iter().zip(TaskKind::ALL) {
             let mut counts = counts.iter().zip(Self::STATES);
             if of == kind
