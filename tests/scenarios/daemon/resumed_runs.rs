@@ -8,6 +8,7 @@ use blockd_api::{
 use blockd_engine::error::ServiceError;
 use blockd_schedule::Retention;
 use blockd_testkit::store::{Fault, FaultStore};
+use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 
@@ -107,6 +108,55 @@ async fn scheduled_backup_resumes_after_an_outage() {
     let snap = runs[0].cloud_snapshot_id.unwrap().to_string();
     frozen.assert_is(&*host.restore(&snap, "copy").await);
     host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_that_is_given_up_counts_as_failed() {
+    let (mut host, faults) = Host::with_faults().await;
+    host.create_volume("v").await;
+    let schedule = host.scheduled(select_volume("v")).await;
+    faults.fail_all(Fault::BeforeApply);
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
+    let run = host.all_runs(RunState::Retrying).await.remove(0);
+    host.call_at(DELETE_SCHEDULE, &schedule.schedule_id, &()).await;
+    host.pass_at(later(run.started_at)).await.unwrap();
+    host.all_runs(RunState::Failed).await;
+    let failed = "blockd_tasks_finished_total{kind=\"backup\",state=\"failed\"} 1\n";
+    assert!(host.metrics_text().await.contains(failed));
+    host.stop().await;
+}
+
+/// A stop at the moment of a failure, before or after that is stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_of_a_backup_that_fails_is_final() {
+    for (step, stage) in [("task failed", TaskStage::Failed), ("task end stored", TaskStage::Stopped)] {
+        let (mut host, faults) = Host::with_faults().await;
+        host.create_volume("v").await;
+        let schedule = host.scheduled(select_volume("v")).await;
+        faults.fail_all(Fault::BeforeApply);
+        let (stops, stopped) = std::sync::mpsc::channel();
+        let engine = Arc::clone(host.engine());
+        host.act_at(step, move |_| {
+            let task = engine.tasks.running().remove(0).id;
+            let mut stop = Box::pin(async move { engine.runner.stop_task(task, StopTask::default()).await });
+            assert!((&mut stop).now_or_never().is_none(), "it waits for the end of the task");
+            stops.send(tokio::spawn(stop)).unwrap();
+        });
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
+        let stop = eventually(async || stopped.try_recv()).await;
+        assert_eq!(stop.await.unwrap().unwrap().state.stage, stage, "{step}");
+        faults.heal();
+        let run = eventually(async || {
+            host.pass_at(Timestamp::now()).await.unwrap();
+            let run = host.runs().await.remove(0);
+            if run.state == RunState::Active { Err(run) } else { Ok(run) }
+        })
+        .await;
+        host.pass_at(later(run.started_at)).await.unwrap();
+        let run = host.runs().await.remove(0);
+        assert_eq!((run.state, run.retries, run.retry_at), (RunState::Failed, 0, None), "{step}");
+        host.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

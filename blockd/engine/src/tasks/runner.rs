@@ -78,27 +78,44 @@ impl Runner {
     /// # Errors
     /// There is no such task, it has ended, or the rollback failed.
     pub async fn stop_task(self: &Arc<Self>, id: Uuid, request: StopTask) -> Result<api::Task, ServiceError> {
-        let live = self.tasks.live.lock().get(&id).cloned();
-        let was_live = live.is_some();
-        if let Some(live) = live {
-            live.stop();
-            tokio::select! {
-                () = live.ended() => {}
-                () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
+        let mut was_live = false;
+        loop {
+            let live = self.tasks.live.lock().get(&id).cloned();
+            if let Some(live) = live {
+                was_live = true;
+                live.stop();
+                tokio::select! {
+                    () = live.ended() => {}
+                    () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
+                }
+            }
+            let row = self.tasks.task_row(id).await?;
+            // Other requests do not wait for the rollback.
+            let _fence = match row.spec.in_place().filter(|_| request.discard && row.detail.resumable) {
+                Some(asked) => in_place::undo(&self.in_place_work, &row, asked).await?,
+                None => None,
+            };
+            let _admission = self.admission.lock().await;
+            // The scheduler may have resumed it concurrently.
+            if !self.tasks.live.lock().contains_key(&id) {
+                return self.stop_ended(id, request.discard, was_live).await;
             }
         }
-        let row = self.tasks.task_row(id).await?;
-        // Other requests do not wait for the rollback.
-        let _fence = match row.spec.in_place().filter(|_| request.discard && row.detail.resumable) {
-            Some(asked) => in_place::undo(&self.in_place_work, &row, asked).await?,
-            None => None,
-        };
-        let _admission = self.admission.lock().await;
+    }
+
+    /// Completes the stop of a task that does not run; `was_live` is true if the stop ended it. The caller
+    /// holds the admission lock.
+    async fn stop_ended(
+        self: &Arc<Self>,
+        id: Uuid,
+        discard: bool,
+        was_live: bool,
+    ) -> Result<api::Task, ServiceError> {
         let mut row = self.tasks.task_row(id).await?;
         let is_over = matches!(row.state, TaskStage::Done | TaskStage::Failed);
-        if request.discard && row.detail.resumable {
+        if discard && row.detail.resumable {
             self.abandon(&mut row).await?;
-        } else if is_over && !was_live && !self.stop_retrying(&mut row).await? {
+        } else if is_over && !self.stop_retrying(&mut row).await? && !was_live {
             let message = format!("{} task {id} has ended: there is nothing to stop", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }

@@ -173,6 +173,7 @@ pub(crate) async fn end_unsuccessful(
     stopped: bool,
 ) -> Result<bool, ServiceError> {
     let kept = is_worth_keeping(&live.view(), error, stopped);
+    runner.host.failpoints.reached("task failed")?;
     let mut row = match stopped {
         true => {
             tracing::info!("task stopped");
@@ -185,7 +186,8 @@ pub(crate) async fn end_unsuccessful(
         }
     };
     row.detail.resumable = kept;
-    row.detail.retryable = error.is_retryable();
+    // A failure at the moment of a stop is the end, too.
+    row.detail.retryable = error.is_retryable() && !live.is_stop_wanted();
     // The rows may need the space of the incomplete volume.
     if !kept
         && matches!(row.spec, TaskSpec::Restore(RestoreTask::NewVolume { .. }))
@@ -216,6 +218,7 @@ pub(crate) async fn end_unsuccessful(
             }
         })
         .await?;
+    runner.host.failpoints.reached("task end stored")?;
     if !kept && let Err(error) = clean_up(runner, &row).await {
         tracing::warn!(%error, "cleanup of the failed task failed; the next start retries");
     }
