@@ -41,7 +41,8 @@ impl Restores {
             Some(volume) => {
                 let entry = self.registry.find(volume)?;
                 let _one = begin_estimate(&entry)?;
-                self.refuse_other_work(&entry).await?;
+                // Other tasks leave the content as it is.
+                self.refuse_other_work(&entry, |task| task.spec.is_in_place()).await?;
                 Box::pin(self.planned_in_place(&credential, id, &entry)).await?
             }
         };

@@ -37,7 +37,7 @@ impl Restores {
         let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
         check_max_cost(&self.runner.host.settings, &request.limits, credential.name.as_str())?;
         let entry = self.registry.find(&request.volume)?;
-        self.refuse_other_work(&entry).await?;
+        self.refuse_other_work(&entry, |_| true).await?;
         refuse_larger(&id, manifest.size_bytes, &entry)?;
         with_labels(before_first_write(entry.tags(), &request.labels)?, &request.labels)?;
         self.attachments.check_delete(entry.id)?;
@@ -72,9 +72,13 @@ impl Restores {
         }
     }
 
-    /// Refuses a volume on which a task works, or that another restore has left half done.
-    pub(super) async fn refuse_other_work(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
-        self.tasks.refuse_if_working(entry.id, &entry.name, |_| true).await?;
+    /// Refuses a volume on which a task that matters works, or that another restore has left half done.
+    pub(super) async fn refuse_other_work(
+        &self,
+        entry: &VolumeEntry,
+        matters: impl Fn(&TaskRow) -> bool,
+    ) -> Result<(), ServiceError> {
+        self.tasks.refuse_if_working(entry.id, &entry.name, matters).await?;
         let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
         if let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_half_done) {
             let message = format!(
