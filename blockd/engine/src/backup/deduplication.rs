@@ -69,10 +69,11 @@ pub(super) async fn deduplicated(
     let manifests = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let (repository, cancel, data) = (repository.clone(), live.cancel.clone(), data.clone());
     let (readers, volume, base) = (Arc::clone(&work.shared_readers), Arc::clone(volume), base.cloned());
-    let id = row.cloudsnap;
+    let (id, running) = (row.cloudsnap, Arc::clone(&live.search).lock_owned().await);
     // The thread writes files: an idle one could be preempted in the filesystem.
     let lower: fn() = if work.repositories.task_workers.work().yields() { raise_nice } else { || () };
     on_thread("dedup", lower, move || {
+        let _running = running;
         let reader = readers.join(snapshot, || volume.view(snapshot))?;
         // The rest of a lazy volume is in a store: without a base, all of it would be fetched twice.
         let found = if base.is_none() && reader.may_wait() {

@@ -173,17 +173,10 @@ impl Backups {
         repository.check_writable()?;
         let manifests = DbManifestCache::new(Arc::clone(&work.db), credential.uuid);
         let live = LiveTask::new(row.clone(), None);
-        // The backup proves the location again if it would have without the estimate.
-        let proven = self.repositories.proven.lock().get(&credential.uuid).copied();
         let planned = until_cancelled(make_plan(work, &live, &frozen, &repository, &manifests)).await;
-        match proven {
-            Some(proven) => self.repositories.proven.lock().insert(credential.uuid, proven),
-            None => self.repositories.proven.lock().remove(&credential.uuid),
-        };
-        if planned.is_err() {
-            // The search for stored blocks has its own thread.
-            live.cancel.cancel();
-        }
+        // The thread that searches for stored blocks outlives a cancelled plan by a read, and writes files.
+        live.cancel.cancel();
+        drop(live.search.lock().await);
         // The fingerprints of its blocks.
         if let Err(error) = clean_files(&work.tasks, live.id).await {
             tracing::warn!(%error, "deleting the files of an estimate failed; the next start retries");

@@ -195,7 +195,7 @@ pub(crate) async fn make_plan(
     // Before the first upload and after the search, which may take hours: an unmounted disk is an empty
     // directory that accepts everything. The base is checked after the commit in every case.
     if stores_all || !work.repositories.was_proven_recently(credential).await? {
-        work.repositories.prove_location(credential, repository).await?;
+        prove(work, frozen, credential, repository).await?;
     }
     let deduplicated = found.references.blocks();
     let Deduplicated { data, references, donors, .. } = found.with(references);
@@ -217,23 +217,37 @@ pub(crate) async fn make_plan(
     Ok(((plan, base, references), note))
 }
 
+/// Proves the location; an estimate records nothing.
+async fn prove(
+    work: &BackupWork,
+    frozen: &FrozenBackup<'_>,
+    credential: Uuid,
+    repository: &Repository,
+) -> Result<(), ServiceError> {
+    match frozen.dry {
+        true => work.repositories.check_location(credential, repository).await,
+        false => work.repositories.prove_location(credential, repository).await,
+    }
+}
+
 /// Plans a backup on a base, a synthetic full one for the given reason. Without a result, the reason for a
 /// full backup that stores all blocks is returned.
 async fn based_on(
     work: &BackupWork,
     row: &TaskRow,
-    FrozenBackup { volume, snapshot, dry, .. }: &FrozenBackup<'_>,
+    frozen: &FrozenBackup<'_>,
     repository: &Repository,
     manifests: &DbManifestCache,
     base: &Chain,
     full: Option<&'static str>,
 ) -> Result<(Option<Based>, &'static str), ServiceError> {
+    let FrozenBackup { volume, snapshot, dry, .. } = frozen;
     let (credential, since, until) = (row.credential, base.epoch, snapshot.epoch);
     let manifest = match base_manifest(repository, manifests, base.cloudsnap).await {
         Ok(manifest) => manifest,
         Err(ServiceError::Cloud(error)) if is_unusable_base(&error) => {
             // An unavailable repository is no reason to remove records.
-            work.repositories.prove_location(credential, repository).await?;
+            prove(work, frozen, credential, repository).await?;
             tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of one on the last backup");
             if !dry {
                 forget_chain(work, credential, base.cloudsnap).await?;

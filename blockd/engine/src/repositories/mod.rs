@@ -218,12 +218,20 @@ impl Repositories {
     pub async fn prove_location(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
         // Read before the proof: a filesystem mounted since is not proven.
         let identity = self.directory_identity(uuid).await?;
+        self.check_location(uuid, repository).await?;
+        self.proven.lock().insert(uuid, (Instant::now(), identity));
+        Ok(())
+    }
+
+    /// Proves the same for an estimate: the next backup proves it again if it would have without that.
+    ///
+    /// # Errors
+    /// It is another store, or the store fails.
+    pub async fn check_location(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
         let proven = repository.prove_key_slot().await;
         self.note_key_slots(uuid, repository).await;
         self.note_location(uuid, &proven).await;
-        proven?;
-        self.proven.lock().insert(uuid, (Instant::now(), identity));
-        Ok(())
+        Ok(proven?)
     }
 
     /// Returns true if the proof is less than a day old and the directory is still the same. For a local

@@ -43,6 +43,8 @@ pub struct LiveTask {
     pub id: Uuid,
     /// Cancellation, by a stop of the daemon or a user.
     pub cancel: CancelToken,
+    /// Held by the thread that searches for the stored blocks of a backup.
+    pub(crate) search: Arc<tokio::sync::Mutex<()>>,
     stop_wanted: AtomicBool,
     bandwidth: Arc<Bandwidth>,
     limits: Arc<Mutex<TaskLimits>>,
@@ -85,6 +87,7 @@ impl LiveTask {
         Self {
             id: row.id,
             cancel: CancelToken::new(),
+            search: Arc::default(),
             stop_wanted: AtomicBool::new(false),
             bandwidth: Arc::new(Bandwidth::new(
                 row.detail.limits.limit_upload_bytes_per_second,
