@@ -1,6 +1,6 @@
 //! Costs of tasks: amounts of money, price tables, and estimates before a task runs.
 
-use crate::{CredentialRef, VolumeName, VolumeRef, tasks::Requests, text::as_text};
+use crate::{CredentialRef, GroupName, VolumeName, VolumeRef, tasks::Requests, text::as_text};
 use blockd_extent::CloudSnapshotId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -185,6 +185,9 @@ pub struct CostEstimate {
     pub credential_id: Uuid,
     /// Name of the credential.
     pub credential_name: String,
+    /// Volume of a backup, or source volume on this host of a restore or drill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_name: Option<VolumeName>,
     /// Store requests.
     pub requests: Requests,
     /// Bytes sent to the store.
@@ -257,6 +260,17 @@ pub struct EstimateDrill {
     pub credential: Option<CredentialRef>,
 }
 
+/// Body of `POST /v1/group-drills/estimate`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EstimateGroupDrill {
+    /// Group.
+    pub group: GroupName,
+    /// Credential; optional if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<CredentialRef>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,6 +304,7 @@ mod tests {
         let estimate = CostEstimate {
             credential_id: Uuid::nil(),
             credential_name: "nas".into(),
+            volume_name: None,
             requests: Requests { put: 2_000, get: 10_000, delete: 500, ..Requests::default() },
             upload_bytes: 1 << 40,
             download_bytes: 3 << 30,

@@ -2,7 +2,7 @@
 
 use crate::{error::ServiceError, settings::Settings, volumes::registry::VolumeEntry};
 use blockd_api::{
-    ApiError, CredentialName, ErrorCode,
+    ApiError, ByteSize, CredentialName, ErrorCode, VolumeName,
     costs::{CostEstimate, DEFAULT_PRICES, Prices},
     tasks::{Requests, TaskLimits},
 };
@@ -89,12 +89,14 @@ pub(crate) fn begin_estimate(entry: &VolumeEntry) -> Result<OwnedMutexGuard<()>,
 pub(crate) fn estimate(
     settings: &Settings,
     credential: &CredentialRow,
+    volume_name: Option<VolumeName>,
     counts: &RequestCounts,
     basis: impl Into<String>,
 ) -> CostEstimate {
     let estimate = CostEstimate {
         credential_id: credential.uuid,
         credential_name: credential.name.to_string(),
+        volume_name,
         requests: shown(counts),
         upload_bytes: counts.bytes_up,
         download_bytes: counts.bytes_down,

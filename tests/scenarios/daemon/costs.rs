@@ -3,13 +3,13 @@
 use super::{drills::drill_of, *};
 use blockd::config::PriceTables;
 use blockd_api::{
-    cloudsnaps::CollectGarbage,
-    costs::{CostEstimate, EstimateDrill, EstimateRestore, Money, Prices},
+    cloudsnaps::{CollectGarbage, StartGroupBackup},
+    costs::{CostEstimate, EstimateDrill, EstimateGroupDrill, EstimateRestore, Money, Prices},
     drills::StartDrill,
     lazy::StartInPlace,
-    tasks::{Requests, TaskLimits},
+    tasks::{Requests, TaskLimits, TaskOwner, TaskStage},
 };
-use blockd_catalog::CredentialRow;
+use blockd_catalog::{CredentialRow, RestoreTask, ScrubTask, TaskRow, TaskSpec};
 use blockd_engine::repositories::preflight::with_client_cancellation;
 use jiff::{SignedDuration, Timestamp};
 
@@ -53,6 +53,10 @@ fn restore_estimate(snap: &str, in_place: Option<&str>) -> EstimateRestore {
 }
 
 impl Host {
+    async fn estimated_restore(&self, snap: &str, in_place: Option<&str>) -> CostEstimate {
+        self.call(ESTIMATE_RESTORE, &restore_estimate(snap, in_place)).await.items.remove(0)
+    }
+
     /// Estimates a backup, which must leave no trace, and makes it.
     pub(super) async fn estimated_backup(&self, request: &StartBackup) -> Task {
         let objects = walk(self.store.path());
@@ -181,6 +185,51 @@ async fn estimates_of_a_volume_run_one_at_a_time() {
     assert!(host.volume("data").snapshots().is_empty(), "its snapshot is deleted");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn restore_is_estimated_beside_a_scrub() {
+    let host = Host::new().await;
+    drop(host.fill("data").await);
+    host.create_credential().await;
+    let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let mut busy =
+        TaskRow::new(TaskSpec::Scrub(ScrubTask::default()), Uuid::nil(), snap_id(&snap), TaskOwner::Daemon);
+    (busy.volume, busy.state) = (Some(host.volume("data").id()), TaskStage::Active);
+    host.engine().db.transaction(|tx| busy.put(tx)).unwrap();
+    assert!(host.estimated_restore(&snap, Some("data")).await.requests.get > 0);
+    busy.spec = TaskSpec::Restore(RestoreTask::InPlace(Default::default()));
+    host.engine().db.transaction(|tx| busy.put(tx)).unwrap();
+    let request = restore_estimate(&snap, Some("data"));
+    host.refused(ErrorCode::VolumeInUse, ESTIMATE_RESTORE, &request).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn estimates_of_a_group_are_those_of_its_volumes() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    let names = ["one", "two"];
+    for name in names {
+        let volume = host
+            .call(CREATE_VOLUME, &CreateVolume { group: Some("shop".parse().unwrap()), ..new_volume(name) });
+        volume.await;
+        Model::new().write(&host.volume(name), 0, 1, 1 << 20);
+    }
+    let group = || StartGroupBackup { group: Some("shop".parse().unwrap()), ..Default::default() };
+    let estimated = host.call(ESTIMATE_GROUP_BACKUP, &group()).await.items;
+    for (name, estimate) in names.iter().zip(&estimated) {
+        assert_eq!(estimate.volume_name.as_ref().unwrap().as_str(), *name);
+        assert!(host.volume(name).snapshots().is_empty(), "its snapshot is deleted");
+    }
+    let started = host.call(START_GROUP_BACKUP, &group()).await.list.items;
+    assert_eq!((estimated.len(), started.len()), (2, 2));
+    for (estimate, member) in estimated.iter().zip(&started) {
+        assert_eq!(of_estimate(estimate).0, host.done(member.task_ids[0]).await.requests);
+    }
+    let drills = EstimateGroupDrill { group: "shop".parse().unwrap(), credential: None };
+    let drills = host.call(ESTIMATE_GROUP_DRILL, &drills).await.items;
+    let volumes: Vec<_> = drills.iter().filter_map(|one| one.volume_name.clone()).collect();
+    assert_eq!(volumes.iter().map(|name| name.as_str()).collect::<Vec<_>>(), names);
+}
+
 /// In-place restores count the requests of all attempts, also those before the first write.
 #[tokio::test(flavor = "multi_thread")]
 async fn in_place_restore_counts_all_its_requests() {
@@ -188,7 +237,7 @@ async fn in_place_restore_counts_all_its_requests() {
     let (volume, mut model) = host.fill("data").await;
     host.create_credential().await;
     let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
-    let estimated = host.call(ESTIMATE_RESTORE, &restore_estimate(&snap, Some("data"))).await;
+    let estimated = host.estimated_restore(&snap, Some("data")).await;
     let restore = async |limits| {
         let request = StartInPlace { limits, ..in_place_restore(&snap, "data") };
         host.wait(host.call(START_IN_PLACE, &request).await.task_id).await
@@ -204,7 +253,7 @@ async fn in_place_restore_counts_all_its_requests() {
     assert_eq!(host.volume("data").snapshots().len(), snapshots);
     model.write(&volume, 5 << 20, 7, 2 << 20);
     drop(volume);
-    let needed = host.call(ESTIMATE_RESTORE, &restore_estimate(&snap, Some("data"))).await.requests.get;
+    let needed = host.estimated_restore(&snap, Some("data")).await.requests.get;
     let stopped = restore(budget(needed - 1)).await;
     assert_eq!((stopped.requests.get, stopped.resumable), (needed - 1, true));
 }
@@ -219,14 +268,14 @@ async fn restore_estimates_are_within_5_percent() {
     model.write(&volume, 5 << 20, 7, 2 << 20);
     let newest = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     for (number, snap) in [&full, &newest].into_iter().enumerate() {
-        let estimated = host.call(ESTIMATE_RESTORE, &restore_estimate(snap, None)).await;
+        let estimated = host.estimated_restore(snap, None).await;
         let task = host.call(START_RESTORE, &restore_as(snap, &format!("copy-{number}"))).await.task_id;
         assert_within_5_percent(of_estimate(&estimated), of_task(&host.done(task).await));
     }
     // In place, only the blocks that may differ are read.
     model.write(&volume, 40 << 20, 8, 300_000);
     drop(volume);
-    let estimated = host.call(ESTIMATE_RESTORE, &restore_estimate(&full, Some("data"))).await;
+    let estimated = host.estimated_restore(&full, Some("data")).await;
     let task = host.call(START_IN_PLACE, &in_place_restore(&full, "data")).await.task_id;
     let done = host.done(task).await;
     assert!(done.downloaded_bytes < 4 << 20, "{done:?}");
@@ -263,7 +312,8 @@ async fn drill_estimate_is_bounded_then_measured() {
     let host = Host::new().await;
     let snap = host.backed_up_files().await;
     let estimate = EstimateDrill { cloud_snapshot_id: snap_id(&snap), credential: None };
-    let bound = host.call(ESTIMATE_DRILL, &estimate).await;
+    let estimated = async || host.call(ESTIMATE_DRILL, &estimate).await.items.remove(0);
+    let bound = estimated().await;
     assert!(bound.basis.starts_with("each frame"), "{}", bound.basis);
     let drill = async |limits| {
         let request = StartDrill { limits, files: None, ..drill_of(&snap) };
@@ -272,10 +322,10 @@ async fn drill_estimate_is_bounded_then_measured() {
     // A drill with other options is no measure.
     let small = StartDrill { files: Some(1), ..drill_of(&snap) };
     host.done(host.call(START_DRILL, &small).await.task_id).await;
-    assert_eq!(host.call(ESTIMATE_DRILL, &estimate).await.basis, bound.basis);
+    assert_eq!(estimated().await.basis, bound.basis);
     let first = drill(TaskLimits::NONE).await;
     assert!(bound.requests.get >= first.requests.get && bound.download_bytes >= first.downloaded_bytes);
-    let estimated = host.call(ESTIMATE_DRILL, &estimate).await;
+    let estimated = estimated().await;
     assert!(estimated.basis.starts_with("last drill"), "{}", estimated.basis);
     let second = drill(TaskLimits::NONE).await;
     assert_eq!(estimated.requests.get, second.requests.get);

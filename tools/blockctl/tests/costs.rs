@@ -20,13 +20,15 @@ fn estimates_are_tables_and_documents() {
         format!("cloudsnap restore {SNAP} --dry-run"),
         format!("cloudsnap restore {SNAP} --in-place db --dry-run"),
         format!("cloudsnap drill run {SNAP} --dry-run"),
+        "cloudsnap backup-group shop --dry-run".to_owned(),
+        "cloudsnap drill run --group shop --dry-run".to_owned(),
         "cloudsnap backup db --dry-run --wait".to_owned(),
         format!("cloudsnap restore {SNAP} --lazy --dry-run"),
     ];
     let lines = lines.iter().flat_map(|line| [format!("blockctl {line}"), format!("blockctl -j {line}")]);
     let lines: Vec<String> = lines.collect();
-    let shown = Fake::with_defaults(Vec::new()).transcript(&lines[..8].join("\n"));
-    let tables = shown.lines().filter(|line| line.starts_with("LOCATION") || line.starts_with("nas "));
+    let shown = Fake::with_defaults(Vec::new()).transcript(&lines[..12].join("\n"));
+    let tables = shown.lines().filter(|line| line.contains("LOCATION  PUT") || line.contains("nas  "));
     assert!(tables.into_iter().all(|line| line.len() <= 80), "{shown}");
     matches("estimates", &lines);
 }

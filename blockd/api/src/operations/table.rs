@@ -19,7 +19,7 @@ use crate::{
         GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
         StartDelete, StartGroupBackup, StartRepair, StartRestore, StartVerify,
     },
-    costs::{CostEstimate, EstimateDrill, EstimateRestore},
+    costs::{CostEstimate, EstimateDrill, EstimateGroupDrill, EstimateRestore},
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialRekeyed, RekeyCredential},
     drills::{Drill, GroupDrillStarted, ListDrills, StartDrill, StartGroupDrill},
@@ -234,6 +234,11 @@ operations! {
         post(Operator, "/v1/cloudsnaps/backup-group")
         .timeout(STORE_CALL)
         .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
+    "Estimate the costs of the backups of several volumes"
+    ESTIMATE_GROUP_BACKUP: ((), StartGroupBackup) -> List<CostEstimate> =
+        post(Operator, "/v1/cloudsnaps/backup-group/estimate")
+        .timeout(STORE_CALL)
+        .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
     "Inspect a cloud snapshot"
     INSPECT_CLOUDSNAP: ((), InspectCloudsnap) -> CloudsnapDetail = get(ReadOnly, "/v1/cloudsnaps/inspect")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
@@ -241,7 +246,8 @@ operations! {
     START_RESTORE: ((), StartRestore) -> RestoreStarted = post(Operator, "/v1/cloudsnaps/restore")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
     "Estimate the costs of a restore"
-    ESTIMATE_RESTORE: ((), EstimateRestore) -> CostEstimate = post(Operator, "/v1/cloudsnaps/restore/estimate")
+    ESTIMATE_RESTORE: ((), EstimateRestore) -> List<CostEstimate> =
+        post(Operator, "/v1/cloudsnaps/restore/estimate")
         .timeout(STORE_CALL)
         .errors(&[
             A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_FREE_VOLUME, A_NEW_VOLUME, A_SNAPSHOT, &[SnapshotExists],
@@ -271,10 +277,14 @@ operations! {
     START_DRILL: ((), StartDrill) -> TaskStarted = post(Operator, "/v1/drills")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[NbdModuleMissing, DeviceFailed]]);
     "Estimate the costs of a restore drill"
-    ESTIMATE_DRILL: ((), EstimateDrill) -> CostEstimate = post(Operator, "/v1/drills/estimate")
+    ESTIMATE_DRILL: ((), EstimateDrill) -> List<CostEstimate> = post(Operator, "/v1/drills/estimate")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
     "Test a restore of all volumes of a group at one point in time"
     START_GROUP_DRILL: ((), StartGroupDrill) -> GroupDrillStarted = post(Operator, "/v1/group-drills")
+        .timeout(STORE_CALL).errors(&[A_VOLUME, A_STORE, A_CLOUDSNAP, &[VolumeInUse]]);
+    "Estimate the costs of the restore drills of a group"
+    ESTIMATE_GROUP_DRILL: ((), EstimateGroupDrill) -> List<CostEstimate> =
+        post(Operator, "/v1/group-drills/estimate")
         .timeout(STORE_CALL).errors(&[A_VOLUME, A_STORE, A_CLOUDSNAP, &[VolumeInUse]]);
     "List restore drills"
     LIST_DRILLS: ((), ListDrills) -> List<Drill> = get(ReadOnly, "/v1/drills");

@@ -31,6 +31,9 @@ pub(super) fn routes() -> Routes {
         .on(operations::START_BACKUP, backup)
         .detached(operations::ESTIMATE_BACKUP, async |call| call.engine.backups.estimate(&call.input).await)
         .on(operations::START_GROUP_BACKUP, backup_group)
+        .detached(operations::ESTIMATE_GROUP_BACKUP, async |call| {
+            call.engine.backups.estimate_group(call.input).await
+        })
         .on(operations::START_RESTORE, restore)
         .detached(operations::ESTIMATE_RESTORE, async |call| call.engine.restores.estimate(&call.input).await)
         .detached(operations::START_LAZY_RESTORE, async |call| {
@@ -52,6 +55,9 @@ pub(super) fn routes() -> Routes {
         .detached(operations::ESTIMATE_DRILL, async |call| call.engine.drills.estimate(&call.input).await)
         .detached(operations::START_GROUP_DRILL, async |call| {
             call.engine.drills.start_group(&call.input).await
+        })
+        .detached(operations::ESTIMATE_GROUP_DRILL, async |call| {
+            call.engine.drills.estimate_group(&call.input).await
         })
         .on(operations::LIST_DRILLS, async |call| call.engine.drills.list(&call.input).await.map(List::from))
         .detached(operations::COLLECT_GARBAGE, async |call| {

@@ -21,8 +21,8 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
-    ErrorCode, List, SnapshotName,
-    cloudsnaps::{BackupOptions, StartBackup},
+    ErrorCode, List, SnapshotName, SnapshotRef, VolumeRef,
+    cloudsnaps::{BackupOptions, StartBackup, StartGroupBackup},
     costs::CostEstimate,
 };
 use blockd_catalog::{CredentialRow, DbManifestCache, SnapshotRow, SnapshotState};
@@ -69,6 +69,30 @@ impl Backups {
             self.drop_temporary(&entry, point.id).await?;
         }
         Ok(List::from(estimated?))
+    }
+
+    /// Estimates the costs of the backups of a group, one for each volume and location.
+    ///
+    /// # Errors
+    /// Those of [`estimate`](Self::estimate); no volumes are selected, or too many.
+    pub async fn estimate_group(
+        self: &Arc<Self>,
+        request: StartGroupBackup,
+    ) -> Result<List<CostEstimate>, ServiceError> {
+        let mut all = Vec::new();
+        for (entry, snapshot) in self.group_members(&request).await? {
+            let one = StartBackup {
+                volume: VolumeRef::Id(entry.id),
+                snapshot: snapshot.map(SnapshotRef::Id),
+                keep_local: request.keep_local,
+                credentials: request.credentials.clone(),
+                limits: request.limits,
+                options: request.options.clone(),
+                hooks: request.hooks.clone(),
+            };
+            all.extend(Box::pin(self.estimate(&one)).await?.items);
+        }
+        Ok(all.into())
     }
 
     async fn drop_temporary(&self, entry: &Arc<VolumeEntry>, point: SnapshotId) -> Result<(), ServiceError> {
@@ -140,7 +164,8 @@ impl Backups {
             uncertainty = uncertainty.max(second.uncertainty_percent);
             basis.push_str("; the last backup was deleted, so that a full one follows");
         }
-        let estimate = costs::estimate(&self.host.settings, credential, &counts, basis);
+        let volume = Some(entry.name.clone());
+        let estimate = costs::estimate(&self.host.settings, credential, volume, &counts, basis);
         let uncertainty_percent = Some(uncertainty).filter(|percent| *percent > MAX_HIDDEN_PERCENT);
         Ok(CostEstimate { uncertainty_percent, ..estimate })
     }

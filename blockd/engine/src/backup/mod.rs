@@ -173,22 +173,13 @@ impl Backups {
     ) -> Result<GroupBackupStarted, ServiceError> {
         refuse_past(request.options.expires_at)?;
         let credentials = self.resolve_credentials(&request.credentials).await?;
-        let snapshots = self.group_snapshot(&request).await?;
-        let mut volumes = request.volumes;
-        volumes.extend(snapshots.iter().map(|(volume, _)| VolumeRef::Id(*volume)));
-        let chosen = CreateGroupSnapshot {
-            group: request.group.clone(),
-            label: request.label,
-            volumes,
-            ..CreateGroupSnapshot::default()
-        };
-        let entries = self.snapshots.members(&chosen)?;
-        let member = |entry: &Arc<VolumeEntry>| Member {
+        let volumes = self.group_members(&request).await?;
+        let member = |(entry, snapshot): &(Arc<VolumeEntry>, Option<SnapshotId>)| Member {
             volume: VolumeRef::Id(entry.id),
             credentials: credentials.clone(),
-            snapshot: snapshots.iter().find(|(volume, _)| *volume == entry.id).map(|(_, snapshot)| *snapshot),
+            snapshot: *snapshot,
         };
-        let members: Vec<Member> = entries.iter().map(member).collect();
+        let members: Vec<Member> = volumes.iter().map(member).collect();
         let group_id = Uuid::new_v4();
         let asked = BackupRequest {
             keep_local: local_name(request.keep_local, &request.options)?,
@@ -200,12 +191,34 @@ impl Backups {
             ..BackupRequest::default()
         };
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
-        let started = |entry: &Arc<VolumeEntry>| MemberStarted {
+        let started = |(entry, _): &(Arc<VolumeEntry>, _)| MemberStarted {
             volume_id: entry.id,
             volume_name: entry.name.clone(),
             task_ids: tasks.iter().filter(|task| task.volume == Some(entry.id)).map(|task| task.id).collect(),
         };
-        Ok(GroupBackupStarted { group_id, list: entries.iter().map(started).collect() })
+        Ok(GroupBackupStarted { group_id, list: volumes.iter().map(started).collect() })
+    }
+
+    /// Returns the volumes of a group backup, with their snapshots if a group snapshot is backed up.
+    async fn group_members(
+        &self,
+        request: &StartGroupBackup,
+    ) -> Result<Vec<(Arc<VolumeEntry>, Option<SnapshotId>)>, ServiceError> {
+        let snapshots = self.group_snapshot(request).await?;
+        let mut volumes = request.volumes.clone();
+        volumes.extend(snapshots.iter().map(|(volume, _)| VolumeRef::Id(*volume)));
+        let chosen = CreateGroupSnapshot {
+            group: request.group.clone(),
+            label: request.label.clone(),
+            volumes,
+            ..CreateGroupSnapshot::default()
+        };
+        let snapshot_of = |id: VolumeId| snapshots.iter().find(|(volume, _)| *volume == id);
+        let with_snapshot = |entry: Arc<VolumeEntry>| {
+            let snapshot = snapshot_of(entry.id).map(|(_, snapshot)| *snapshot);
+            (entry, snapshot)
+        };
+        Ok(self.snapshots.members(&chosen)?.into_iter().map(with_snapshot).collect())
     }
 
     /// Resolves the credentials and refuses duplicates; without a reference, the only credential.

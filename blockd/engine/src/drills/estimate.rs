@@ -3,12 +3,13 @@
 use super::Drills;
 use crate::{costs, error::ServiceError, repositories::locate::Purpose};
 use blockd_api::{
-    costs::{CostEstimate, EstimateDrill},
+    List,
+    costs::{CostEstimate, EstimateDrill, EstimateGroupDrill},
     drills::DEFAULT_DRILL_FILES,
     format_time,
 };
-use blockd_catalog::{DrillRow, TaskRow, TaskSpec};
-use blockd_cloud::Manifest;
+use blockd_catalog::{CredentialRow, DrillRow, TaskRow, TaskSpec};
+use blockd_cloud::{CloudSnapshotId, Manifest};
 use blockd_store::RequestCounts;
 use std::sync::Arc;
 
@@ -43,10 +44,38 @@ impl Drills {
     ///
     /// # Errors
     /// There is no such cloud snapshot or credential, or the location does not answer.
-    pub async fn estimate(self: &Arc<Self>, request: &EstimateDrill) -> Result<CostEstimate, ServiceError> {
+    pub async fn estimate(
+        self: &Arc<Self>,
+        request: &EstimateDrill,
+    ) -> Result<List<CostEstimate>, ServiceError> {
         let id = request.cloud_snapshot_id;
         let wanted = request.credential.as_ref();
         let credential = self.repositories.credential_with(&id, wanted, Purpose::Read).await?;
+        Ok(vec![self.estimate_of(id, &credential).await?].into())
+    }
+
+    /// Estimates the costs of the drills of a group with default options, one for each volume.
+    ///
+    /// # Errors
+    /// The group has no volume; no point in time is complete at the location, or it does not answer.
+    pub async fn estimate_group(
+        self: &Arc<Self>,
+        request: &EstimateGroupDrill,
+    ) -> Result<List<CostEstimate>, ServiceError> {
+        let (_, point, credential) =
+            self.newest_of_group(&request.group, request.credential.as_ref()).await?;
+        let mut all = Vec::with_capacity(point.len());
+        for id in point {
+            all.push(self.estimate_of(id, &credential).await?);
+        }
+        Ok(all.into())
+    }
+
+    async fn estimate_of(
+        &self,
+        id: CloudSnapshotId,
+        credential: &CredentialRow,
+    ) -> Result<CostEstimate, ServiceError> {
         let uuid = credential.uuid;
         let drills = self.db.run(DrillRow::all).await?;
         let is_of = |row: &&DrillRow| {
@@ -68,7 +97,8 @@ impl Drills {
                 (all_frames(&manifest), format!("each frame is read once: {why}"))
             }
         };
-        Ok(costs::estimate(&self.host.settings, &credential, &counts, basis))
+        let volume = self.registry.source_name(&id, self.host.cluster);
+        Ok(costs::estimate(&self.host.settings, credential, volume, &counts, basis))
     }
 
     /// Returns the requests of the task of a drill, if this host remembers it and it had the options of the

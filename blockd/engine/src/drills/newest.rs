@@ -3,7 +3,7 @@
 use super::{Drills, drill_task, probe, probe_step::volume_of};
 use crate::{error::ServiceError, repositories::preflight::check_cancelled};
 use blockd_api::{
-    CredentialRef, ErrorCode, VolumeName, VolumeRef,
+    CredentialRef, ErrorCode, GroupName, VolumeName, VolumeRef,
     cloudsnaps::{Cloudsnap, ListCloudsnaps},
     drills::{DrillOptions, GroupDrillStarted, MemberDrill, StartGroupDrill},
     snapshots::CreateGroupSnapshot,
@@ -68,17 +68,13 @@ impl Drills {
         self: &Arc<Self>,
         request: &StartGroupDrill,
     ) -> Result<GroupDrillStarted, ServiceError> {
-        let group = Some(request.group.clone());
-        let members = self.snapshots.members(&CreateGroupSnapshot { group, ..Default::default() })?;
         let object = format!("group {}", request.group);
         let task = drill_task(request.files, request.seed, request.timeout_seconds, &object)?;
         if let Some(name) = &request.probe {
             probe::check(&self.host, &self.clone_host(), name).await?;
         }
-        let credential = self.repositories.credential(request.credential.as_ref()).await?;
-        let volumes: Vec<DrilledVolume> =
-            members.iter().map(|entry| (entry.id, entry.name.clone())).collect();
-        let point = self.newest_point(&volumes, &credential).await?;
+        let (volumes, point, credential) =
+            self.newest_of_group(&request.group, request.credential.as_ref()).await?;
         let group_id = Uuid::new_v4();
         let (probe, accept_layout) = (request.probe.clone(), request.accept_layout);
         let task = DrillTask { group: Some(group_id), probe, accept_layout, ..task };
@@ -93,6 +89,23 @@ impl Drills {
         check_cancelled()?;
         self.runner.store_and_launch_all(rows, |_| Ok(())).await?;
         Ok(GroupDrillStarted { group_id, list })
+    }
+
+    /// Returns the volumes of a group, their newest cloud snapshots of one point in time, and the credential.
+    ///
+    /// # Errors
+    /// The group has no volume; no point in time is complete at the location.
+    pub(super) async fn newest_of_group(
+        &self,
+        group: &GroupName,
+        credential: Option<&CredentialRef>,
+    ) -> Result<(Vec<DrilledVolume>, Vec<CloudSnapshotId>, CredentialRow), ServiceError> {
+        let group = Some(group.clone());
+        let members = self.snapshots.members(&CreateGroupSnapshot { group, ..Default::default() })?;
+        let volumes: Vec<_> = members.iter().map(|entry| (entry.id, entry.name.clone())).collect();
+        let credential = self.repositories.credential(credential).await?;
+        let point = self.newest_point(&volumes, &credential).await?;
+        Ok((volumes, point, credential))
     }
 
     /// Returns the newest cloud snapshots of volumes of this host at a location: one of each, and all of one

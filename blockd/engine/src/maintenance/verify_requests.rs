@@ -168,7 +168,7 @@ impl Maintenance {
             true => (requests.plus(CLOCK_CHECK), "from the listings of the store"),
             false => (requests, "requests that were made"),
         };
-        let costs = costs::estimate(settings, &credential, &requests, basis);
+        let costs = costs::estimate(settings, &credential, None, &requests, basis);
         let freed_bytes = report.garbage.iter().map(|leftover| leftover.len_bytes).sum();
         let unknown = report.unknown.iter();
         Ok(GarbageCollected {

@@ -15,7 +15,7 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
-    SnapshotName,
+    List, SnapshotName,
     costs::{CostEstimate, EstimateRestore},
 };
 use blockd_catalog::{CredentialRow, DbManifestCache, RestoreTask, SnapshotRow, TaskRow, TaskSpec};
@@ -29,7 +29,10 @@ impl Restores {
     ///
     /// # Errors
     /// There is no such cloud snapshot or volume, or the location does not answer.
-    pub async fn estimate(self: &Arc<Self>, request: &EstimateRestore) -> Result<CostEstimate, ServiceError> {
+    pub async fn estimate(
+        self: &Arc<Self>,
+        request: &EstimateRestore,
+    ) -> Result<List<CostEstimate>, ServiceError> {
         let id = request.cloud_snapshot_id;
         let wanted = request.credential.as_ref();
         let credential = self.repositories.credential_with(&id, wanted, Purpose::Read).await?;
@@ -46,8 +49,9 @@ impl Restores {
                 Box::pin(self.planned_in_place(&credential, id, &entry)).await?
             }
         };
-        let estimate = costs::estimate(&self.runner.host.settings, &credential, &counts, basis);
-        Ok(CostEstimate { added_bytes: 0, ..estimate })
+        let volume = self.registry.source_name(&id, self.runner.host.cluster);
+        let estimate = costs::estimate(&self.runner.host.settings, &credential, volume, &counts, basis);
+        Ok(vec![CostEstimate { added_bytes: 0, ..estimate }].into())
     }
 
     /// Returns the requests of a restore into a new volume.

@@ -3,9 +3,10 @@
 use crate::{
     failure::{EXIT_DONE, Exit},
     output::Output,
-    table::{Table, Width, counted},
+    table::{Table, Width, counted, or_dash},
 };
-use blockd_api::{ByteSize, costs::CostEstimate};
+use blockd_api::{ByteSize, List, costs::CostEstimate};
+use std::collections::BTreeSet;
 
 /// Returns the change of the stored bytes.
 fn stored(estimate: &CostEstimate) -> String {
@@ -35,8 +36,13 @@ pub fn table(estimates: &[CostEstimate]) -> Table {
         Some(price) => price.storage_per_month.to_string(),
         None => "-".to_owned(),
     };
-    Table::list(estimates, Width::Narrow)
-        .both("LOCATION", |one| &one.credential_name)
+    let volumes: BTreeSet<_> = estimates.iter().map(|one| &one.volume_name).collect();
+    let all = Table::list(estimates, Width::Narrow);
+    let all = match volumes.len() {
+        0 | 1 => all,
+        _ => all.both("VOLUME", |one| or_dash(one.volume_name.as_ref())),
+    };
+    all.both("LOCATION", |one| &one.credential_name)
         .both("PUT", |one| one.requests.put)
         .both("GET", |one| one.requests.get)
         .both("LIST", |one| one.requests.list)
@@ -49,6 +55,14 @@ pub fn table(estimates: &[CostEstimate]) -> Table {
         .fit("LOCATION")
 }
 
+/// Reports an estimate.
+pub fn report(output: &Output, estimated: &List<CostEstimate>) -> Exit {
+    match output.is_json() {
+        true => output.document(estimated),
+        false => show(output, &estimated.items),
+    }
+}
+
 /// Shows the costs and the origin of the figures, below the table.
 pub fn show(output: &Output, estimates: &[CostEstimate]) -> Exit {
     output.table(&table(estimates))?;
@@ -58,7 +72,8 @@ pub fn show(output: &Output, estimates: &[CostEstimate]) -> Exit {
         let currency = one.price.as_ref().map(|price| format!("; prices in {}", price.currency));
         let (name, basis, currency) = (&one.credential_name, &one.basis, currency.unwrap_or_default());
         let all = counted(all, "request");
-        output.hanging("", &format!("{name}: {all}, {basis}{currency}"), 2)?;
+        let of = one.volume_name.as_ref().map_or_else(String::new, |volume| format!("{volume} at "));
+        output.hanging("", &format!("{of}{name}: {all}, {basis}{currency}"), 2)?;
     }
     if estimates.iter().any(|one| one.price.is_none()) {
         output.line("No prices: [prices.NAME] in the daemon's configuration adds them.")?;

@@ -50,6 +50,7 @@ Examples:
   blockctl cloudsnap backup-group shop
   blockctl cs bg --label app=mysql --cred-id nas --cred-id offsite --wait
   blockctl cs bg --snapshot-group 0f0e8b1a
+  blockctl cs bg shop --dry-run
   blockctl -j cs backup-group --volumes vol1,vol2";
 
 /// `cloudsnap backup`
@@ -95,6 +96,9 @@ pub struct BackupGroupArgs {
     /// Labels of the backups, beside those of their volumes
     #[arg(long, value_name = "K=V,…", default_value_t)]
     pub backup_label: Labels,
+    /// Estimate requests, bytes and costs, and store nothing
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
     /// Options of the tasks.
     #[command(flatten)]
     pub start: StartArgs,
@@ -174,10 +178,7 @@ pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
     };
     if dry_run {
         let estimated = context.client.call(operations::ESTIMATE_BACKUP, &request).await?;
-        return match context.output.is_json() {
-            true => context.output.document(&estimated),
-            false => costs::show(context.output, &estimated.items),
-        };
+        return costs::report(context.output, &estimated);
     }
     let started = context.client.call(operations::START_BACKUP, &request).await?;
     let tasks: Vec<Uuid> = started.items.iter().map(|task| task.task_id).collect();
@@ -193,7 +194,7 @@ pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
 }
 
 pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit {
-    let BackupGroupArgs { group, label, volumes, snapshot_group, backup_label, start } = args;
+    let BackupGroupArgs { group, label, volumes, snapshot_group, backup_label, dry_run, start } = args;
     let request = StartGroupBackup {
         group,
         label,
@@ -205,6 +206,10 @@ pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit 
         options: start.backup.options(backup_label),
         hooks: start.hooks.options()?,
     };
+    if dry_run {
+        let estimated = context.client.call(operations::ESTIMATE_GROUP_BACKUP, &request).await?;
+        return costs::report(context.output, &estimated);
+    }
     let started = context.client.call(operations::START_GROUP_BACKUP, &request).await?;
     let line = format!(
         "Group Cloudsnap backup started successfully with groupID:{} ({})",

@@ -18,7 +18,7 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, CredentialRef, ErrorCode, GroupName, List, ProbeName, VolumeRef,
     cloudsnaps::CloudSnapshotId,
-    costs::EstimateDrill,
+    costs::{EstimateDrill, EstimateGroupDrill},
     drills::{Drill, DrillOutcome, ListDrills, StartDrill, StartGroupDrill},
     format_time, operations,
 };
@@ -36,6 +36,7 @@ Examples:
   blockctl cs drill run db@latest web@latest --wait
   blockctl cs drill run --group shop --cred-id offsite --wait
   blockctl cs drill run db@latest --dry-run
+  blockctl cs drill run --group shop --dry-run
   blockctl cs drill run db@latest --max-requests 2000
   blockctl cs drill run ID --files 500 --seed 7 --timeout 10m
   blockctl cs drill run db@latest --probe postgresql --wait
@@ -102,7 +103,7 @@ pub struct RunArgs {
     #[arg(long)]
     accept_layout: bool,
     /// Estimate requests, bytes and costs, and run nothing
-    #[arg(long, conflicts_with_all = ["group", "wait", "files", "seed", "probe"])]
+    #[arg(long, conflicts_with_all = ["wait", "files", "seed", "probe"])]
     dry_run: bool,
     /// Budget of each drill.
     #[command(flatten)]
@@ -221,11 +222,7 @@ async fn estimate(context: &Context<'_>, ids: Vec<CloudSnapshotId>, args: RunArg
     let mut all = Vec::new();
     for cloud_snapshot_id in ids {
         let request = EstimateDrill { cloud_snapshot_id, credential: args.credential.cred_id.clone() };
-        all.push(context.client.call(operations::ESTIMATE_DRILL, &request).await?);
-    }
-    match context.output.is_json() {
-        true => context.output.document(&List::from(all)),
-        false => costs::show(context.output, &all),
+        all.extend(context.client.call(operations::ESTIMATE_DRILL, &request).await?.items);
     }
 }
 
@@ -238,10 +235,16 @@ async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> 
         seed: args.seed,
         timeout_seconds: args.timeout,
         probe: args.probe,
+    costs::report(context.output, &List::from(all))
         accept_layout: args.accept_layout,
     };
     let started = context.client.call(operations::START_GROUP_DRILL, &request).await?;
     let count = counted(started.list.items.len() as u64, "volume");
+    if args.dry_run {
+        let request = EstimateGroupDrill { group, credential: args.credential.cred_id };
+        let estimated = context.client.call(operations::ESTIMATE_GROUP_DRILL, &request).await?;
+        return costs::report(context.output, &estimated);
+    }
     let mut lines = vec![format!(
         "Restore drill of group {group} started successfully with groupID:{} ({count})",
         started.group_id

@@ -248,10 +248,7 @@ async fn estimate(context: &Context<'_>, args: RestoreArgs) -> Exit {
     let (volume_name, in_place) = (args.volume, args.how.in_place);
     let request = EstimateRestore { cloud_snapshot_id, volume_name, in_place, credential };
     let estimated = context.client.call(operations::ESTIMATE_RESTORE, &request).await?;
-    match context.output.is_json() {
-        true => context.output.document(&estimated),
-        false => costs::show(context.output, &[estimated]),
-    }
+    costs::report(context.output, &estimated)
 }
 
 pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {

@@ -91,7 +91,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("browse mount", &[of::<BrowseMount>()]),
     ("browse umount", &[of::<Unmounted>()]),
     ("cloudsnap backup", &[of::<List<TaskStarted>>(), of::<List<Task>>(), of::<List<CostEstimate>>()]),
-    ("cloudsnap backup-group", &[of::<GroupBackupStarted>(), of::<List<Task>>()]),
+    ("cloudsnap backup-group", &[of::<GroupBackupStarted>(), of::<List<Task>>(), of::<List<CostEstimate>>()]),
     ("cloudsnap catalog", &[of::<CatalogDocument<'static>>()]),
     ("cloudsnap clone", &[of::<LazyRestored>()]),
     ("cloudsnap cp", &[of::<Copied>()]),
@@ -127,7 +127,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap repair", &[of::<TaskStarted>(), of::<Task>()]),
     (
         "cloudsnap restore",
-        &[of::<RestoreStarted>(), of::<LazyRestored>(), of::<Task>(), of::<CostEstimate>()],
+        &[of::<RestoreStarted>(), of::<LazyRestored>(), of::<Task>(), of::<List<CostEstimate>>()],
     ),
     ("cloudsnap resume", &[of::<Task>()]),
     ("cloudsnap schedules create", &[of::<Schedule>()]),
