@@ -103,42 +103,51 @@ pub fn limit_wait_seconds(task: &Task) -> f64 {
     upload.max(seconds(task.downloaded_bytes, limits.limit_download_bytes_per_second)).max(0.0)
 }
 
-/// Bandwidth limit of a task, or `none`.
+/// Limit of a task, or `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TaskLimit(Option<ByteSize>);
+pub struct TaskLimit<T = ByteSize>(Option<T>);
 
-impl FromStr for TaskLimit {
-    type Err = <ByteSize as FromStr>::Err;
+impl<T: FromStr> FromStr for TaskLimit<T> {
+    type Err = T::Err;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(Self(if text.eq_ignore_ascii_case(NO_LIMIT) { None } else { Some(text.parse()?) }))
     }
 }
 
-/// Changed bandwidth limits of a task.
+/// Changed limits of a task.
 #[derive(Clone, Copy, Debug, Args)]
+#[command(group = clap::ArgGroup::new("changed").required(true).multiple(true))]
 pub struct ChangedLimitArgs {
     /// Upload limit in bytes per second, or none
-    #[arg(long, value_name = "SIZE", required_unless_present = "limit_download")]
+    #[arg(long, value_name = "SIZE", group = "changed")]
     pub limit_upload: Option<TaskLimit>,
     /// Download limit in bytes per second, or none
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", group = "changed")]
     pub limit_download: Option<TaskLimit>,
+    /// Maximum number of requests, or none
+    #[arg(long, value_name = "N", group = "changed")]
+    pub max_requests: Option<TaskLimit<u64>>,
+    /// Maximum of bytes received, or none
+    #[arg(long, value_name = "SIZE", group = "changed")]
+    pub max_egress: Option<TaskLimit>,
+    /// Maximum cost of requests and egress, or none
+    #[arg(long, value_name = "AMOUNT", group = "changed")]
+    pub max_cost: Option<TaskLimit<Money>>,
 }
 
 impl ChangedLimitArgs {
     /// Returns the limits for the API; omitted ones keep their value.
     pub fn limits(self, now: TaskLimits) -> TaskLimits {
-        let changed = |limit: Option<TaskLimit>, now| {
+        let bytes = |limit: Option<TaskLimit>, now| {
             limit.map_or(now, |TaskLimit(limit)| limit.map(ByteSize::as_bytes))
         };
         TaskLimits {
-            limit_upload_bytes_per_second: changed(self.limit_upload, now.limit_upload_bytes_per_second),
-            limit_download_bytes_per_second: changed(
-                self.limit_download,
-                now.limit_download_bytes_per_second,
-            ),
-            ..now
+            limit_upload_bytes_per_second: bytes(self.limit_upload, now.limit_upload_bytes_per_second),
+            limit_download_bytes_per_second: bytes(self.limit_download, now.limit_download_bytes_per_second),
+            max_requests: self.max_requests.map_or(now.max_requests, |TaskLimit(limit)| limit),
+            max_egress_bytes: bytes(self.max_egress, now.max_egress_bytes),
+            max_cost: self.max_cost.map_or(now.max_cost, |TaskLimit(limit)| limit),
         }
     }
 }

@@ -52,7 +52,8 @@ removes one.
 
 Examples:
   blockctl cloudsnap limit --name 3f4f --limit-upload 20MiB
-  blockctl cs limit 3f4f --limit-upload none --limit-download none";
+  blockctl cs limit 3f4f --limit-upload none --limit-download none
+  blockctl cs limit 3f4f --max-requests 5000 --max-cost none";
 
 /// Help of `cloudsnap verify`.
 pub const VERIFY_HELP: &str = "\
@@ -293,11 +294,15 @@ pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
         None => "no limit".to_owned(),
     };
     output.tell(&task, || {
-        format!(
-            "Cloudsnap task limited successfully: {id} (upload {}, download {})",
-            shown(limits.limit_upload_bytes_per_second),
-            shown(limits.limit_download_bytes_per_second)
-        )
+        let mut parts = vec![
+            format!("upload {}", shown(limits.limit_upload_bytes_per_second)),
+            format!("download {}", shown(limits.limit_download_bytes_per_second)),
+        ];
+        parts.extend(limits.max_requests.map(|max| format!("at most {}", counted(max, "request"))));
+        let egress = limits.max_egress_bytes.map(ByteSize::from_bytes);
+        parts.extend(egress.map(|max| format!("at most {max} received")));
+        parts.extend(limits.max_cost.map(|max| format!("cost at most {max}")));
+        format!("Cloudsnap task limited successfully: {id} ({})", parts.join(", "))
     })
 }
 

@@ -59,7 +59,7 @@ pub enum CloudsnapCommand {
     /// Resume a stopped or failed task
     #[command(after_help = maintenance::RESUME_HELP)]
     Resume(maintenance::ResumeArgs),
-    /// Change the bandwidth limit of a running task
+    /// Change the limits of a running task
     #[command(after_help = maintenance::LIMIT_HELP)]
     Limit(maintenance::LimitArgs),
     /// Pin a cloud snapshot against retention and expiry
