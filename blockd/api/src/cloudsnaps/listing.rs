@@ -354,4 +354,7 @@ pub struct ManifestDetail {
     /// First unreadable ranges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost_ranges: Vec<ByteRange>,
+    /// Next action on this host, if damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
 }

@@ -3,7 +3,9 @@
 use super::CloudSnapshots;
 use crate::{error::ServiceError, proofs};
 use blockd_api::{
-    ErrorCode, VolumeName, status,
+    CredentialRef, ErrorCode, VolumeName,
+    cloudsnaps::Cloudsnap,
+    status,
     tasks::{TaskKind, TaskStage},
 };
 use blockd_catalog::{CredentialRow, DbError, DbManifestCache, KnownDamage, LaterBackup, TaskRow};
@@ -64,6 +66,29 @@ impl CloudSnapshots {
             (&a.credential_name, a.cloud_snapshot_id).cmp(&(&b.credential_name, b.cloud_snapshot_id))
         });
         Ok(shown)
+    }
+
+    /// Returns the next action for a damaged cloud snapshot. The damage is known once for all credentials of
+    /// its location.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub(super) async fn action_for(&self, entry: &Cloudsnap) -> Result<Option<String>, ServiceError> {
+        for damage in self.known_damage().await? {
+            if damage.cloud_snapshot_id != entry.cloud_snapshot_id {
+                continue;
+            }
+            let by = CredentialRef::Id(damage.credential_id);
+            let is_its = damage.credential_id == entry.credential_id
+                || match self.repositories.credential(Some(&by)).await {
+                    Ok(row) => self.repositories.location_id(&row).await == Some(entry.location()),
+                    Err(_) => false,
+                };
+            if is_its {
+                return Ok(Some(damage.action));
+            }
+        }
+        Ok(None)
     }
 
     /// Names the repaired cloud snapshot that replaced a missing one, as far as manifests are cached.

@@ -403,6 +403,7 @@ impl CloudSnapshots {
             chain_stored_bytes: manifest.deltas().map(|delta| delta.stored_bytes).sum(),
             lost_bytes: 0,
             lost_ranges: Vec::new(),
+            action: None,
         };
         let mut entry = entry(&manifest, &credential, self.repositories.location_id(&credential).await);
         let (uuid, now) = (credential.uuid, Timestamp::now());
@@ -418,6 +419,9 @@ impl CloudSnapshots {
         entry.last_drill = drills.get(&id).map(|drill| last_drill(drill, &self.host));
         show_proof(&mut entry, proofs.last(&id).map(|last| proofs::shown(last, &self.host)));
         show_mark(&mut entry, &marks, now);
+        if entry.status == CloudsnapStatus::Damaged {
+            detail.action = self.action_for(&entry).await?;
+        }
         Ok(CloudsnapDetail { entry, detail })
     }
 

@@ -1,6 +1,7 @@
 //! Repairs of cloud snapshots before a later full backup, which does not record what changed.
 
 use super::*;
+use blockd_api::cloudsnaps::InspectCloudsnap;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_repair_names_the_later_full_backup() {
@@ -24,5 +25,7 @@ async fn failed_repair_names_the_later_full_backup() {
     for id in [&first, &second] {
         let action = host.action(id).await;
         assert!(!action.starts_with("blockctl cloudsnap repair"), "{action}");
+        let query = InspectCloudsnap { cloud_snapshot_id: snap_id(id), credential: None };
+        assert_eq!(host.call(INSPECT_CLOUDSNAP, &query).await.detail.action, Some(action));
     }
 }

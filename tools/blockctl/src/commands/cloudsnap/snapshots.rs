@@ -177,8 +177,9 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         if !ranges.is_empty() {
             facts.add("Lost", format!("{} ({})", size(detail.lost_bytes), ranges.join(", ")));
         }
-        let (id, location) = (entry.cloud_snapshot_id, &entry.credential_name);
-        facts.add("Repair", format!("blockctl cloudsnap repair {id} --cred-id {location}"));
+        if let Some(action) = &detail.action {
+            facts.add("Next action", action);
+        }
     }
     if let Some(damaged) = &entry.repairs {
         facts.add("Repairs", damaged);
