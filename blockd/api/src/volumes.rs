@@ -168,8 +168,8 @@ pub struct Volume {
     #[serde(default)]
     pub anomaly_policy: AnomalyPolicy,
     /// Day of the learning period of [`LEARNING_DAYS`](crate::anomalies::LEARNING_DAYS), in which only large
-    /// anomalies are detected, 0 before the first observed backup; `None` afterwards, or if the policy is
-    /// off.
+    /// anomalies are detected, 0 before the first observed backup; of several locations, that of the one
+    /// that is observed for the shortest time. `None` afterwards, or if the policy is off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anomaly_learning_day: Option<u64>,
     /// NBD connections.

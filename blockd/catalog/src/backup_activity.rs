@@ -33,12 +33,14 @@ impl ActivityRow {
         rows(tx, sql, [self.volume.to_string(), self.credential.to_string()], |row| json(row, 0))
     }
 
-    /// Returns the first observed point in time of each volume.
+    /// Returns the start of the history of each volume; of several locations, which are judged separately,
+    /// that of the last one.
     ///
     /// # Errors
     /// The database fails.
-    pub fn first_of_volumes(tx: &Transaction<'_>) -> Result<BTreeMap<VolumeId, Timestamp>, DbError> {
-        let sql = "SELECT volume, min(point_in_time) FROM backup_activity GROUP BY volume";
+    pub fn starts_of_volumes(tx: &Transaction<'_>) -> Result<BTreeMap<VolumeId, Timestamp>, DbError> {
+        let sql = "SELECT volume, max(start) FROM (SELECT volume, min(point_in_time) AS start
+            FROM backup_activity GROUP BY volume, credential) GROUP BY volume";
         Ok(rows(tx, sql, [], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?.into_iter().collect())
     }
 
@@ -181,6 +183,12 @@ mod tests {
             assert_eq!(times(tx)?, [10, 4000, 9000], "those of one hour are merged");
             of.add(tx, &activity(4000 + KEPT.as_secs()))?;
             assert_eq!(times(tx)?, [4000, 9000, 4000 + KEPT.as_secs()]);
+
+            let other = ActivityRow { credential: Uuid::from_u128(9), ..of };
+            CredentialRow::sample(other.credential, "/other", Uuid::nil()).insert(tx)?;
+            other.add(tx, &activity(20_000))?;
+            let start = ActivityRow::starts_of_volumes(tx)?[&of.volume];
+            assert_eq!(start.as_second(), 20_000, "the other location is still learning");
 
             let profile = ContentProfile {
                 compressible: BlockSet::from_iter([Extent::new(BlockIndex(3), 5)]),

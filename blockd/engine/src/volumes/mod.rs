@@ -250,7 +250,7 @@ impl Volumes {
                 lazy: LazyRow::all(tx)?,
                 rules: RuleUses::all(tx)?.volumes,
                 scrubs: scrubs.filter_map(|row| Some((row.volume, row.completed?))).collect(),
-                observed: ActivityRow::first_of_volumes(tx)?,
+                observed: ActivityRow::starts_of_volumes(tx)?,
                 proofs: proofs.map(|(of, last)| (of, proofs::shown(last, &host))).collect(),
             })
         });
@@ -424,7 +424,7 @@ struct VolumeFacts {
     rules: BTreeMap<VolumeId, RuleName>,
     /// Ends of the last complete scrubs.
     scrubs: BTreeMap<VolumeId, Timestamp>,
-    /// First points in time whose activity was observed.
+    /// Starts of the histories that the activity is compared with.
     observed: BTreeMap<VolumeId, Timestamp>,
     /// Last proofs that read a backup and found it sound.
     proofs: BTreeMap<(Uuid, VolumeId), cloudsnaps::LastProof>,
