@@ -217,12 +217,31 @@ impl SnapRef {
         let (copies, list) = self.copies(context, cred_id, owner, state).await?;
         let default = match is_one_location(&copies, &list) {
             true => None,
-            false => {
-                let credentials = context.client.call(operations::LIST_CREDENTIALS, &()).await?.items;
-                credentials.into_iter().find(|one| one.is_default).map(|one| one.credential_id)
-            }
+            false => default_credential(context).await?,
         };
         preferred(&copies, default, &list, state)
+    }
+
+    /// Resolves as [`Self::resolve`] to one cloud snapshot; of copies at several locations only to that of
+    /// the default credential.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`], or several locations have copies, and none is the default.
+    pub async fn resolve_at_default(
+        &self,
+        context: &Context<'_>,
+        cred_id: Option<&CredentialRef>,
+    ) -> Result<CloudSnapshotId, Failure> {
+        let (copies, list) = self.copies(context, cred_id, Owner::Any, State::Restorable).await?;
+        let mut at = credentials_of(&copies, &list);
+        if at.len() > 1 {
+            let default = default_credential(context).await?;
+            at.retain(|credential| Some(*credential) == default);
+            if at.is_empty() {
+                return Err(ambiguous(self, &copies, true, &list));
+            }
+        }
+        preferred(&copies, at.pop_first(), &list, State::Restorable)
     }
 
     /// Resolves as [`Self::resolve_own`] to one cloud snapshot that a command changes or deletes, without
@@ -311,8 +330,18 @@ fn is_one_point(found: &[CloudSnapshotId], list: &CloudsnapList) -> bool {
 
 /// Returns true if the copies are at one location, or there is only one.
 fn is_one_location(copies: &[CloudSnapshotId], list: &CloudsnapList) -> bool {
+    copies.len() == 1 || credentials_of(copies, list).len() == 1
+}
+
+/// Returns the credentials whose locations have the copies.
+fn credentials_of(copies: &[CloudSnapshotId], list: &CloudsnapList) -> BTreeSet<Uuid> {
     let entries = list.list.items.iter().filter(|one| copies.contains(&one.cloud_snapshot_id));
-    copies.len() == 1 || entries.map(|one| one.credential_id).collect::<BTreeSet<_>>().len() == 1
+    entries.map(|one| one.credential_id).collect()
+}
+
+async fn default_credential(context: &Context<'_>) -> Result<Option<Uuid>, Failure> {
+    let credentials = context.client.call(operations::LIST_CREDENTIALS, &()).await?.items;
+    Ok(credentials.into_iter().find(|one| one.is_default).map(|one| one.credential_id))
 }
 
 /// Selects a copy of one point in time: a readable one, or for a repair a damaged one; if possible that of

@@ -7,6 +7,7 @@ mod clones;
 mod copy;
 mod costs;
 mod damage;
+mod drills;
 mod earlier_restores;
 mod first_hour;
 mod happens_once;

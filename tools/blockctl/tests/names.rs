@@ -3,9 +3,9 @@
 use crate::support::{CLUSTER, Fake, Reply, cloudsnap, fail, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 
-const OTHER: &str = "7e4d4b67-95d7-481e-aec5-14223ac55170";
+pub(crate) const OTHER: &str = "7e4d4b67-95d7-481e-aec5-14223ac55170";
 
-fn entry(id: &str, time: &str, name: &str) -> Value {
+pub(crate) fn entry(id: &str, time: &str, name: &str) -> Value {
     let mut entry = cloudsnap("59-61");
     (entry["cloudSnapshotId"], entry["createdAt"]) = (json!(id), json!(time));
     (entry["volumeName"], entry["name"]) = (json!("db"), json!(name));
@@ -13,7 +13,7 @@ fn entry(id: &str, time: &str, name: &str) -> Value {
 }
 
 /// Starts a daemon with these cloud snapshots, whose first credential is the default.
-fn fake(entries: &[Value]) -> Fake {
+pub(crate) fn fake(entries: &[Value]) -> Fake {
     Fake::with_defaults(fake_list(entries))
 }
 
@@ -25,7 +25,7 @@ fn fake_list(entries: &[Value]) -> Vec<(&'static str, Reply)> {
 }
 
 /// Returns the restored cloud snapshot.
-fn restored(fake: &Fake, line: &str) -> Result<String, String> {
+pub(crate) fn restored(fake: &Fake, line: &str) -> Result<String, String> {
     let ran = fake.run(line);
     let sent = fake.seen().into_iter().rev().find(|seen| seen.line.starts_with("POST "));
     match (ran.status, sent) {

@@ -204,18 +204,29 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
     report_group_start(context, tasks, &List::from(all), &lines, args.wait.report()).await
 }
 
-/// Resolves a cloud snapshot; the name of a volume stands for its newest one.
+/// Resolves a cloud snapshot; the name of a volume stands for its newest one. A drill proves one cloud
+/// snapshot at one location: a reference to several is refused.
 async fn resolve(
     context: &Context<'_>,
     snap: &SnapRef,
     cred_id: Option<&CredentialRef>,
 ) -> Result<CloudSnapshotId, Failure> {
-    let found = snap.resolve(context, cred_id).await;
-    let is_unknown = found.as_ref().is_err_and(|error| error.code() == ErrorCode::CloudsnapNotFound.as_str());
-    match (found, snap.newest().filter(|_| is_unknown)) {
-        (Err(error), Some(newest)) => newest.resolve(context, cred_id).await.map_err(|_| error),
+    let found = snap.resolve_at_default(context, cred_id).await;
+    let Some(newest) = snap.newest().filter(|_| snap.whole().is_none()) else { return found };
+    let of_volume = newest.resolve_at_default(context, cred_id).await;
+    match (found, of_volume) {
+        (Ok(id), Ok(of_volume)) if id != of_volume => Err(Failure::usage(format!(
+            "{snap} is the name of a cloud snapshot, {id}, and of a volume, whose newest one is {of_volume}"
+        ))
+        .with_hint(format!("give one of these ids, or {newest} for the newest one of the volume"))),
+        (Err(error), Err(of_volume)) if is_unknown(&error) && !is_unknown(&of_volume) => Err(of_volume),
+        (Err(error), of_volume) if is_unknown(&error) => of_volume.map_err(|_| error),
         (found, _) => found,
     }
+}
+
+fn is_unknown(error: &Failure) -> bool {
+    [ErrorCode::CloudsnapNotFound, ErrorCode::VolumeNotFound].iter().any(|code| error.code() == code.as_str())
 }
 
 async fn estimate(context: &Context<'_>, ids: Vec<CloudSnapshotId>, args: RunArgs) -> Exit {
@@ -224,10 +235,16 @@ async fn estimate(context: &Context<'_>, ids: Vec<CloudSnapshotId>, args: RunArg
         let request = EstimateDrill { cloud_snapshot_id, credential: args.credential.cred_id.clone() };
         all.extend(context.client.call(operations::ESTIMATE_DRILL, &request).await?.items);
     }
+    costs::report(context.output, &List::from(all))
 }
 
 /// Starts the drills of a group, which fail together: any failure decides the exit status.
 async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> Exit {
+    if args.dry_run {
+        let request = EstimateGroupDrill { group, credential: args.credential.cred_id };
+        let estimated = context.client.call(operations::ESTIMATE_GROUP_DRILL, &request).await?;
+        return costs::report(context.output, &estimated);
+    }
     let request = StartGroupDrill {
         group: group.clone(),
         credential: args.credential.cred_id,
@@ -235,16 +252,10 @@ async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> 
         seed: args.seed,
         timeout_seconds: args.timeout,
         probe: args.probe,
-    costs::report(context.output, &List::from(all))
         accept_layout: args.accept_layout,
     };
     let started = context.client.call(operations::START_GROUP_DRILL, &request).await?;
     let count = counted(started.list.items.len() as u64, "volume");
-    if args.dry_run {
-        let request = EstimateGroupDrill { group, credential: args.credential.cred_id };
-        let estimated = context.client.call(operations::ESTIMATE_GROUP_DRILL, &request).await?;
-        return costs::report(context.output, &estimated);
-    }
     let mut lines = vec![format!(
         "Restore drill of group {group} started successfully with groupID:{} ({count})",
         started.group_id
