@@ -46,13 +46,13 @@ fn exceeded(limits: &TaskLimits, prices: Option<&Prices>, counts: &RequestCounts
         return Some(format!("limit of {max} requests"));
     }
     if let Some(max) = limits.max_egress_bytes.filter(|max| counts.bytes_down > *max) {
-        return Some(format!("limit of {max} bytes received"));
+        return Some(format!("limit of {} received", ByteSize::from_bytes(max)));
     }
     let max = limits.max_cost?;
     // The table may have been removed since the start.
-    let Some(prices) = prices else { return Some("a limit of the cost, but no price table".to_owned()) };
+    let Some(prices) = prices else { return Some(format!("limit of {max}, but no price table")) };
     let is_above = prices.of_task(&shown(counts), counts.bytes_down) > max;
-    is_above.then(|| format!("limit of {} {max}", prices.currency))
+    is_above.then(|| format!("limit of {max} {}", prices.currency))
 }
 
 /// Refuses a limit of the cost for a location without prices.
@@ -121,6 +121,9 @@ mod tests {
         for (max, is_over) in [(12, true), (13, false)] {
             assert_eq!(is_exceeded(TaskLimits { max_requests: Some(max), ..TaskLimits::NONE }), is_over);
         }
+        let limits = TaskLimits { max_egress_bytes: Some(3 << 19), ..TaskLimits::NONE };
+        let more = RequestCounts { bytes_down: 2 << 20, ..counts };
+        assert_eq!(exceeded(&limits, None, &more).unwrap(), "limit of 1.5 MiB received");
         for (max, is_over) in [(99, true), (100, false)] {
             assert_eq!(is_exceeded(TaskLimits { max_egress_bytes: Some(max), ..TaskLimits::NONE }), is_over);
         }
