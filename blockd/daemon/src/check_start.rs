@@ -3,8 +3,11 @@
 //! the daemon.
 
 use crate::{config::Config, sockets::check_socket_path};
-use blockd_api::with_sources;
-use blockd_catalog::Db;
+use blockd_api::{
+    costs::{DEFAULT_PRICES, Prices},
+    with_sources,
+};
+use blockd_catalog::{CredentialRow, Db};
 use blockd_engine::repositories::opening::cannot_be_opened;
 use blockd_extent::VolumeId;
 use blockd_nbd::TlsIdentity;
@@ -71,6 +74,29 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
     Ok(problems)
 }
 
+/// Returns warnings about price tables, one line each: tables without a location, and prices that miss the
+/// bytes read.
+pub fn price_warnings(config: &Config) -> Vec<String> {
+    let database = config.data_dir.join("blockd.db");
+    let known = database.exists().then(|| Db::find_credentials(&database).ok()).flatten();
+    let mut warnings = Vec::new();
+    for (name, prices) in &config.prices {
+        let is_known = |rows: &Vec<CredentialRow>| rows.iter().any(|row| row.name == *name);
+        if name.as_str() != DEFAULT_PRICES && known.as_ref().is_some_and(|rows| !is_known(rows)) {
+            warnings.push(format!("[prices.{name}] applies to no location: no credential has this name"));
+        }
+        let free = Prices { currency: prices.currency.clone(), ..Prices::default() };
+        if *prices == free {
+            warnings.push(format!("[prices.{name}] has no price: all amounts are 0"));
+        } else if prices.egress_per_gib == free.egress_per_gib {
+            warnings.push(format!(
+                "[prices.{name}] has no egress_per_gib: costs do not contain the bytes read, which most providers charge"
+            ));
+        }
+    }
+    warnings
+}
+
 /// Returns the credentials whose secrets cannot be unsealed: a running daemon may hold them in memory, but
 /// the next one could not read them.
 fn lost_credentials(data_dir: &Path, database: &Path) -> Vec<String> {
@@ -102,6 +128,26 @@ mod tests {
             .collect();
         found.sort();
         found
+    }
+
+    #[test]
+    fn price_tables_without_effect_are_warnings() {
+        let dir = tempfile::tempdir().unwrap();
+        let warned = |text: &str| {
+            let config: Config = toml::from_str(text).unwrap();
+            price_warnings(&Config { data_dir: dir.path().to_owned(), ..config })
+        };
+        let table = |name: &str, more: &str| format!("[prices.{name}]\nput_per_1000 = \"0.005\"\n{more}");
+        let whole = "egress_per_gib = \"0.09\"";
+        assert!(warned(&table("s3", whole)).is_empty(), "no database exists");
+        drop(Db::open(&dir.path().join("blockd.db")).unwrap());
+        assert!(warned(&table("default", whole)).is_empty());
+        let unknown = warned(&table("s3", whole));
+        assert!(unknown.len() == 1 && unknown[0].contains("applies to no location"), "{unknown:?}");
+        let free = warned(&table("default", "egress_per_gib = \"0\""));
+        assert!(free.len() == 1 && free[0].contains("no egress_per_gib"), "{free:?}");
+        let empty = warned("[prices.default]");
+        assert!(empty.len() == 1 && empty[0].contains("all amounts are 0"), "{empty:?}");
     }
 
     #[test]

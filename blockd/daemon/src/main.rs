@@ -4,7 +4,7 @@
 use blockd::{
     activation::Passed,
     check::{CheckFormat, check_volumes},
-    check_start::{check_files, check_start},
+    check_start::{check_files, check_start, price_warnings},
     cli::Cli,
     config::Config,
     daemon::Daemon,
@@ -104,6 +104,9 @@ fn show_config(config: &Config) -> ExitCode {
         return failed(&error, EXIT_USAGE);
     }
     print!("{}", config.to_shown_toml());
+    for warning in price_warnings(config) {
+        eprintln!("blockd: warning: {warning}");
+    }
     let problems = check_files(config);
     print_problems(&problems);
     if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) }
