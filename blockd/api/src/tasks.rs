@@ -66,8 +66,9 @@ pub struct Task {
     pub state: TaskState,
     /// Host that runs it.
     pub node: String,
-    /// Credential; the nil UUID for a scrub, which has none.
-    pub credential_id: Uuid,
+    /// Credential; `None` of a scrub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_id: Option<Uuid>,
     /// Name of the credential; `None` if deleted.
     pub credential_name: Option<CredentialName>,
     /// Phase: `planning`, `data`, `index`, `commit`, `done`, or `waiting for` and a secret reference.

@@ -160,14 +160,14 @@ async fn default_credential_is_used_where_none_is_named() {
         if restarts {
             host.restart().await;
         }
-        assert_eq!(host.backup("data", false).await.credential_id, offsite);
+        assert_eq!(host.backup("data", false).await.credential_id, Some(offsite));
         let list = host.call(LIST_CREDENTIALS, &()).await.items;
         let defaults: Vec<_> =
             list.iter().filter(|one| one.is_default).map(|one| one.credential_id).collect();
         assert_eq!(defaults, [offsite]);
     }
     host.call_at(DELETE_CREDENTIAL, &name, &()).await;
-    assert_eq!(host.backup("data", false).await.credential_id, nas);
+    assert_eq!(host.backup("data", false).await.credential_id, Some(nas));
 }
 
 #[tokio::test(flavor = "multi_thread")]

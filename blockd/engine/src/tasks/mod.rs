@@ -228,7 +228,8 @@ impl Tasks {
             volume_name: detail.volume_name.clone(),
             state: api::TaskState { kind: row.kind(), stage: row.state },
             node: self.host.node.clone(),
-            credential_id: row.credential,
+            // A scrub reads no location.
+            credential_id: (row.kind() != TaskKind::Scrub).then_some(row.credential),
             credential_name: detail.credential_name.parse().ok(),
             phase: detail.phase.clone(),
             total_bytes: detail.bytes_total,
