@@ -18,10 +18,11 @@ use crate::{
 use blockd_api::{
     ProbeName,
     drills::{DEFAULT_DRILL_FILES, DEFAULT_DRILL_TIMEOUT_S, DrillOptions},
-    schedules::{CreateSchedule, PolicyName, Schedule, UpdateSchedule},
+    schedules::{CreateSchedule, PolicyName, RunState, Schedule, UpdateSchedule},
 };
 use blockd_schedule::Jitter;
 use clap::{Args, Subcommand};
+use std::collections::BTreeSet;
 
 const CREATE_HELP: &str = "\
 Each run drills the newest cloud snapshot of each volume at each location; for a group, those of its \
@@ -218,6 +219,7 @@ async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
             .wide("POLICY", |schedule| or_dash(schedule.policy_name.as_ref()))
             .both("NEXT-RUN", |schedule| or_dash(schedule.next_run_at.map(|at| width.time(at))))
             .both("LAST-RUN", |schedule| or_dash(schedule.last_run_at.map(|at| width.time(at))))
+            .both("RESULT", |schedule| last_result(schedule))
             .both("STATUS", |schedule| if schedule.paused { "paused" } else { "active" })
             .wide("PROBE", |schedule| or_dash(options(schedule).and_then(|one| one.probe.as_ref())))
             .wide("FILES", |schedule| {
@@ -230,6 +232,17 @@ async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
             .both("SCHEDULE", |schedule| &schedule.schedule)
             .fit_with_text("NAME|VOLUMES|LOCATIONS")
     })
+}
+
+/// Returns the results of the last runs, each once.
+fn last_result(schedule: &Schedule) -> String {
+    let result = |state: RunState| match state {
+        RunState::Done => "passed".to_owned(),
+        other => other.to_string(),
+    };
+    let all: BTreeSet<String> =
+        schedule.copies.iter().filter_map(|copy| copy.last_state).map(result).collect();
+    or_dash((!all.is_empty()).then(|| Vec::from_iter(all).join(", ")))
 }
 
 fn options(schedule: &Schedule) -> Option<&DrillOptions> {
