@@ -121,7 +121,7 @@ async fn failing_probe_fails_a_consistent_snapshot() {
     assert_eq!((code, failed_at(&drill)), (ErrorCode::DrillFailed, DrillStage::Probe));
     assert_eq!(drill.findings[0], "probe failing failed: exit status 7: the database does not start");
     let last = drill.findings.len() - 1;
-    assert_eq!(drill.findings[last - 1..], ["output: line 49", "output: the database does not start"]);
+    assert_eq!(drill.findings[last - 1..], ["output: line 48", "output: line 49"]);
     assert!(last < 20 && drill.probed_millis.is_none(), "{drill:?}");
     let [event] = &host.events_of("drill-failed").await[..] else { panic!("no event, or several") };
     assert_eq!(event.failed_step, Some(DrillStage::Probe));

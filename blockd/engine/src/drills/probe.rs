@@ -249,7 +249,9 @@ impl DrillProbe {
         let lines = ended.output.lines().map(str::trim_end).filter(|line| !line.is_empty());
         let lines: Vec<_> = lines.collect();
         if let Some(error) = &ended.error {
-            return self.failed(error, &lines);
+            // The error of a command has its last line.
+            let others = lines.split_last().filter(|(last, _)| error.ends_with(last.trim_start()));
+            return self.failed(error, others.map_or(&lines, |(_, others)| others));
         }
         let note =
             lines.last().map_or_else(|| self.name.to_string(), |line| format!("{}: {line}", self.name));
