@@ -210,10 +210,14 @@ async fn wrong_clock_abandons_no_resumable_backup() {
     host.call_at(VALIDATE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
     let restore = host.make_stale(String::new(), Vec::new(), 2 * 3600);
     assert_eq!(resumable_after(8).await, 1);
+    let is_noted = || host.engine().health.problems().iter().any(|problem| problem.kind == "clock");
+    assert!(is_noted());
     // The store is unreachable, and its clock differed.
     fs::rename(store, &away).unwrap();
     assert_eq!(resumable_after(15).await, 1);
     fs::rename(&away, store).unwrap();
+    assert!(is_noted(), "the clocks were not compared again");
     restore(&host);
     assert_eq!(resumable_after(8).await, 0);
+    assert!(!is_noted());
 }
