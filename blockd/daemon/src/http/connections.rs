@@ -1,7 +1,7 @@
-//! Connections with one request each, within limits.
+//! Connections, within limits.
 //!
-//! A caller's role is looked up on connect, so a connection ends with its request: a revoked role does not
-//! live on in an open connection.
+//! A caller's role is looked up for each request on a Unix socket, where a client may keep its connection. A
+//! TLS connection ends with its request: a revoked role does not live on in an open connection.
 
 use super::{
     caller::Caller,
@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-/// Timeout of a request's head.
+/// Timeout of a request's head, also of the next one on a kept connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum number of connections of a socket; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 256;
@@ -39,21 +39,22 @@ const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves a socket until the stop, and ends after the running requests. The caller is determined for each
-/// connection.
+/// request.
 pub(crate) async fn serve(
     listener: UnixListener,
-    caller: impl Fn() -> Caller,
+    caller: impl Fn() -> Caller + Clone + Send + 'static,
     router: Router,
     stop: CancellationToken,
 ) {
     let until = stop.clone();
     let connection = move |stream: UnixStream| {
-        let (mut caller, router, stop) = (caller(), router.clone(), stop.clone());
-        caller.user = stream.peer_cred().ok().map(|peer| User { uid: peer.uid(), gid: peer.gid() });
+        let (caller, router, stop) = (caller.clone(), router.clone(), stop.clone());
+        let user = stream.peer_cred().ok().map(|peer| User { uid: peer.uid(), gid: peer.gid() });
+        let caller = move || Caller { user, ..caller() };
         async move {
-            let closer = may_pass(&caller).then(Closer::shared).flatten();
+            let closer = may_pass(&caller()).then(Closer::shared).flatten();
             let (stream, passed) = Receiving::new(stream, closer);
-            serve_one(stream, caller, passed, router, &stop).await;
+            serve_one(stream, (caller, KeepAlive::Yes), passed, router, &stop).await;
         }
     };
     serve_each(listener, MAX_CONNECTIONS, &until, connection).await;
@@ -123,11 +124,20 @@ pub(super) async fn serve_each<L: Listen, F>(
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection to its end. At the stop, a running or immediate request is answered. The request
-/// gets the descriptors that came before it was read.
+/// Further requests of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeepAlive {
+    /// The client may keep the connection.
+    Yes,
+    /// The connection ends with its request.
+    No,
+}
+
+/// Serves one connection to its end. At the stop, a running or immediate request is answered. The first
+/// request gets the descriptors that came before it was read.
 pub(super) async fn serve_one<S>(
     stream: S,
-    caller: Caller,
+    (caller, keep_alive): (impl Fn() -> Caller, KeepAlive),
     passed: PassedFds,
     router: Router,
     stop: &CancellationToken,
@@ -138,12 +148,13 @@ pub(super) async fn serve_one<S>(
     let has_started = begun.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         has_started.cancel();
-        request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(caller());
         request.extensions_mut().insert(passed.take());
         router.clone().call(request.map(Body::new))
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).keep_alive(false);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    http.keep_alive(keep_alive == KeepAlive::Yes);
     let served = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(served);
     let ended = tokio::select! {
@@ -188,7 +199,8 @@ mod tests {
         let stop = CancellationToken::new();
         let told = stop.clone();
         let served = tokio::spawn(async move {
-            serve_one(far, Caller::owner(), PassedFds::default(), router, &told).await;
+            let caller = (Caller::owner, KeepAlive::No);
+            serve_one(far, caller, PassedFds::default(), router, &told).await;
         });
         // On one thread, the task waits for a request when this continues.
         tokio::task::yield_now().await;
@@ -246,6 +258,51 @@ mod tests {
         served.await.unwrap();
     }
 
+    /// Reads an answer of the test's router.
+    async fn read_answer(near: &mut UnixStream, last: &str) {
+        let mut answer = Vec::new();
+        while !answer.ends_with(last.as_bytes()) {
+            assert!(near.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kept_connection_has_the_current_role_until_it_idles() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let router = Router::new().route("/", get(async |caller: Caller| caller.name));
+        let name = Arc::new(parking_lot::Mutex::new("before"));
+        let current = Arc::clone(&name);
+        let served = tokio::spawn(async move {
+            let caller = move || Caller { name: (*current.lock()).to_owned(), ..Caller::owner() };
+            let stop = CancellationToken::new();
+            serve_one(far, (caller, KeepAlive::Yes), PassedFds::default(), router, &stop).await;
+        });
+        near.write_all(REQUEST).await.unwrap();
+        read_answer(&mut near, "before").await;
+        *name.lock() = "after";
+        near.write_all(REQUEST).await.unwrap();
+        read_answer(&mut near, "after").await;
+        assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0, "it ends while idle");
+        served.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kept_connection_does_not_delay_the_stop() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (router, stop) = (Router::new().route("/", get(async || "done")), CancellationToken::new());
+        let told = stop.clone();
+        let served = tokio::spawn(async move {
+            let caller = (Caller::owner, KeepAlive::Yes);
+            serve_one(far, caller, PassedFds::default(), router, &told).await;
+        });
+        near.write_all(REQUEST).await.unwrap();
+        read_answer(&mut near, "done").await;
+        let began = Instant::now();
+        stop.cancel();
+        served.await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
     /// Cancels on drop.
     struct Held(CancellationToken);
 
@@ -270,7 +327,8 @@ mod tests {
         };
         let router = Router::new().route("/", get(handler));
         let served = tokio::spawn(async move {
-            serve_one(far, Caller::owner(), PassedFds::default(), router, &CancellationToken::new()).await;
+            let (caller, stop) = ((Caller::owner, KeepAlive::Yes), CancellationToken::new());
+            serve_one(far, caller, PassedFds::default(), router, &stop).await;
         });
         near.write_all(REQUEST).await.unwrap();
         begun.cancelled().await;

@@ -2,7 +2,7 @@
 
 use super::{
     caller::Caller,
-    connections::{serve_each, serve_one},
+    connections::{KeepAlive, serve_each, serve_one},
     passed_fds::PassedFds,
     replies::Failure,
     routes::{Api, Routes},
@@ -58,6 +58,7 @@ async fn serve_router(listener: TcpListener, router: Router, stop: CancellationT
                 tracing::debug!(?peer, "a metrics connection was closed: its address has too many");
                 return;
             };
+            let caller = (move || caller.clone(), KeepAlive::No);
             let served = serve_one(stream, caller, PassedFds::default(), router, &stop);
             if tokio::time::timeout(CONNECTION_TIMEOUT, served).await.is_err() {
                 tracing::debug!("a metrics connection was closed at its time limit");

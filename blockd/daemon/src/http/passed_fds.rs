@@ -1,8 +1,8 @@
 //! Descriptors passed with a request through a Unix socket.
 //!
 //! Descriptors are accepted only from callers with the permission to pass a mount, and only for that request;
-//! otherwise the kernel drops them before this process receives them. One descriptor is kept for the current
-//! request, and none is accepted after it. Surplus ones are closed by a thread that may block.
+//! otherwise the kernel drops them before this process receives them. One descriptor is kept for the first
+//! request of a connection, and none is accepted after it. Surplus ones are closed by a thread that may block.
 
 use super::{
     caller::Caller,

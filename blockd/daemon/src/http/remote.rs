@@ -5,7 +5,7 @@
 
 use super::{
     caller::Caller,
-    connections::{ACCEPT_PAUSE, serve_one},
+    connections::{ACCEPT_PAUSE, KeepAlive, serve_one},
     passed_fds::PassedFds,
 };
 use crate::config::ControlConfig;
@@ -111,6 +111,7 @@ impl Remote {
         };
         tracing::debug!(name, ?role, "a control connection");
         let caller = Caller { role, name, user: None };
+        let caller = (move || caller.clone(), KeepAlive::No);
         serve_one(session, caller, PassedFds::default(), self.router.clone(), &self.stop).await;
     }
 }
