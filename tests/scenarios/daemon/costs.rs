@@ -9,7 +9,7 @@ use blockd_api::{
     lazy::StartInPlace,
     tasks::{Requests, TaskLimits, TaskOwner, TaskStage},
 };
-use blockd_catalog::{CredentialRow, RestoreTask, ScrubTask, TaskRow, TaskSpec};
+use blockd_catalog::{CredentialRow, InPlaceRestore, RestoreTask, ScrubTask, TaskRow, TaskSpec};
 use blockd_engine::repositories::preflight::with_client_cancellation;
 use jiff::{SignedDuration, Timestamp};
 
@@ -196,7 +196,9 @@ async fn restore_is_estimated_beside_a_scrub() {
     (busy.volume, busy.state) = (Some(host.volume("data").id()), TaskStage::Active);
     host.engine().db.transaction(|tx| busy.put(tx)).unwrap();
     assert!(host.estimated_restore(&snap, Some("data")).await.requests.get > 0);
-    busy.spec = TaskSpec::Restore(RestoreTask::InPlace(Default::default()));
+    let before = SnapshotId::from_u64(1);
+    let restore = InPlaceRestore { before, discard: false, labels: Default::default() };
+    busy.spec = TaskSpec::Restore(RestoreTask::InPlace(restore));
     host.engine().db.transaction(|tx| busy.put(tx)).unwrap();
     let request = restore_estimate(&snap, Some("data"));
     host.refused(ErrorCode::VolumeInUse, ESTIMATE_RESTORE, &request).await;
@@ -208,9 +210,8 @@ async fn estimates_of_a_group_are_those_of_its_volumes() {
     host.create_credential().await;
     let names = ["one", "two"];
     for name in names {
-        let volume = host
-            .call(CREATE_VOLUME, &CreateVolume { group: Some("shop".parse().unwrap()), ..new_volume(name) });
-        volume.await;
+        let group = Some("shop".parse().unwrap());
+        host.call(CREATE_VOLUME, &CreateVolume { group, ..new_volume(name) }).await;
         Model::new().write(&host.volume(name), 0, 1, 1 << 20);
     }
     let group = || StartGroupBackup { group: Some("shop".parse().unwrap()), ..Default::default() };

@@ -28,7 +28,7 @@ fn estimates_are_tables_and_documents() {
     let lines = lines.iter().flat_map(|line| [format!("blockctl {line}"), format!("blockctl -j {line}")]);
     let lines: Vec<String> = lines.collect();
     let shown = Fake::with_defaults(Vec::new()).transcript(&lines[..12].join("\n"));
-    let tables = shown.lines().filter(|line| line.contains("LOCATION  PUT") || line.contains("nas  "));
+    let tables = shown.lines().filter(|line| line.contains("  PUT  ") || line.contains("  0     "));
     assert!(tables.into_iter().all(|line| line.len() <= 80), "{shown}");
     matches("estimates", &lines);
 }

@@ -68,6 +68,7 @@ impl Drills {
         for id in point {
             all.push(self.estimate_of(id, &credential).await?);
         }
+        all.sort_by(|one, other| one.volume_name.cmp(&other.volume_name));
         Ok(all.into())
     }
 

@@ -37,12 +37,19 @@ pub fn table(estimates: &[CostEstimate]) -> Table {
         None => "-".to_owned(),
     };
     let volumes: BTreeSet<_> = estimates.iter().map(|one| &one.volume_name).collect();
-    let all = Table::list(estimates, Width::Narrow);
-    let all = match volumes.len() {
-        0 | 1 => all,
-        _ => all.both("VOLUME", |one| or_dash(one.volume_name.as_ref())),
+    let locations: BTreeSet<_> = estimates.iter().map(|one| &one.credential_name).collect();
+    // One column of both: the others take 70 characters.
+    let (title, has_location) = match (volumes.len(), locations.len()) {
+        (0 | 1, _) => ("LOCATION", true),
+        (_, several) => ("VOLUME", several > 1),
     };
-    all.both("LOCATION", |one| &one.credential_name)
+    let object = |one: &CostEstimate| match (title, has_location) {
+        ("LOCATION", _) => one.credential_name.clone(),
+        (_, false) => or_dash(one.volume_name.as_ref()),
+        (_, true) => format!("{} at {}", or_dash(one.volume_name.as_ref()), one.credential_name),
+    };
+    Table::list(estimates, Width::Narrow)
+        .both(title, object)
         .both("PUT", |one| one.requests.put)
         .both("GET", |one| one.requests.get)
         .both("LIST", |one| one.requests.list)
@@ -52,7 +59,7 @@ pub fn table(estimates: &[CostEstimate]) -> Table {
         .both("STORED", stored)
         .both("COST", price)
         .both("MONTH", per_month)
-        .fit("LOCATION")
+        .fit(title)
 }
 
 /// Reports an estimate.
