@@ -117,22 +117,25 @@ impl<T: FromStr> FromStr for TaskLimit<T> {
 
 /// Changed limits of a task.
 #[derive(Clone, Copy, Debug, Args)]
-#[command(group = clap::ArgGroup::new("changed").required(true).multiple(true))]
 pub struct ChangedLimitArgs {
     /// Upload limit in bytes per second, or none
-    #[arg(long, value_name = "SIZE", group = "changed")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        required_unless_present_any = ["limit_download", "max_requests", "max_egress", "max_cost"]
+    )]
     pub limit_upload: Option<TaskLimit>,
     /// Download limit in bytes per second, or none
-    #[arg(long, value_name = "SIZE", group = "changed")]
+    #[arg(long, value_name = "SIZE")]
     pub limit_download: Option<TaskLimit>,
     /// Maximum number of requests, or none
-    #[arg(long, value_name = "N", group = "changed")]
+    #[arg(long, value_name = "N")]
     pub max_requests: Option<TaskLimit<u64>>,
     /// Maximum of bytes received, or none
-    #[arg(long, value_name = "SIZE", group = "changed")]
+    #[arg(long, value_name = "SIZE")]
     pub max_egress: Option<TaskLimit>,
     /// Maximum cost of requests and egress, or none
-    #[arg(long, value_name = "AMOUNT", group = "changed")]
+    #[arg(long, value_name = "AMOUNT")]
     pub max_cost: Option<TaskLimit<Money>>,
 }
 
