@@ -217,10 +217,13 @@ async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
             .wide("UUID", |schedule| schedule.schedule_id)
             .both("LOCATIONS", |schedule| names.locations(schedule))
             .wide("POLICY", |schedule| or_dash(schedule.policy_name.as_ref()))
-            .both("NEXT-RUN", |schedule| or_dash(schedule.next_run_at.map(|at| width.time(at))))
+            .both("NEXT-RUN", |schedule| match schedule.paused {
+                true => "paused".to_owned(),
+                false => or_dash(schedule.next_run_at.map(|at| width.time(at))),
+            })
             .both("LAST-RUN", |schedule| or_dash(schedule.last_run_at.map(|at| width.time(at))))
             .both("RESULT", |schedule| last_result(schedule))
-            .both("STATUS", |schedule| if schedule.paused { "paused" } else { "active" })
+            .wide("STATUS", |schedule| if schedule.paused { "paused" } else { "active" })
             .wide("PROBE", |schedule| or_dash(options(schedule).and_then(|one| one.probe.as_ref())))
             .wide("FILES", |schedule| {
                 options(schedule).and_then(|one| one.files).unwrap_or(DEFAULT_DRILL_FILES)
