@@ -7,6 +7,7 @@ use blockd_api::{
     credentials::RekeyCredential,
     events::Severity,
 };
+use blockd_testkit::store::Fault;
 
 /// The directories of both copies of the key slots.
 const KEY_SLOTS: [&str; 2] = ["keys", "keys-copy"];
@@ -71,6 +72,25 @@ async fn damaged_key_slot_fails_verification_and_is_repaired() {
         events.len() == 2 && events.iter().all(|event| event.severity == Severity::Warning),
         "{events:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn problem_of_a_key_slot_ends_with_its_repair() {
+    let (mut host, faults) = Host::with_faults().await;
+    let (uuid, repository) = {
+        let opened = host.engine().repositories.opened.lock();
+        let (uuid, (repository, _)) = opened.iter().next().unwrap();
+        (*uuid, repository.clone())
+    };
+    let has_problem = || host.engine().health.problems().iter().any(|problem| problem.kind == "key-slot");
+    flip_bit(slots(&host).remove(0), 90);
+    faults.fail_writes(Fault::BeforeApply);
+    host.engine().repositories.prove_location(uuid, &repository).await.unwrap();
+    assert!(has_problem());
+    faults.heal();
+    host.call_at(VALIDATE_CREDENTIAL, &CredentialRef::Id(uuid), &()).await;
+    assert!(!has_problem());
+    host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

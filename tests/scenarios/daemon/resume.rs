@@ -348,7 +348,7 @@ async fn backup_to_several_locations_shares_one_snapshot() {
     assert_ne!(one.cloud_snapshot_id, two.cloud_snapshot_id);
     host.assert_tidy();
     for (task, name) in [(&one, "one"), (&two, "two")] {
-        let credential = task.credential_id.map(CredentialRef::Id);
+        let credential = task.credential_id.map(blockd_api::CredentialRef::Id);
         let request =
             StartRestore { credential, ..restore_as(task.cloud_snapshot_id.as_ref().unwrap(), name) };
         model.assert_is(&*host.run_restore(&request).await);

@@ -8,13 +8,16 @@ use blockd_api::{
 use blockd_engine::error::ServiceError;
 use blockd_schedule::Retention;
 use blockd_testkit::store::{Fault, FaultStore};
-use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    task::{Context, Waker},
+};
 
 impl Host {
     /// Returns a host whose store fails on request, and gives up a request after the first failure.
-    async fn with_faults() -> (Self, Arc<FaultStore>) {
+    pub(super) async fn with_faults() -> (Self, Arc<FaultStore>) {
         Self::with_faults_and(|_| ()).await
     }
 
@@ -139,7 +142,8 @@ async fn stop_of_a_backup_that_fails_is_final() {
         host.act_at(step, move |_| {
             let task = engine.tasks.running().remove(0).id;
             let mut stop = Box::pin(async move { engine.runner.stop_task(task, StopTask::default()).await });
-            assert!((&mut stop).now_or_never().is_none(), "it waits for the end of the task");
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(stop.as_mut().poll(&mut context).is_pending(), "it waits for the end of the task");
             stops.send(tokio::spawn(stop)).unwrap();
         });
         host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
