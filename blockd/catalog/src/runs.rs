@@ -199,20 +199,12 @@ impl RunRow {
     }
 
     fn update_if(&self, tx: &Transaction<'_>, state: RunState) -> Result<bool, DbError> {
-        let waits = self.is_in(tx, state)?;
+        let sql = "SELECT EXISTS (SELECT 1 FROM schedule_runs WHERE id = ?1 AND state = ?2)";
+        let waits: bool = tx.query_row(sql, params![stored(self.id), state.as_str()], |row| row.get(0))?;
         if waits {
             self.update(tx)?;
         }
         Ok(waits)
-    }
-
-    /// Returns true if the stored run has this state.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub fn is_in(&self, tx: &Transaction<'_>, state: RunState) -> Result<bool, DbError> {
-        let sql = "SELECT EXISTS (SELECT 1 FROM schedule_runs WHERE id = ?1 AND state = ?2)";
-        Ok(tx.query_row(sql, params![stored(self.id), state.as_str()], |row| row.get(0))?)
     }
 
     /// Stores failures that did not prevent the snapshot of a run.

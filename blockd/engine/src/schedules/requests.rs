@@ -407,13 +407,8 @@ impl Schedules {
                 let name = ScheduleRow::name_of(tx, uuid)?;
                 let queued = RunRow::in_state(tx, RunState::Queued)?;
                 for run in queued.iter().filter(|run| run.schedule == uuid) {
-                    transactions::end_queued(
-                        tx,
-                        run,
-                        RunState::Skipped,
-                        "the schedule was deleted".into(),
-                        now,
-                    )?;
+                    let reason = "the schedule was deleted".into();
+                    transactions::end_queued(tx, run, RunState::Skipped, reason, now)?;
                 }
                 ScheduleRow::delete(tx, uuid)?;
                 Ok(name)

@@ -16,7 +16,7 @@ use blockd_catalog::{DbError, NewEvent, RunRow, ScheduleRow, TaskRow};
 use blockd_schedule::{MAX_RESUME_PAUSE_S, resume_at};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Transaction;
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 /// Start of the message of a backup that resumes.
 const RESUMES: &str = "backup failed, and resumes at";
@@ -122,14 +122,13 @@ pub(super) fn with_given_up<T, E: From<DbError>>(
     tx: &Transaction<'_>,
     step: impl FnOnce() -> Result<T, E>,
 ) -> Result<(T, Vec<TaskRow>), E> {
-    let retrying = RunRow::in_state(tx, RunState::Retrying)?;
+    let before = RunRow::in_state(tx, RunState::Retrying)?;
     let done = step()?;
+    let still: HashSet<u64> =
+        RunRow::in_state(tx, RunState::Retrying)?.into_iter().map(|run| run.id).collect();
     let mut given_up = Vec::new();
-    for run in retrying {
-        let Some(id) = run.task else { continue };
-        if run.is_in(tx, RunState::Failed)? {
-            given_up.extend(TaskRow::find(tx, id)?.filter(|task| task.state == TaskStage::Failed));
-        }
+    for task in before.into_iter().filter(|run| !still.contains(&run.id)).filter_map(|run| run.task) {
+        given_up.extend(TaskRow::find(tx, task)?.filter(|task| task.state == TaskStage::Failed));
     }
     Ok((done, given_up))
 }

@@ -28,7 +28,7 @@ pub fn add_run_event(
 }
 
 /// Stores the event of a failed or skipped run, unless one of the schedule, volume and location whose reason
-/// starts with `beginning`, too, is less than a day old: in an outage, each run of a frequent schedule ends so.
+/// starts with `beginning`, too, is less than a day old: in an outage, each run of a schedule ends so.
 ///
 /// # Errors
 /// The database fails.
