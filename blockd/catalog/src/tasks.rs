@@ -378,7 +378,8 @@ impl TaskRow {
     /// The database fails.
     pub fn find(tx: &Transaction<'_>, id: Uuid) -> Result<Option<Self>, DbError> {
         let sql = format!("SELECT {COLUMNS} FROM tasks WHERE id = ?1");
-        Ok(tx.query_row(&sql, [id.to_string()], Self::read).optional()?)
+        // Polled by clients: its statement is not parsed each time.
+        Ok(rows(tx, &sql, [id.to_string()], Self::read)?.into_iter().next())
     }
 
     /// Returns the unfinished tasks, oldest first.
