@@ -196,8 +196,7 @@ blockctl cs drill run --group shop --cr nas --files 9 --probe postgresql --accep
 blockctl cs stop -n 3F4F0A67-e12a-4d35-81ad-985657757352 --discard
 blockctl cs resume 3f4f0a67-e12a-4d35-81ad-985657757352 --wait
 blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload 20MiB
-blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload none
-blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --max-requests 5000 --max-egress none --max-cost 0.5
+blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload none --max-requests 5000 --max-egress none --max-cost 0.5
 blockctl browse umount /mnt/browse
 blockctl sched-policy create gold --periodic 60,24 --daily 22:14,7 --weekly Thursday@10:13PM,5
 blockctl sched-policy update gold --daily 02:00 --cron '0 4 * * 1,3;9' --on-calendar '*-*-* 02:30 Asia/Tokyo;9'

@@ -2,7 +2,7 @@
 //!
 //! Descriptors are accepted only from callers with the permission to pass a mount, and only for that request;
 //! otherwise the kernel drops them before this process receives them. One descriptor is kept for the first
-//! request of a connection, and none is accepted after it. Surplus ones are closed by a thread that may block.
+//! request of a connection, and none is accepted after it. A thread that may block closes surplus ones.
 
 use super::{
     caller::Caller,
