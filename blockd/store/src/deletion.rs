@@ -5,12 +5,16 @@ use futures::{StreamExt, TryStreamExt};
 
 /// Concurrent deletions of single objects.
 const CONCURRENCY: usize = 8;
+/// Maximum number of throttled requests for many objects, each followed by a successful one for a single
+/// object; then the server counts as one that has none.
+const MAX_THROTTLED: u32 = 2;
 
 /// Deletes objects in no particular order, with as few requests as the store accepts; returns the number of
 /// those that existed, as far as the store reports.
 ///
 /// Single requests repeat deletions that failed for causes that may pass, and replace those for many objects
-/// where the server has none.
+/// where the server has none. A throttled request for many objects is repeated, not replaced by as many
+/// requests.
 ///
 /// # Errors
 /// Those of [`BlobStore::delete`], after which any of the objects may be deleted.
@@ -46,7 +50,7 @@ async fn delete_keys(
     takes_many: &mut bool,
 ) -> Result<u64, StoreError> {
     let (mut rest, mut deleted) = (keys, 0);
-    let (mut single, mut refused) = (Vec::new(), None);
+    let (mut single, mut refused, mut throttled) = (Vec::new(), None, 0);
     while *takes_many && rest.len() > 1 {
         match store.delete_many(rest).await {
             Ok(results) => {
@@ -60,6 +64,12 @@ async fn delete_keys(
                         Err(error) => refused = Some(error),
                     }
                 }
+            }
+            Err(error) if error.kind == StoreErrorKind::Throttled && throttled < MAX_THROTTLED => {
+                // Some gateways answer each request for many objects with an internal error.
+                let Some((first, others)) = rest.split_first() else { break };
+                deleted += u64::from(store.delete(first).await?);
+                (rest, throttled) = (others, throttled + 1);
             }
             Err(error) if is_about_request(error.kind) => {
                 tracing::debug!(%error, "deleting several objects with one request failed: one request for each");

@@ -63,10 +63,23 @@ async fn failed_request_for_many_objects_is_repeated_once() {
 }
 
 #[tokio::test]
+async fn throttled_store_gets_no_request_for_each_object() {
+    // Throttled for a time: the request for many objects is repeated.
+    let bench = Bench::new(MemoryStore::with_batches(1000), 900);
+    (0..3).for_each(|attempt| bench.faults.fail_at(attempt, Fault::RetryAfter(0)));
+    assert_eq!(bench.delete(900).await, (Ok(900), 5));
+    assert!(bench.memory.objects().is_empty());
+    // Throttled for longer.
+    let bench = Bench::new(MemoryStore::with_batches(1000), 900);
+    bench.faults.fail_all(Fault::RetryAfter(0));
+    assert_eq!(bench.delete(900).await, (Err(StoreErrorKind::Throttled), 6));
+}
+
+#[tokio::test]
 async fn objects_that_fail_for_passing_causes_are_deleted_again() {
     let bench = Bench::new(MemoryStore::with_batches(1000), 900);
     for number in [0, 17, 899] {
-        bench.memory.refuse_in_batch(&key(number), StoreErrorKind::Throttled);
+        bench.memory.refuse_in_batch(&key(number), StoreErrorKind::Other);
     }
     assert_eq!(bench.delete(900).await, (Ok(900), 4));
     assert!(bench.memory.objects().is_empty());
@@ -85,10 +98,10 @@ async fn server_without_such_requests_gets_one_for_each_object() {
     let bench = Bench::new(MemoryStore::with_batches(1000), 1500);
     bench.faults.fail_at(0, Fault::Unauthorized);
     assert_eq!(bench.delete(1500).await, (Ok(1500), 1501));
-    // An internal error at each attempt.
+    // An internal error at each attempt, between which single objects are deleted.
     let bench = Bench::new(MemoryStore::with_batches(1000), 1500);
-    (0..3).for_each(|attempt| bench.faults.fail_at(attempt, Fault::RetryAfter(0)));
-    assert_eq!(bench.delete(1500).await, (Ok(1500), 1503));
+    (0..11).filter(|nth| nth % 4 < 3).for_each(|nth| bench.faults.fail_at(nth, Fault::RetryAfter(0)));
+    assert_eq!(bench.delete(1500).await, (Ok(1500), 1509));
     // A store that does not respond is not asked again for each object.
     let bench = Bench::new(MemoryStore::with_batches(1000), 1500);
     bench.faults.fail_all(Fault::BeforeApply);

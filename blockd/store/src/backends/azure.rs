@@ -179,6 +179,27 @@ mod tests {
         assert!(error.to_string().ends_with("(BlobArchived: an archived blob)"), "{error}");
     }
 
+    #[tokio::test]
+    async fn throttled_object_throttles_its_batch() {
+        for (status, throttled) in [("503 Server Busy", true), ("412 Precondition Failed", false)] {
+            let part = |id, status| {
+                format!(
+                    "--b\r\nContent-Type: application/http\r\nContent-ID: {id}\r\n\r\nHTTP/1.1 {status}\r\n\r\n\r\n"
+                )
+            };
+            let body = format!("{}{}--b--\r\n", part(0, "202 Accepted"), part(1, status));
+            let reply =
+                HttpReply::status(202).header("Content-Type", "multipart/mixed; boundary=b").body(body);
+            let server = FakeHttpServer::start(move |_| reply.clone()).await;
+            let at_server = AzureConfig { endpoint: Some(server.url()), ..config() };
+            let store = open(&at_server, &HttpOptions::default()).unwrap();
+            match store.delete_many(&["a".into(), "b".into()]).await {
+                Ok(results) => assert!(!throttled && results[0].is_ok() && results[1].is_err()),
+                Err(error) => assert!(throttled && error.kind == StoreErrorKind::Throttled, "{error}"),
+            }
+        }
+    }
+
     #[test]
     fn azure_description_names_the_container() {
         let http = HttpOptions::default();

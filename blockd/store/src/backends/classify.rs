@@ -128,6 +128,8 @@ fn kind_of_code(code: &str, names_region: bool) -> Option<Kind> {
 /// Returns the kind of an error whose response has no known code. `text` has all causes of the error.
 fn kind_of_error(operation: &str, error: &ClientError, http: Option<HttpErrorKind>, text: &str) -> Kind {
     let status = |code: &str| text.contains(&format!("status code: {code}"));
+    // Of one object of a batch.
+    let status_of_part = |code: &str| text.contains(&format!("(code: {code})"));
     match error {
         ClientError::NotFound { .. } => Kind::NotFound,
         ClientError::AlreadyExists { .. } | ClientError::Precondition { .. } => Kind::AlreadyExists,
@@ -147,7 +149,12 @@ fn kind_of_error(operation: &str, error: &ClientError, http: Option<HttpErrorKin
         _ if status("416") => Kind::RangeBeyondEnd,
         // Response of a proxy.
         _ if status("407") => Kind::Unreachable,
-        _ if ["429", "500", "502", "503", "504"].into_iter().any(status) => Kind::Throttled,
+        _ if ["429", "500", "502", "503", "504"]
+            .into_iter()
+            .any(|code| status(code) || status_of_part(code)) =>
+        {
+            Kind::Throttled
+        }
         _ => match http {
             Some(HttpErrorKind::Connect | HttpErrorKind::Request) => Kind::Unreachable,
             Some(HttpErrorKind::Timeout) => Kind::Timeout,

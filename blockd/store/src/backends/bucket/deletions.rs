@@ -79,13 +79,15 @@ impl BucketStore {
             return Err(StoreError { retry_after_s: hints.retry_after_s, ..error });
         }
         let result = |(key, result): (&String, object_store::Result<Path>)| match result {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Ok(true)),
             Err(error) => match self.error("DELETE", key, error) {
-                error if error.kind == StoreErrorKind::NotFound => Ok(false),
-                error => Err(error),
+                error if error.kind == StoreErrorKind::NotFound => Ok(Ok(false)),
+                // Fails the request, which is repeated after a pause.
+                error if error.kind == StoreErrorKind::Throttled => Err(error),
+                error => Ok(Err(error)),
             },
         };
-        Ok(keys.iter().zip(results).map(result).collect())
+        keys.iter().zip(results).map(result).collect()
     }
 }
 
