@@ -85,11 +85,12 @@ pub(crate) fn cpu_threads(asked: usize) -> usize {
 /// byte of every object is fetched after the commit, because a collector with another clock may have deleted
 /// it. [`Progress::was_in_doubt`] reports the first case.
 ///
-/// # Errors [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::NeededDeleted`];
-/// [`CloudError::BaseUnknown`] and [`CloudError::CommitNotUndone`], after which the snapshot is listed and
-/// the backup must be resumed; [`CloudError::DeletedConcurrently`]; [`CloudError::ReadVolume`];
-/// [`CloudError::Journal`]; [`CloudError::JournalLost`]; errors of the store. Stored objects stay for a
-/// resume, and do not count as a snapshot.
+/// # Errors [`CloudError::Cancelled`]; the error of the commit check of `cancel`;
+/// [`CloudError::InvalidRequest`]; [`CloudError::NeededDeleted`]; [`CloudError::BaseUnknown`] and
+/// [`CloudError::CommitNotUndone`], after which the snapshot is listed and the backup must be resumed;
+/// [`CloudError::DeletedConcurrently`]; [`CloudError::ReadVolume`]; [`CloudError::Journal`];
+/// [`CloudError::JournalLost`]; errors of the store. Stored objects stay for a resume, and do not count as a
+/// snapshot.
 pub async fn backup(
     repo: &Repository,
     spec: Arc<BackupSpec>,
@@ -126,9 +127,7 @@ async fn run(
     budget.begin_closing()?;
     job.progress.enter(Phase::Index);
     let index = write_index(&job).await?;
-    if !cancel.begin_commit() {
-        return Err(CloudError::Cancelled);
-    }
+    run_blocking(move || cancel.begin_commit()).await?;
     job.progress.enter(Phase::Commit);
     let manifest = job.commit(&repo, index).await?;
     job.progress.enter(Phase::Done);

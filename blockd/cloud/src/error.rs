@@ -175,6 +175,14 @@ pub enum CloudError {
         /// The base or the other snapshot.
         needed: CloudSnapshotId,
     },
+    /// Content that a backup references was found damaged before its commit.
+    #[error(
+        "backup failed on cloud snapshot {id}: content that it references was found damaged meanwhile; resume the backup, which stores that content again"
+    )]
+    SourceDamaged {
+        /// Snapshot; it was not committed.
+        id: CloudSnapshotId,
+    },
     /// A snapshot was committed, but the state of its base is unknown: deltas may be gone.
     #[error(
         "cloud snapshot {id} is in the store; its base {base} could not be checked yet: {source}; resume the backup when the store responds"
@@ -389,6 +397,7 @@ impl CloudError {
             }
             Self::Internal { .. }
             | Self::Unsettled { .. }
+            | Self::SourceDamaged { .. }
             | Self::BaseUnknown { .. }
             | Self::CommitNotUndone { .. } => true,
             _ => false,

@@ -153,10 +153,22 @@ impl Progress {
 /// A backup that has begun to commit can still be cancelled ([`cancel`](Self::cancel)), as a stop of the
 /// daemon does, but not stopped permanently ([`stop_unless_committing`](Self::stop_unless_committing)): the
 /// caller could not know whether its snapshot exists.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Default)]
 pub struct CancelToken {
     token: CancellationToken,
     state: Arc<AtomicU8>,
+    check: Option<CommitCheck>,
+}
+
+type CommitCheck = Arc<dyn Fn() -> Result<(), CloudError> + Send + Sync>;
+
+impl std::fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CancelToken")
+            .field("token", &self.token)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The task was stopped permanently.
@@ -167,7 +179,7 @@ const COMMITTING: u8 = 2;
 impl From<CancellationToken> for CancelToken {
     /// Creates a token that is cancelled with its parent.
     fn from(parent: CancellationToken) -> Self {
-        Self { token: parent.child_token(), state: Arc::default() }
+        Self { token: parent.child_token(), ..Self::default() }
     }
 }
 
@@ -208,9 +220,23 @@ impl CancelToken {
         is_stopped
     }
 
-    /// Starts the commit; returns false if it was cancelled before.
-    pub(crate) fn begin_commit(&self) -> bool {
-        self.state.fetch_or(COMMITTING, SeqCst) & STOPPED == 0 && !self.token.is_cancelled()
+    /// Returns the token with a check that may block. Its error refuses the commit.
+    #[must_use]
+    pub fn with_commit_check(
+        &self,
+        check: impl Fn() -> Result<(), CloudError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { check: Some(Arc::new(check)), ..self.clone() }
+    }
+
+    /// Starts the commit.
+    ///
+    /// # Errors
+    /// [`CloudError::Cancelled`] if it was cancelled before; the error of the check.
+    pub(crate) fn begin_commit(&self) -> Result<(), CloudError> {
+        self.check.as_ref().map_or(Ok(()), |check| check())?;
+        let before = self.state.fetch_or(COMMITTING, SeqCst);
+        if before & STOPPED == 0 && !self.token.is_cancelled() { Ok(()) } else { Err(CloudError::Cancelled) }
     }
 
     /// Ends a commit that failed definitely, so that the task can be stopped again.
@@ -244,18 +270,26 @@ mod tests {
         let token = CancelToken::from(parent.clone());
         assert!(!token.is_cancelled());
         parent.cancel();
-        assert!(token.is_cancelled() && !token.begin_commit());
+        assert!(token.is_cancelled() && token.begin_commit().is_err());
     }
 
     #[test]
     fn commit_in_progress_cannot_be_cancelled() {
         let token = CancelToken::new();
-        assert!(token.begin_commit());
+        token.begin_commit().unwrap();
         assert!(!token.stop_unless_committing() && token.is_committing());
         token.end_commit();
         assert!(!token.is_committing() && !token.is_cancelled());
         assert!(token.stop_unless_committing());
-        assert!(!token.begin_commit());
+        assert!(token.begin_commit().is_err());
+    }
+
+    #[test]
+    fn failed_check_refuses_the_commit() {
+        let token = CancelToken::new();
+        let checked = token.with_commit_check(|| Err(CloudError::InvalidRequest { what: String::new() }));
+        assert!(matches!(checked.begin_commit(), Err(CloudError::InvalidRequest { .. })));
+        assert!(!checked.is_committing() && checked.stop_unless_committing() && token.is_cancelled());
     }
 
     #[test]

@@ -256,7 +256,9 @@ pub fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::Leased { .. } => ErrorCode::CloudsnapInUse,
         CloudError::EncryptedRepository { .. } => ErrorCode::PassphraseRequired,
         CloudError::PlainRepository { .. } => ErrorCode::RepositoryNotEncrypted,
-        CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,
+        CloudError::Damaged { .. }
+        | CloudError::SourceDamaged { .. }
+        | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,
         CloudError::SnapshotNotFound { .. }
         | CloudError::NeededDeleted { .. }
         | CloudError::DeletedConcurrently { .. } => ErrorCode::CloudsnapNotFound,

@@ -5,6 +5,7 @@ use blockd_api::{
     CredentialRef, Deduplication, cloudsnaps::VerifyDepth, credential_update::UpdateCredential,
 };
 use std::collections::BTreeSet;
+use tokio::sync::mpsc;
 
 const IMAGE: usize = 16 << 20;
 const CHANGE: usize = 64 << 10;
@@ -29,6 +30,20 @@ impl Host {
 
     async fn listed(&self, id: &str) -> Cloudsnap {
         self.list().await.into_iter().find(|one| one.cloud_snapshot_id.to_string() == id).unwrap()
+    }
+
+    /// Pauses the next pass of a step: the receiver tells that it is reached, the sender ends the pause.
+    pub(super) fn pause_at(
+        &self,
+        step: &'static str,
+    ) -> (mpsc::UnboundedReceiver<()>, std::sync::mpsc::Sender<()>) {
+        let (reached, is_reached) = mpsc::unbounded_channel();
+        let (proceed, may_proceed) = std::sync::mpsc::channel();
+        self.act_at(step, move |_| {
+            reached.send(()).unwrap();
+            tokio::task::block_in_place(|| may_proceed.recv().unwrap());
+        });
+        (is_reached, proceed)
     }
 
     fn fingerprint_files(&self) -> Vec<String> {
@@ -239,14 +254,9 @@ async fn donor_of_a_running_backup_is_not_deleted() {
     host.image("one", 0).await;
     let first = id_of(host.backup("one", false).await);
     let (_, two) = host.image("two", 3).await;
-    let (reached, mut is_reached) = tokio::sync::mpsc::unbounded_channel();
-    let (proceed, may_proceed) = std::sync::mpsc::channel();
-    host.act_at("backup planned", move |_| {
-        reached.send(()).unwrap();
-        tokio::task::block_in_place(|| may_proceed.recv().unwrap());
-    });
+    let (mut planned, proceed) = host.pause_at("backup planned");
     let task = host.start_backup("two", false).await;
-    is_reached.recv().await.unwrap();
+    planned.recv().await.unwrap();
     let delete = StartDelete { force: true, ..delete_of(&first) };
     host.refused(ErrorCode::CloudsnapInUse, START_DELETE, &delete).await;
     proceed.send(()).unwrap();
@@ -275,6 +285,28 @@ async fn resumed_backup_refers_to_no_content_damaged_since() {
     assert!(done.uploaded_bytes > IMAGE as u64, "{done:?}");
     let id = id_of(done);
     assert_eq!(host.listed(&id).await.referenced_bytes, 0);
+    two.assert_is(&*host.restore(&id, "copy").await);
+    host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_found_during_the_upload_is_not_referenced() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    host.image("one", 0).await;
+    let first = id_of(host.backup("one", false).await);
+    let (_, two) = host.image("two", 3).await;
+    let (mut planned, proceed) = host.pause_at("backup planned");
+    let task = host.start_backup("two", false).await;
+    planned.recv().await.unwrap();
+    flip_bit(&host.packs()[0], 64 + (200 << 10));
+    let verified = host.verify_snapshot(&first, VerifyDepth::Full).await;
+    assert_eq!(verified.state.stage, TaskStage::Failed);
+    proceed.send(()).unwrap();
+    let done = host.done(task).await;
+    let id = id_of(done);
+    assert_eq!(host.listed(&id).await.referenced_bytes, 0);
+    assert_eq!(BTreeSet::from_iter(host.ids().await), BTreeSet::from([first, id.clone()]));
     two.assert_is(&*host.restore(&id, "copy").await);
     host.assert_tidy();
 }

@@ -130,6 +130,23 @@ async fn lost_source_is_found_and_not_referenced_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn damage_found_during_a_synthetic_full_is_healed() {
+    let host = Host::new().await;
+    let (first, _, model) = host.one_backup().await;
+    let (mut planned, proceed) = host.pause_at("backup planned");
+    let task = host.call(START_BACKUP, &full_backup(false)).await.items[0].task_id;
+    planned.recv().await.unwrap();
+    flip_bit(&host.packs()[0], IN_SECOND_FRAME);
+    assert_eq!(host.verified(&first, VerifyDepth::Full).await.state.stage, TaskStage::Failed);
+    proceed.send(()).unwrap();
+    let done = host.done(task).await;
+    assert!(done.uploaded_bytes >= 512 << 10, "{done:?}");
+    let id = done.cloud_snapshot_id.unwrap();
+    assert_eq!(host.verified(&id, VerifyDepth::Full).await.state.stage, TaskStage::Done);
+    model.assert_is(&*host.restore(&id, "copy").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn synthetic_full_survives_a_crash_at_any_step() {
     for step in ["backup planned", crash_after_commit::COMMITTED, "backup stored"] {
         let mut host = Host::new().await;

@@ -16,10 +16,11 @@ use crate::{
     },
 };
 use blockd_api::{CredentialRef, Deduplication};
-use blockd_catalog::{DbError, DbManifestCache, Doubt, KnownProofs, TaskRow, TaskSpec};
+use blockd_catalog::{DbError, DbManifestCache, Doubt, KnownProofs, ProofRow, TaskRow, TaskSpec};
 use blockd_cloud::{
-    BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, DedupRequest, Deduplicated, Delta, FingerprintKey,
-    Manifest, ManifestCache, ManifestKey, Repository, dedup_sources, deduplicate, fingerprint_file_name,
+    BACKUP_LIFETIME_S, BackupSpec, CloudError, CloudSnapshotId, DedupRequest, Deduplicated, Delta,
+    FingerprintKey, Manifest, ManifestCache, ManifestKey, Repository, Unchanged, dedup_sources, deduplicate,
+    fingerprint_file_name,
 };
 use blockd_extent::{BlockSet, BlockSource, SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -146,6 +147,44 @@ pub(super) async fn claimed(
     work.tasks.store_progress(live).await;
     drop(admission);
     Ok(claimed)
+}
+
+/// Returns the blocks of a delta that verifications found damaged.
+pub(super) fn damaged_in(source: &Delta, proofs: &[ProofRow]) -> BlockSet {
+    let mut lost = BlockSet::new();
+    let of_source = proofs.iter().filter(|proof| source.is_of(&proof.cloudsnap));
+    of_source.for_each(|proof| lost.union_with(&proof.damaged));
+    lost
+}
+
+/// Returns a check that fails if content that a planned backup references was found damaged since. An earlier
+/// run may have committed it: then it is too late, and a verification finds the damage in the backup.
+pub(super) fn sources_check(
+    work: &BackupWork,
+    row: &TaskRow,
+    spec: &Arc<BackupSpec>,
+) -> impl Fn() -> Result<(), CloudError> + Clone + Send + Sync + 'static {
+    let (db, credential, spec) = (Arc::clone(&work.db), row.credential, Arc::clone(spec));
+    let dir = work.host.data_dir.fingerprints_dir(credential);
+    let is_checked = !row.detail.may_be_committed && !spec.references.is_empty();
+    move || {
+        if !is_checked {
+            return Ok(());
+        }
+        let proofs = db.transaction::<_, DbError>(|tx| ProofRow::of_repository(tx, credential));
+        let proofs = proofs.map_err(|error| CloudError::Internal {
+            what: "reading the results of verifications",
+            detail: error.to_string(),
+        })?;
+        let is_forgotten = |source: &&Delta| !dir.join(fingerprint_file_name(source)).exists();
+        let unchanged = Unchanged { references: spec.references.clone(), again: BlockSet::new() };
+        if spec.references.sources_of(&spec.deduplicated).iter().any(is_forgotten)
+            || !unchanged.without(|source| damaged_in(source, &proofs)).again.is_empty()
+        {
+            return Err(CloudError::SourceDamaged { id: spec.id() });
+        }
+        Ok(())
+    }
 }
 
 fn make_dirs(dirs: &[&Path]) -> Result<(), CloudError> {

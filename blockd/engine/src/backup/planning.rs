@@ -7,7 +7,7 @@
 
 use crate::{
     backup::{
-        deduplication::{claimed, deduplicated},
+        deduplication::{claimed, damaged_in, deduplicated},
         doubts::{doubt, doubt_of_restart},
         plan::{Decision, Plan, decide},
         work::BackupWork,
@@ -21,8 +21,8 @@ use crate::{
 };
 use blockd_catalog::{BackupTask, Chain, DbError, DbManifestCache, ProofRow, SnapshotRow, TaskRow};
 use blockd_cloud::{
-    BackupSpec, CloudError, CloudSnapshotId, Deduplicated, Delta, Manifest, ManifestCache, ManifestKey,
-    References, Repository, Unchanged, fingerprint_file_name, new_delta_salt, unchanged_since,
+    BackupSpec, CloudError, CloudSnapshotId, Deduplicated, Manifest, ManifestCache, ManifestKey, References,
+    Repository, Unchanged, new_delta_salt, unchanged_since,
 };
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
@@ -287,42 +287,6 @@ async fn based_on(
         }
         Err(error) => Err(error),
     }
-}
-
-/// Returns the blocks of a delta that verifications found damaged.
-fn damaged_in(source: &Delta, proofs: &[ProofRow]) -> BlockSet {
-    let mut lost = BlockSet::new();
-    let of_source = proofs.iter().filter(|proof| source.is_of(&proof.cloudsnap));
-    of_source.for_each(|proof| lost.union_with(&proof.damaged));
-    lost
-}
-
-/// Returns true if the plan of an interrupted backup refers to content that was found damaged since. After
-/// the start of its commit it is too late: a verification finds the damage in the backup.
-pub(crate) async fn has_damaged_sources(work: &BackupWork, live: &LiveTask) -> Result<bool, ServiceError> {
-    let row = live.view();
-    let (task, dir, credential) = (live.id, work.host.data_dir.task_dir(live.id), row.credential);
-    let Some(plan) = blocking(move || Plan::load(&dir, task)).await? else { return Ok(false) };
-    if plan.references.is_empty() || row.detail.may_be_committed {
-        return Ok(false);
-    }
-    let manifests = DbManifestCache::new(Arc::clone(&work.db), credential);
-    let proofs = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
-    let fingerprints = work.host.data_dir.fingerprints_dir(credential);
-    blocking(move || {
-        let ids = plan.base.iter().chain(&plan.donors);
-        let named: Vec<Manifest> = ids.filter_map(|id| manifests.load(&id.manifest_key())).collect();
-        // The plan is checked further when it is used.
-        let Ok(references) = References::from_bytes(&plan.references, row.cloudsnap, &named) else {
-            return Ok(false);
-        };
-        let is_forgotten = |source: &&Delta| !fingerprints.join(fingerprint_file_name(source)).exists();
-        let is_damaged = references.sources_of(&plan.deduplicated).iter().any(is_forgotten);
-        let unchanged = Unchanged { references, again: BlockSet::new() };
-        let lost = unchanged.without(|source| damaged_in(source, &proofs)).again;
-        Ok::<_, ServiceError>(is_damaged || !lost.is_empty())
-    })
-    .await
 }
 
 /// Adds the blocks that verifications found damaged in the base, and returns them: the volume still has their

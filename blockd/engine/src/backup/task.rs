@@ -28,13 +28,11 @@
 use crate::{
     anomalies::{ObservedBackup, ObservedBlocks, observed::ObservedSource},
     backup::{
-        deduplication::keep_fingerprints,
+        deduplication::{keep_fingerprints, sources_check},
         doubts::committed_in_doubt,
         freeze::snapshot_for_backup,
         plan::{Plan, journal_path},
-        planning::{
-            FrozenBackup, Planned, changed_bytes, has_damaged_sources, ids, planned, restart_without,
-        },
+        planning::{FrozenBackup, Planned, changed_bytes, ids, planned, restart_without},
         work::BackupWork,
     },
     error::{ServiceError, blocking, spawned},
@@ -47,9 +45,9 @@ use blockd_catalog::{
     BackupTask, Chain, CredentialRow, DbError, DbManifestCache, RetentionOverride, SnapshotRow, TaskRow,
 };
 use blockd_cloud::{
-    BackupJournal, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal, JournalBinding,
-    Manifest, ManifestKey, Progress, Repository, SnapshotDescription, TRANSFER_MEMORY_BYTES, UploadOptions,
-    check_base,
+    BackupJournal, BackupSpec, BackupType, CancelToken, CloudError, CloudSnapshotId, FileJournal,
+    JournalBinding, Manifest, ManifestKey, Progress, Repository, SnapshotDescription, TRANSFER_MEMORY_BYTES,
+    UploadOptions, check_base,
 };
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use rusqlite::Transaction;
@@ -97,21 +95,17 @@ pub(crate) async fn run(
     let before = work.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
     let mut restarts = 0;
     let uploaded = loop {
-        if restarts == 0 && has_damaged_sources(work, live).await? {
-            restart_without(work, live, None).await?;
-            restarts += 1;
-        }
-        match attempt(work, live, &frozen).await {
-            Err(ServiceError::Cloud(error)) => match *error {
-                CloudError::NeededDeleted { needed } if restarts < MAX_RESTARTS => {
-                    restart_without(work, live, Some(needed)).await?;
-                    work.host.failpoints.reached("backup restarted")?;
-                    restarts += 1;
-                }
+        let gone = match attempt(work, live, &frozen).await {
+            Err(ServiceError::Cloud(error)) if restarts < MAX_RESTARTS => match *error {
+                CloudError::NeededDeleted { needed } => Some(needed),
+                CloudError::SourceDamaged { .. } => None,
                 other => return Err(other.into()),
             },
             result => break result?,
-        }
+        };
+        restart_without(work, live, gone).await?;
+        work.host.failpoints.reached("backup restarted")?;
+        restarts += 1;
     };
     work.host.failpoints.reached("backup stored")?;
     let delta = uploaded.manifest.delta.clone();
@@ -190,9 +184,13 @@ async fn attempt(
     live.begin(Arc::clone(&progress));
     let manifests = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let planned = planned(work, live, frozen, &repository, &manifests).await?;
+    let spec = Arc::new(spec_of(&row, frozen, planned).await?);
+    let check = sources_check(work, &row, &spec);
+    if committed.is_none() {
+        blocking(check.clone()).await?;
+    }
     work.host.failpoints.reached("backup planned")?;
 
-    let spec = Arc::new(spec_of(&row, frozen, planned).await?);
     live.update(|row| {
         row.cloudsnap = spec.id();
         row.base = spec.base.as_ref().map(Manifest::id);
@@ -205,8 +203,9 @@ async fn attempt(
 
     // An existing manifest may have been put more than once: its commit is in doubt.
     let Some(manifest) = committed else {
+        let cancel = live.cancel.with_commit_check(check);
         let (manifest, blocks) =
-            upload(work, frozen, &spec, &repository, Arc::clone(&progress), live).await?;
+            upload(work, frozen, &spec, &repository, Arc::clone(&progress), (live, cancel)).await?;
         return Ok(Uploaded { manifest, in_doubt: progress.was_in_doubt(), blocks, spec });
     };
     for owner in spec.owners() {
@@ -256,9 +255,9 @@ async fn upload(
     spec: &Arc<BackupSpec>,
     repository: &Repository,
     progress: Arc<Progress>,
-    live: &LiveTask,
+    (live, cancel): (&LiveTask, CancelToken),
 ) -> Result<(Manifest, Option<ObservedBlocks>), ServiceError> {
-    let (task, cancel) = (live.id, live.cancel.clone());
+    let task = live.id;
     let row = live.view();
     let (volume, (_, snapshot)) = (Arc::clone(&frozen.volume), ids(&row)?);
     let readers = Arc::clone(&work.shared_readers);

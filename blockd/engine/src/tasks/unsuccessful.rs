@@ -57,6 +57,7 @@ fn can_resume(error: &ServiceError) -> bool {
                 | CloudError::WriteKeyMissing { .. }
                 | CloudError::WriteKeyNotNewest { .. }
                 | CloudError::Unsettled { .. }
+                | CloudError::SourceDamaged { .. }
                 | CloudError::BaseUnknown { .. }
                 | CloudError::CommitNotUndone { .. }
                 | CloudError::Internal { .. }
