@@ -41,6 +41,24 @@ def stage(directory, length):
     return number
 
 
+def last_files(length):
+    """Returns content of the last files of the first directory, which `stage` copies late."""
+    found = bytearray()
+    for source in SOURCES:
+        for folder, folders, names in os.walk(source):
+            folders.sort(reverse=True)
+            for name in sorted(names, reverse=True):
+                path = Path(folder, name)
+                try:
+                    if not path.is_symlink() and path.is_file() and path.stat().st_size <= MIB:
+                        found += path.read_bytes()
+                except OSError:
+                    continue
+                if len(found) >= length:
+                    return bytes(found[:length])
+    return bytes(found)
+
+
 def make_image(directory, size_bytes, data_bytes):
     """Creates a sparse image of an ext4 filesystem with these files; returns its path and the number of files."""
     image, files = directory / "image", directory / "files"

@@ -12,6 +12,7 @@ import time
 
 import bench as shared
 import data
+import growth
 import guest
 import peers
 import places
@@ -24,13 +25,21 @@ VOLUME_BYTES = 8 << 30
 LARGE_BYTES = 16 << 40
 # Space for all copies, as a multiple of the data.
 SPACE_FACTOR = 14
+# Locations of blockd by the variant under measurement, with its volume.
+OURS = (
+    ("encrypted", "vm", {"is_encrypted": True}),
+    ("not-deduplicated", "vm", {"is_encrypted": True, "deduplicate": "off"}),
+    ("zstd-6", "vm", {"is_encrypted": True, "compression": "zstd:6"}),
+    ("plain", "vm", {"is_encrypted": False}),
+    ("16-TiB", "large", {"is_encrypted": True}),
+)
 
 EPILOG = """\
 An ext4 filesystem on an 8 GiB device is filled with files of this host. Each tool makes a full backup; then 2,000 random 4 KiB blocks and one
 extent of 32 MiB are overwritten with incompressible data, and each tool makes the next backup and restores it. The restored content is
-compared. blockd repeats this with a 16 TiB volume that holds the same filesystem.
+compared. blockd repeats this without deduplication, with zstd:6, without encryption, and with a 16 TiB volume that holds the same filesystem.
 
-restic and borg read the image of the device; borg uses fixed-size chunks without encryption. qemu-img (zstd) and the baselines, cp and rclone, have
+restic and borg read the image of the device, both with zstd; borg uses fixed-size chunks without encryption. qemu-img (zstd) and the baselines, cp and rclone, have
 no incremental backups. rclone sends only the data of the image. CPU is that of the tool; for blockd, of its daemon. SeaweedFS runs on the same cores
 and is not included. Requests are counted for blockd only. Caches are not dropped: the image and the volume are in memory if they fit.
 
@@ -38,6 +47,11 @@ and is not included. Requests are counted for blockd only. Caches are not droppe
 Beside them, a probe with the same store client sends as many objects of the same length with bare PUTs and reads them with bare GETs, with the
 number of requests in flight (1 to 32, in parentheses) that was fastest before. Rates are MiB of stored bytes per second; `peak` is the daemon's
 memory in MiB. Rounds alternate; medians, and the highest peak. `noise` is incompressible, so that sealing takes the least CPU time for each byte.
+
+--growth measures stored bytes in a directory beside restic. `days` backs up a filesystem (--data, such as 128M) each day of --days, after 2 % of it
+changed in extents of 32 KiB: half are new and incompressible, a quarter returns, a quarter is copied to another place. Each seventh increment is a
+full backup. In the end both tools delete all but the last 7 backups. `clones` backs up 10 volumes of one image; in each, 5 %
+of the data are replaced by other files of this host, in extents of 1 to 16 blocks.
 
 `seal` is the rate of zstd:1 and AES-256-GCM-SIV in memory on all cores, with the same data.
 """
@@ -58,6 +72,8 @@ def arguments():
     parser.add_argument("--rates", choices=("noise", "files"), help="measure only rates beside bare PUTs and GETs, with this data")
     parser.add_argument("--delays-ms", default="0,20,100", help="with --rates: delays of each request [0,20,100]")
     parser.add_argument("--rounds", type=int, default=3, help="with --rates: rounds of each delay [3]")
+    parser.add_argument("--growth", choices=("days", "clones"), help="measure only the stored bytes of many backups")
+    parser.add_argument("--days", type=int, default=30, help="with --growth days: increments [30]")
     parser.add_argument("--guest-seconds", type=int, default=8, help="duration of each pass of guest writes; 0 for none [8]")
     parser.add_argument("--no-install", action="store_true", help="skip missing tools")
     parser.add_argument("--blockd", help="blockd binary; blockctl, with --rates delay_proxy and transfer_probe too, in the same directory [the release build]")
@@ -130,14 +146,13 @@ class Bench:
         # (tool, place) -> (volume, credential)
         self.ours = {}
         for place in self.places:
-            for tool, is_encrypted in (("encrypted", True), ("plain", False)):
+            for tool, volume, options in OURS:
                 # One bucket holds one repository.
-                if place.name == "s3" and not is_encrypted:
+                if place.name == "s3" and tool != "encrypted":
                     continue
-                self.blockd.make_credential(f"{place.name}-{tool}", place, is_encrypted)
-                self.ours[tool, place.name] = ("vm", f"{place.name}-{tool}")
-        if ("encrypted", "local") in self.ours:
-            self.ours["16 TiB", "local"] = ("large", "local-encrypted")
+                credential = f"{place.name}-{tool}"
+                self.blockd.make_credential(credential, place, **options)
+                self.ours[tool, place.name] = (volume, credential)
         for peer in list(self.peers):
             with self.tolerated(peer):
                 peer.begin()
@@ -185,7 +200,7 @@ class Bench:
             snap = self.steps["incremental", tool, place]["snap"]
             self.settle()
             self.note("restore", tool, place, self.blockd.restore(snap, credential, "restored"))
-            if tool != "16 TiB":
+            if tool != "16-TiB":
                 self.compare(self.blockd.uri("restored"), tool)
             self.blockd.ctl("volume", "delete", "restored")
         target = self.dir / "restored"
@@ -216,7 +231,7 @@ class Bench:
 
 
 def print_report(bench, limit, found):
-    names = {"encrypted": "blockd, encrypted", "plain": "blockd, plain", "16 TiB": "blockd, encrypted, 16 TiB"}
+    names = {tool: f"blockd, {tool}" for tool, _, _ in OURS}
     print(f"{bench.files} files, {bench.data_bytes / MIB:.0f} MiB of data on {VOLUME_BYTES >> 30} GiB, {os.cpu_count()} cores; "
           f"dirty before the incremental backup: {data.DIRTY_BYTES / MIB:.1f} MiB")
     print(f"zstd:1 + AES-256-GCM-SIV in memory on {limit['threads']} threads: {limit['mib_per_s']} MiB/s")
@@ -239,6 +254,13 @@ def main():
         except shared.Failed as error:
             sys.exit(f"bench: {error}")
         shared.write_figures(given, "backup-rates", document)
+        return
+    if given.growth:
+        try:
+            document = growth.run(given)
+        except shared.Failed as error:
+            sys.exit(f"bench: {error}")
+        shared.write_figures(given, "backup-growth", document)
         return
     for program, package in (("mke2fs", "e2fsprogs"), ("nbdcopy", "libnbd-bin"), ("qemu-img", "qemu-utils"), ("setpriv", "util-linux")):
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):

@@ -83,7 +83,7 @@ class Restic(Peer):
 
 
 class Borg(Peer):
-    """Fixed-size chunks, as its manual recommends for disk images; lz4, its default; no encryption."""
+    """Fixed-size chunks, as its manual recommends for disk images; zstd; no encryption."""
 
     name, package, program = "borg", "borgbackup", "borg"
 
@@ -102,7 +102,7 @@ class Borg(Peer):
     def backup(self, image):
         self.count += 1
         archive = f"{self.directory / 'repository'}::{self.count}"
-        return self.run("create", "--chunker-params", "fixed,4194304", "-C", "lz4", archive, image.name, cwd=image.parent)
+        return self.run("create", "--chunker-params", "fixed,4194304", "-C", "zstd", archive, image.name, cwd=image.parent)
 
     def restore(self, target):
         archive = f"{self.directory / 'repository'}::{self.count}"

@@ -26,6 +26,10 @@ def goals(steps, limit_seconds):
         took = steps.get((step, tool, place))
         return took and took["seconds"]
 
+    def ratio_of_stored(tool, place):
+        ours, theirs = steps.get(("full", tool, place)), steps.get(("full", "restic", place))
+        return ours and theirs and ours["stored_bytes"] / theirs["stored_bytes"]
+
     found = []
 
     def at_least(what, ours, theirs, factor):
@@ -38,7 +42,10 @@ def goals(steps, limit_seconds):
 
     for place in ("local", "s3"):
         ours = seconds("full", "encrypted", place)
-        at_least(f"full, {place}: restic's time / ours", ours, seconds("full", "restic", place), 4)
+        for tool in ("encrypted", "zstd-6"):
+            what = f"full, {tool}, {place}"
+            at_least(f"{what}: restic's time / ours", seconds("full", tool, place), seconds("full", "restic", place), 5)
+            at_most(f"{what}: stored / restic's", ratio_of_stored(tool, place), 0.95, " x")
         if ours and limit_seconds:
             found.append((f"full, {place}: share of zstd:1 + AES-GCM-SIV", limit_seconds / ours, ">= 0.7", limit_seconds / ours >= 0.7))
         for peer in ("restic", "borg"):
@@ -49,16 +56,19 @@ def goals(steps, limit_seconds):
         incremental = steps.get(("incremental", "encrypted", place))
         if incremental:
             at_most(f"incremental, {place}: stored / dirty bytes", incremental["stored_bytes"] / data.DIRTY_BYTES, 1.05)
+        without = seconds("full", "not-deduplicated", place)
+        if ours and without:
+            at_most(f"full, {place}: time with / without deduplication", ours / without, 1.25, " x")
         for step in ("full", "incremental"):
             took = steps.get((step, "encrypted", place))
             if took:
                 packs = took["puts"] - 2
                 at_most(f"{step}, {place}: requests beyond its {packs} packs", took["requests"] - packs, 3)
     for step in ("full", "incremental"):
-        large, small = seconds(step, "16 TiB", "local"), seconds(step, "encrypted", "local")
+        large, small = seconds(step, "16-TiB", "local"), seconds(step, "encrypted", "local")
         if large and small:
             at_most(f"{step}: 16 TiB volume / 8 GiB volume", large / small, 1.1)
-    ours = [took["peak_mib"] for (_, tool, _), took in steps.items() if tool in ("encrypted", "plain", "16 TiB")]
+    ours = [took["peak_mib"] for (_, tool, _), took in steps.items() if tool in ("encrypted", "not-deduplicated", "zstd-6", "plain", "16-TiB")]
     if ours:
         at_most("peak memory of the daemon", max(ours), 256, " MiB")
     return found

@@ -24,9 +24,9 @@ class Blockd(bench.Blockd):
             client.write(offset, payload)
         client.flush()
 
-    def make_credential(self, name, place, is_encrypted):
+    def make_credential(self, name, place, is_encrypted, deduplicate="repository", compression="auto"):
         secret = ["--encryption-passphrase", "bench"] if is_encrypted else []
-        options = place.credential(name)
+        options = [*place.credential(name), "--deduplicate", deduplicate, "--compression", compression]
         # The server replies before its bucket exists.
         deadline = time.monotonic() + bench.START_TIMEOUT_S
         while True:
