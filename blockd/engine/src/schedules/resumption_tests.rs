@@ -227,6 +227,21 @@ fn run_of_another_rule_starts_once_the_retrying_one_ends() {
 }
 
 #[test]
+fn location_that_retries_does_not_hold_others() {
+    let bench = EngineFixture::new();
+    let mut schedule = bench.schedule(vec![rule("periodic 180", None), rule("periodic 60", None)], 4);
+    failed_backup(&bench, &schedule, 1, true);
+    let there = Uuid::from_u128(77);
+    schedule.spec.credentials.push(there);
+    bench.tx(|tx| schedule.put(tx));
+    bench.fire(2);
+    let ready = bench.tx(|tx| transactions::ready(tx, 2));
+    let credentials = |runs: &[RunRow]| runs.iter().map(|run| run.credential).collect::<Vec<_>>();
+    assert_eq!((bench.queued().len(), ready.batches.len()), (2, 1));
+    assert_eq!(credentials(&ready.batches[0].runs), [Some(there)]);
+}
+
+#[test]
 fn events_tell_locations_and_outages_apart() {
     let bench = EngineFixture::new();
     let schedule = bench.schedule(vec![rule("periodic 60", None)], 4);

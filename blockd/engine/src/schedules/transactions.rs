@@ -100,7 +100,8 @@ fn is_replaced(tx: &Transaction<'_>, earlier: &RunRow, rule: Option<&Recurrence>
 }
 
 /// Returns true if a new run is not even queued beside an unfinished one that it does not replace. A backup
-/// that resumes may take days: runs of other rules wait for it, at most one of each.
+/// that resumes may take days: runs of other rules wait for it, at most one of each. Those of a group do not,
+/// as all its volumes would wait.
 fn hinders(earlier: &RunRow, resumes: bool, rule: Option<&Recurrence>) -> bool {
     let waits = earlier.state == RunState::Queued || rule.is_some();
     !(resumes && waits && earlier.rule.as_ref() != rule)
@@ -110,10 +111,11 @@ fn hinders(earlier: &RunRow, resumes: bool, rule: Option<&Recurrence>) -> bool {
 fn replace_earlier(
     tx: &Transaction<'_>,
     unfinished: Vec<RunRow>,
-    rule: Option<&Recurrence>,
+    (rule, is_group): (Option<&Recurrence>, bool),
     now: Timestamp,
 ) -> Result<Option<RunRow>, DbError> {
-    let resumes = unfinished.iter().any(|run| run.state == RunState::Retrying || run.retries > 0);
+    let is_resumed = |run: &RunRow| run.state == RunState::Retrying || run.retries > 0;
+    let resumes = !is_group && unfinished.iter().any(is_resumed);
     let mut replaced = Vec::new();
     for earlier in unfinished {
         if is_replaced(tx, &earlier, rule)? {
@@ -162,7 +164,8 @@ fn add_runs(
                 (run.pool, run.retain) = (String::new(), None);
             }
             let unfinished = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)?;
-            runs.push(match replace_earlier(tx, unfinished, cause.rule.map(|rule| &rule.when), now)? {
+            let of_rule = (cause.rule.map(|rule| &rule.when), schedule.spec.selector.group.is_some());
+            runs.push(match replace_earlier(tx, unfinished, of_rule, now)? {
                 Some(earlier) => {
                     skipped(run, format!("run {} has not ended: it is {}", earlier.id, earlier.state))
                 }
@@ -412,14 +415,13 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
         }
     }
     let mut batches = Vec::new();
-    for batch in waiting {
+    for mut batch in waiting {
+        // The volumes of a location have one point in time.
+        let held: HashSet<_> =
+            batch.runs.iter().filter(|run| is_later(run)).map(|run| run.credential).collect();
+        batch.runs.retain(|run| !held.contains(&run.credential));
         let volumes = batch.volumes();
         if volumes.is_empty() {
-            continue;
-        }
-        if batch.runs.iter().any(is_later) {
-            // Its volumes have one point in time.
-            batches.extend(batch.without_upload());
             continue;
         }
         let needs_upload = batch.needs_upload();
