@@ -113,9 +113,10 @@ impl Runner {
     ) -> Result<api::Task, ServiceError> {
         let mut row = self.tasks.task_row(id).await?;
         let is_over = matches!(row.state, TaskStage::Done | TaskStage::Failed);
+        let is_stopped = is_over && self.stop_retrying(&mut row).await?;
         if discard && row.detail.resumable {
             self.abandon(&mut row).await?;
-        } else if is_over && !self.stop_retrying(&mut row).await? && !was_live {
+        } else if is_over && !is_stopped && !was_live {
             let message = format!("{} task {id} has ended: there is nothing to stop", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
