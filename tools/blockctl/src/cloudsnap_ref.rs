@@ -233,15 +233,17 @@ impl SnapRef {
         cred_id: Option<&CredentialRef>,
     ) -> Result<CloudSnapshotId, Failure> {
         let (copies, list) = self.copies(context, cred_id, Owner::Any, State::Restorable).await?;
-        let mut at = credentials_of(&copies, &list);
-        if at.len() > 1 {
-            let default = default_credential(context).await?;
-            at.retain(|credential| Some(*credential) == default);
-            if at.is_empty() {
-                return Err(ambiguous(self, &copies, true, &list));
-            }
+        if is_one_location(&copies, &list) {
+            return preferred(&copies, None, &list, State::Restorable);
         }
-        preferred(&copies, at.pop_first(), &list, State::Restorable)
+        let default = default_credential(context).await?;
+        let entries = list.list.items.iter().filter(|one| Some(one.credential_id) == default);
+        let ids: BTreeSet<_> = entries.map(|one| one.cloud_snapshot_id).collect();
+        let at_default: Vec<_> = copies.iter().copied().filter(|id| ids.contains(id)).collect();
+        if at_default.is_empty() {
+            return Err(ambiguous(self, &copies, true, &list));
+        }
+        preferred(&at_default, default, &list, State::Restorable)
     }
 
     /// Resolves as [`Self::resolve_own`] to one cloud snapshot that a command changes or deletes, without
