@@ -18,8 +18,10 @@ fn operations_of_operators_are_reviewed_for_deletions() {
         START_RESTORE.info.path,
         // Temporary snapshots of their own only.
         ESTIMATE_BACKUP.info.path,
+        ESTIMATE_GROUP_BACKUP.info.path,
         ESTIMATE_RESTORE.info.path,
         ESTIMATE_DRILL.info.path,
+        ESTIMATE_GROUP_DRILL.info.path,
         START_LAZY_RESTORE.info.path,
         // The daemon deletes the damaged one after an equal one is stored.
         START_REPAIR.info.path,

@@ -12,6 +12,7 @@ use blockd_api::{
         CloudsnapMark, GroupBackupStarted, MarkCloudsnap, RestoreStarted, StartBackup, StartGroupBackup,
         StartRestore,
     },
+    costs::CostEstimate,
     drills::StartDrill,
     lazy::StartInPlace,
     operations,
@@ -29,11 +30,9 @@ pub(super) fn routes() -> Routes {
             call.engine.cloud_snapshots.inspect_cloudsnap(&call.input).await
         })
         .on(operations::START_BACKUP, backup)
-        .detached(operations::ESTIMATE_BACKUP, async |call| call.engine.backups.estimate(&call.input).await)
+        .on(operations::ESTIMATE_BACKUP, estimate_backup)
         .on(operations::START_GROUP_BACKUP, backup_group)
-        .detached(operations::ESTIMATE_GROUP_BACKUP, async |call| {
-            call.engine.backups.estimate_group(call.input).await
-        })
+        .on(operations::ESTIMATE_GROUP_BACKUP, estimate_group)
         .on(operations::START_RESTORE, restore)
         .detached(operations::ESTIMATE_RESTORE, async |call| call.engine.restores.estimate(&call.input).await)
         .detached(operations::START_LAZY_RESTORE, async |call| {
@@ -96,6 +95,22 @@ async fn backup_group(call: OperationCall<(), StartGroupBackup>) -> Result<Group
     may_expire(&caller, request.options.expires_at)?;
     may_limit(&caller, request.limits)?;
     detached(async move { engine.backups.start_group_backup(request).await }).await
+}
+
+async fn estimate_backup(call: OperationCall<(), StartBackup>) -> Result<List<CostEstimate>, Failure> {
+    let OperationCall { engine, caller, input: request, .. } = call;
+    may_run(&caller, &request.hooks)?;
+    may_expire(&caller, request.options.expires_at)?;
+    may_limit(&caller, request.limits)?;
+    detached(async move { engine.backups.estimate(&request).await }).await
+}
+
+async fn estimate_group(call: OperationCall<(), StartGroupBackup>) -> Result<List<CostEstimate>, Failure> {
+    let OperationCall { engine, caller, input: request, .. } = call;
+    may_run(&caller, &request.hooks)?;
+    may_expire(&caller, request.options.expires_at)?;
+    may_limit(&caller, request.limits)?;
+    detached(async move { engine.backups.estimate_group(request).await }).await
 }
 
 async fn restore(call: OperationCall<(), StartRestore>) -> Result<RestoreStarted, Failure> {
