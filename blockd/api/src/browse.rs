@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf, str::FromStr};
 
 /// Body of `POST /v1/browse/handed`. The message with its head carries one descriptor (`SCM_RIGHTS`): that of
-/// `/dev/fuse` of the caller's mount. It needs a Unix socket.
+/// `/dev/fuse` of the caller's mount. It needs a Unix socket, and is the first request of its connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HandMount {

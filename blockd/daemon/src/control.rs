@@ -34,7 +34,7 @@ pub(crate) struct Control {
     servers: JoinSet<()>,
     /// Paths of the sockets, with device and inode number.
     sockets: Vec<(PathBuf, (u64, u64))>,
-    /// Current role assignment for new connections.
+    /// Current roles, of each request on a Unix socket and of new TLS connections.
     pub(crate) roles: Arc<RwLock<ControlConfig>>,
     /// TLS identity of the TCP listener; can be renewed.
     pub(crate) identity: Option<Arc<TlsIdentity>>,

@@ -32,8 +32,8 @@ use tower_service::Service;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum number of connections of a socket; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 256;
-/// Timeout of the request on a connection from before the stop: it is answered, so that a restart behind an
-/// activated socket refuses no client.
+/// Timeout of the first request on a connection from before the stop: it is answered, so that a restart
+/// behind an activated socket refuses no client.
 const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: there may be no descriptors left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -133,8 +133,8 @@ pub(super) enum KeepAlive {
     No,
 }
 
-/// Serves one connection to its end. At the stop, a running or immediate request is answered. The first
-/// request gets the descriptors that came before it was read.
+/// Serves one connection to its end. At the stop, a running request is answered, and an immediate one
+/// if it is the first. The first request gets the descriptors that came before it was read.
 pub(super) async fn serve_one<S>(
     stream: S,
     (caller, keep_alive): (impl Fn() -> Caller, KeepAlive),

@@ -82,7 +82,7 @@ impl PassedFds {
             }
             None => {
                 Err("no descriptor came with the request: only programs of this host can hand one over, \
-                through a unix socket, in one message with the head of the request")
+                through a unix socket, in one message with the head of the first request of a connection")
             }
         }
     }
