@@ -199,13 +199,16 @@ struct CommitBudget<'a> {
     unchecked: AtomicU64,
     /// Packs with an object.
     stored: AtomicU64,
+    /// A pack exceeded the budget of the task.
+    is_exhausted: AtomicBool,
 }
 
 impl<'a> CommitBudget<'a> {
     fn reserve(job: &'a Job, recorded: u64) -> Result<Self, CloudError> {
         let reservation = job.progress.reserve(last_requests(job, recorded, recorded));
         let reservation = reservation.map_err(|limit| Self::exhausted(job, limit))?;
-        Ok(Self { job, reservation, unchecked: recorded.into(), stored: recorded.into() })
+        let (unchecked, stored) = (recorded.into(), recorded.into());
+        Ok(Self { job, reservation, unchecked, stored, is_exhausted: AtomicBool::new(false) })
     }
 
     fn exhausted(job: &Job, limit: String) -> CloudError {
@@ -280,17 +283,16 @@ impl Job {
         let missing: Vec<u32> =
             (0..self.layout.pack_count).filter(|pack_no| !done[*pack_no as usize]).collect();
         let mut exhausted = None;
-        let is_exhausted = AtomicBool::new(false);
         let mut packs = futures::stream::iter(missing)
-            .take_while(|_| ready(!is_exhausted.load(Relaxed)))
+            .take_while(|_| ready(!budget.is_exhausted.load(Relaxed)))
             .map(|pack_no| self.pack(pack_no, Some(budget)))
             .buffer_unordered(concurrency);
         while let Some(pack) = packs.next().await {
             match pack {
                 Ok(len_bytes) => self.progress.processed(len_bytes as u64),
-                // The packs in flight are completed and recorded: their requests are spent.
+                // The uploads in flight are completed and recorded: their requests are spent.
                 Err(CloudError::Store(error)) if error.kind == StoreErrorKind::BudgetExhausted => {
-                    is_exhausted.store(true, Relaxed);
+                    budget.is_exhausted.store(true, Relaxed);
                     exhausted = Some(error);
                 }
                 Err(error) => return Err(error),
@@ -342,13 +344,14 @@ impl Job {
     }
 
     /// Reads, seals, stores and records one pack, which is a new one with `budget`; returns its bytes of
-    /// blocks.
+    /// blocks. Skips a pack that has not begun when the budget is exhausted.
     async fn pack(
         self: &Arc<Self>,
         pack_no: u32,
         budget: Option<&CommitBudget<'_>>,
     ) -> Result<usize, CloudError> {
-        let pack = self.build(pack_no).await?;
+        let is_wanted = || budget.is_none_or(|budget| !budget.is_exhausted.load(Relaxed));
+        let Some(pack) = self.build(pack_no, is_wanted).await? else { return Ok(0) };
         let is_empty = pack.lens.iter().all(|len| *len == 0);
         assert_eq!(pack.body.is_none(), is_empty, "a pack has an object if a frame has bytes");
         if let Some(body) = pack.body {

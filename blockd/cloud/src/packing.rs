@@ -41,17 +41,28 @@ struct Chunk {
 }
 
 impl Job {
-    /// Reads and seals a pack.
+    /// Reads and seals a pack; returns `None` if it is no longer wanted once there is room for it.
     ///
     /// # Errors
     /// [`CloudError::ReadVolume`].
-    pub(crate) async fn build(self: &Arc<Self>, pack_no: u32) -> Result<Pack, CloudError> {
+    pub(crate) async fn build(
+        self: &Arc<Self>,
+        pack_no: u32,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Option<Pack>, CloudError> {
         let _building = self.packing.building.acquire().await;
+        if !is_wanted() {
+            return Ok(None);
+        }
         // Recorded while packs in flight have the memory.
         let level = self.levels.of_pack(pack_no).await?;
         let sizes = self.layout.frame_sizes(pack_no);
         let raw_len_bytes = sizes.iter().sum::<usize>() * BLOCK;
         let mut body = self.packing.memory.reserve(OBJECT_HEADER_LEN + max_frames_len(&sizes)).await;
+        // Packs in flight had the memory.
+        if !is_wanted() {
+            return Ok(None);
+        }
         let header = object_header(ObjectKind::Pack(pack_no), &self.key, &self.spec.delta_id());
         body.appendable().extend_from_slice(&header);
         let (mut first_frame, _) = self.layout.pack_frames(pack_no);
@@ -74,7 +85,7 @@ impl Job {
         let stored = lens.iter().map(|len| *len as usize).sum::<usize>();
         assert_eq!(body.len_bytes(), OBJECT_HEADER_LEN + stored, "the frames are those of the lengths");
         let body = (stored > 0).then(|| body.freeze());
-        Ok(Pack { raw_len_bytes, level, body, lens })
+        Ok(Some(Pack { raw_len_bytes, level, body, lens }))
     }
 
     /// Reads and seals a chunk; returns it with its permit, which ends with the append.

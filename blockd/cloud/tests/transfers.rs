@@ -2,10 +2,12 @@
 use crate::common::{BLOCK, Noise, fixed, run_as};
 use blockd_cloud::{
     CancelToken, EncryptionMode, Manifest, MemoryJournal, Progress, Repository, RestoreOptions,
-    RestoreRequest, UploadOptions, restore,
+    RestoreRequest, UploadOptions, backup, restore,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
-use blockd_store::{BlobStore, Middleware, Operation, Request, Response, StoreFuture};
+use blockd_store::{
+    BlobStore, Middleware, Operation, Request, RequestCounts, Response, RetryPolicy, StoreFuture, task_store,
+};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::MemoryStore;
 use parking_lot::Mutex;
@@ -113,6 +115,28 @@ async fn requests_in_flight_rise_with_the_latency() {
     assert_eq!(most(Duration::from_secs(1), 5).await, (5, 5), "the bound");
     let (up, down) = most(Duration::ZERO, 32).await;
     assert!(up <= 4 && down <= 4, "{up} uploads, {down} downloads without latency");
+}
+
+#[tokio::test]
+async fn exhausted_budget_ends_the_assembly_of_packs() {
+    const PACKS: u64 = 12;
+    let live = MemoryVolume::default();
+    (0..PACKS).for_each(|pack| live.set(pack * PACK_BLOCKS, &[1; BLOCK]));
+    let data = Extent::new(BlockIndex(0), PACKS * PACK_BLOCKS);
+    let spec = spec(1, data.len_bytes(), BlockSet::from_iter([data]), BlockSet::new(), None);
+    let (store, requests) = task_store(Arc::new(MemoryStore::default()), RetryPolicy::default());
+    let repo = fixed(store, EncryptionMode::Aes256GcmSiv);
+    // Those of the commit are reserved.
+    let check = |counts: &RequestCounts| (counts.total() > 2).then(|| "more than 2 requests".to_owned());
+    requests.set_budget(RequestCounts::default(), Arc::new(check));
+    let reader = Arc::new(live);
+    let (options, cancel) = (UploadOptions::default(), CancelToken::new());
+    let (progress, journal) = (Arc::new(Progress::new(requests)), Arc::new(MemoryJournal::default()));
+    let made = backup(&repo, Arc::new(spec), reader.clone(), journal, &options, progress, &cancel).await;
+    assert!(made.unwrap_err().to_string().contains("budget"));
+    // The second one is assembled meanwhile.
+    let packs = reader.blocks_read().len_blocks() / PACK_BLOCKS;
+    assert!(packs <= 3, "{packs} packs were read");
 }
 
 #[tokio::test(start_paused = true)]
