@@ -12,6 +12,7 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
+    time::Duration,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -108,6 +109,11 @@ impl Progress {
     /// They would exceed its budget; returns the exceeded limit.
     pub(crate) fn reserve(&self, last: RequestCounts) -> Result<Reservation, String> {
         self.requests.reserve(last)
+    }
+
+    /// Returns the latency of the store, as far as it is known.
+    pub(crate) fn latency(&self) -> Option<Duration> {
+        self.requests.latency()
     }
 
     pub(crate) fn begin(&self, bytes_total: u64) {

@@ -9,8 +9,10 @@ use parking_lot::Mutex;
 use std::{pin::pin, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 
-/// First limit.
+/// First limit at a store without latency.
 const START: usize = 4;
+/// Latency that one more request fills from the start: growth takes many requests.
+const LATENCY_OF_ONE: Duration = Duration::from_millis(10);
 /// Growth of the rate from which a larger window stays: much less than that of the window.
 const MIN_GAIN: f64 = 1.03;
 /// Share of the rate above which a smaller window stays.
@@ -47,10 +49,11 @@ struct Controller {
 }
 
 impl Controller {
-    fn new(max: usize) -> Self {
+    fn new(max: usize, latency: Duration) -> Self {
         let max = max.max(1);
+        let start = START + (latency.as_nanos() / LATENCY_OF_ONE.as_nanos()).min(max as u128) as usize;
         Self {
-            limit: START.min(max),
+            limit: start.min(max),
             max,
             attempt: Attempt::None { left: 0 },
             rate: 0.,
@@ -160,9 +163,9 @@ struct State {
 }
 
 impl Window {
-    /// Creates a window of at most `max` requests.
-    pub fn new(max: usize) -> Self {
-        let state = State { controller: Controller::new(max), in_flight: 0 };
+    /// Creates a window of at most `max` requests, for a store whose latency is at least `latency`.
+    pub fn new(max: usize, latency: Option<Duration>) -> Self {
+        let state = State { controller: Controller::new(max, latency.unwrap_or_default()), in_flight: 0 };
         Self { state: Mutex::new(state), changed: Notify::new(), created: Instant::now() }
     }
 
@@ -307,7 +310,7 @@ mod tests {
     #[test]
     fn window_rises_with_the_latency() {
         let limit = |latency_s| {
-            let mut controller = Controller::new(32);
+            let mut controller = Controller::new(32, Duration::ZERO);
             let (rate, largest) = Model::new(latency_s, 200., 10.).control(&mut controller, 300);
             assert!(largest <= 32 && rate > 0.85 * 200., "{latency_s} s: {rate} MiB/s");
             largest
@@ -317,8 +320,15 @@ mod tests {
     }
 
     #[test]
+    fn window_starts_larger_with_latency() {
+        let start = |ms| Controller::new(32, Duration::from_millis(ms)).limit;
+        assert_eq!([0, 9, 20, 100, 100_000].map(start), [4, 4, 6, 14, 32]);
+        assert_eq!(Controller::new(3, Duration::from_secs(1)).limit, 3);
+    }
+
+    #[test]
     fn window_falls_when_the_latency_does() {
-        let mut controller = Controller::new(32);
+        let mut controller = Controller::new(32, Duration::ZERO);
         let mut model = Model::new(0.5, 400., 10.);
         model.control(&mut controller, 300);
         let far = controller.limit;
@@ -330,7 +340,7 @@ mod tests {
 
     #[test]
     fn window_that_is_not_full_stays() {
-        let mut controller = Controller::new(32);
+        let mut controller = Controller::new(32, Duration::ZERO);
         for nth in 1..100 {
             controller.complete(Duration::from_millis(nth), MIB);
         }
@@ -339,7 +349,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_in_flight_stay_within_the_window() {
-        let window = Window::new(2);
+        let window = Window::new(2, None);
         let (first, second) = (window.enter().await, window.enter().await);
         let mut third = pin!(window.enter());
         assert!(futures::poll!(third.as_mut()).is_pending());
@@ -359,7 +369,7 @@ mod tests {
             latency_s in 0f64..0.3, mib_per_s in 5f64..1000., pack_mib in 1f64..33., max in 1usize..64
         ) {
             let model = || Model::new(latency_s, mib_per_s, pack_mib);
-            let mut controller = Controller::new(max);
+            let mut controller = Controller::new(max, Duration::ZERO);
             let (rate, largest) = model().control(&mut controller, 600);
             prop_assert!(largest <= max);
             let best = [1, 2, 4, 8, 16, 32, 64].map(|window: usize| {

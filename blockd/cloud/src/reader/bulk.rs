@@ -70,8 +70,9 @@ struct Downloads {
 }
 
 impl Downloads {
-    fn new(concurrency: usize) -> Self {
-        Self { window: Window::new(concurrency), memory: TransferMemory::new(TRANSFER_MEMORY_BYTES) }
+    fn new(concurrency: usize, what: &BulkRead<'_>) -> Self {
+        let latency = what.progress.and_then(Progress::latency);
+        Self { window: Window::new(concurrency, latency), memory: TransferMemory::new(TRANSFER_MEMORY_BYTES) }
     }
 
     async fn fetch(&self, delta: &DeltaReader, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
@@ -215,7 +216,7 @@ impl SnapshotReader {
             let job = receive.recv().await?;
             Some((job, receive))
         });
-        let downloads = Downloads::new(concurrency);
+        let downloads = Downloads::new(concurrency, what);
         let fetch = jobs
             .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), what, &downloads).boxed())
             .buffer_unordered(concurrency.max(1))

@@ -19,6 +19,8 @@ pub struct Requests {
     by_kind: [AtomicU64; RequestKind::ALL.len()],
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
+    /// Duration of the shortest successful request; 0 before the first one.
+    shortest_nanos: AtomicU64,
     budget: Mutex<Option<Budget>>,
 }
 
@@ -78,6 +80,12 @@ impl Requests {
         let reservation = Reservation(Arc::clone(self));
         reservation.set(last)?;
         Ok(reservation)
+    }
+
+    /// Returns the duration of the shortest successful request, which is close to the latency of the store;
+    /// `None` before the first one.
+    pub fn latency(&self) -> Option<Duration> {
+        Some(self.shortest_nanos.load(Relaxed)).filter(|nanos| *nanos > 0).map(Duration::from_nanos)
     }
 
     /// Returns the current values.
@@ -238,7 +246,13 @@ impl RequestObserver for Requests {
 
     fn started(&self, _: &Request<'_>) {}
 
-    fn ended(&self, _: &Request<'_>, _: Duration, _: Result<u64, StoreErrorKind>) {}
+    fn ended(&self, _: &Request<'_>, elapsed: Duration, outcome: Result<u64, StoreErrorKind>) {
+        if outcome.is_ok() {
+            let nanos = (elapsed.as_nanos() as u64).max(1);
+            let shorter = |shortest| (shortest == 0 || nanos < shortest).then_some(nanos);
+            let _ = self.shortest_nanos.fetch_update(Relaxed, Relaxed, shorter);
+        }
+    }
 
     fn settled(&self, request: &Request<'_>, received_bytes: u64) {
         // Under the lock: no check sees the bytes neither expected nor received.
