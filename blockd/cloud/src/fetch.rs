@@ -16,7 +16,7 @@ use crate::{
     wanted::{FetchJob, MAX_GAP, WantedFrame, WantedRun, cut, group},
 };
 use blockd_extent::{BlockIndex, BlockSet};
-use blockd_store::{BlobStore, TransferMemory};
+use blockd_store::{BlobStore, Pieces, StoreError, TransferMemory};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -217,34 +217,50 @@ impl DeltaReader {
         self.id.pack_key((frame.ordinal() / PACK_FRAMES) as u32)
     }
 
-    /// Reads the bytes of a job, into `memory` if given; returns them with their offset in the pack.
-    pub async fn fetch(
-        &self,
-        job: &FetchJob,
-        memory: Option<&TransferMemory>,
-    ) -> Result<(u32, Bytes), CloudError> {
+    /// Reads the bytes of a job; returns them with their offset in the pack.
+    pub async fn fetch(&self, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
         let object = self.id.pack_key(job.pack_no());
         let (start, end) = (job.start(), job.end());
         assert!(start < end, "a request for no bytes of {object}");
-        let (offset_bytes, len_bytes) = (u64::from(start), u64::from(end - start));
-        let fetched = match memory {
-            Some(memory) => {
-                let (store, memory, object) = (self.store.clone(), memory.clone(), object.clone());
-                run_request(
-                    async move { Ok(store.get_range_in(&object, offset_bytes, len_bytes, &memory).await) },
-                )
-                .await?
-            }
-            None => self.store.get_range(&object, offset_bytes, len_bytes).await,
-        };
-        let fetched = fetched.map_err(|error| {
-            CloudError::missing_is_damage(error, u64::from(start)).with_blocks(job.extent())
-        })?;
-        if start == 0 {
-            check_object_header(&fetched, ObjectKind::Pack(job.pack_no()), &self.key, &self.id, &object)
-                .map_err(|error| error.with_blocks(job.extent()))?;
-        }
+        let fetched = self.store.get_range(&object, start.into(), (end - start).into()).await;
+        let fetched = fetched.map_err(|error| Self::fetch_failed(job, error))?;
+        self.check_header(job, start, &fetched)?;
         Ok((start, fetched))
+    }
+
+    /// Reads the bytes of a job into `memory`; passes on those of each `chunk_frames` frames, in their order,
+    /// with their offset in the pack. Returns their number.
+    pub async fn fetch_chunks(
+        &self,
+        job: &FetchJob,
+        chunk_frames: usize,
+        memory: &TransferMemory,
+        pass: impl Fn((u32, Bytes)) + Send + Sync + 'static,
+    ) -> Result<u64, CloudError> {
+        let object = self.id.pack_key(job.pack_no());
+        let (start, end) = (job.start(), job.end());
+        assert!(start < end, "a request for no bytes of {object}");
+        let ends = job.chunk_ends(chunk_frames).map(|end| u64::from(end - start)).collect();
+        let pieces =
+            Pieces::new(memory.clone(), ends, move |offset, content| pass((start + offset as u32, content)));
+        let store = self.store.clone();
+        let fetched = run_request(async move { Ok(store.get_pieces(&object, start.into(), &pieces).await) });
+        fetched.await?.map_err(|error| Self::fetch_failed(job, error))?;
+        Ok((end - start).into())
+    }
+
+    fn fetch_failed(job: &FetchJob, error: StoreError) -> CloudError {
+        CloudError::missing_is_damage(error, job.start().into()).with_blocks(job.extent())
+    }
+
+    /// Checks the header of a pack, if the bytes fetched from `start` on have it.
+    pub fn check_header(&self, job: &FetchJob, start: u32, fetched: &[u8]) -> Result<(), CloudError> {
+        if start > 0 {
+            return Ok(());
+        }
+        let object = self.id.pack_key(job.pack_no());
+        check_object_header(fetched, ObjectKind::Pack(job.pack_no()), &self.key, &self.id, &object)
+            .map_err(|error| error.with_blocks(job.extent()))
     }
 
     /// Decrypts fetched frames and passes their wanted nonzero blocks to the sink in maximal extents.

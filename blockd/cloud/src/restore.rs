@@ -1,8 +1,8 @@
 //! Restore of a snapshot into an empty volume.
 //!
-//! Packs are fetched concurrently and decrypted on all cores; each nonzero block is written exactly once, in
-//! any order. Packs have 97 MiB from the arrival of their bodies until they are written; index pages take up
-//! to 64 MiB. A [`Window`](crate::window::Window) limits the requests.
+//! Packs are fetched concurrently and decrypted on all cores while they arrive; each nonzero block is written
+//! exactly once, in any order. Chunks of frames have 97 MiB from their arrival until they are written; index
+//! pages take up to 64 MiB. A [`Window`](crate::window::Window) limits the requests.
 
 use crate::{
     CloudError, Damage, Manifest, Repository, SnapshotReader,

@@ -210,6 +210,11 @@ impl FetchJob {
         self.frames.last().map_or(0, WantedFrame::end)
     }
 
+    /// Returns the end of the last frame of each chunk in the pack.
+    pub fn chunk_ends(&self, chunk_frames: usize) -> impl Iterator<Item = u32> + '_ {
+        self.frames.chunks(chunk_frames).filter_map(|chunk| chunk.last().map(WantedFrame::end))
+    }
+
     pub fn extent(&self) -> Extent {
         hull(self.wanted())
     }

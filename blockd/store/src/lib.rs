@@ -10,6 +10,7 @@ mod backends;
 mod deletion;
 mod memory;
 mod middleware;
+mod pieces;
 mod probe;
 mod work;
 
@@ -24,6 +25,7 @@ pub use middleware::{
     MeterStore, Middleware, Operation, ReloadStore, Request, RequestCounts, RequestKind, RequestObserver,
     Requests, Reservation, Response, RetryPolicy, RetryStore, plain_prefix, task_store,
 };
+pub use pieces::{Pieces, Received};
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use work::{Lost, Work, Workers, Yielding};
 
@@ -102,18 +104,19 @@ pub trait BlobStore: Any + Send + Sync {
     /// Reads exactly `len_bytes` bytes from `offset_bytes` on; fails if the object is shorter.
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes>;
 
-    /// Reads like [`get_range`](Self::get_range), into memory that is reserved at the latest when the body
-    /// arrives.
-    fn get_range_in<'a>(
+    /// Reads the range from `offset_bytes` on that `pieces` receives, like [`get_range`](Self::get_range). By
+    /// default, all missing pieces have their memory before the request is sent.
+    fn get_pieces<'a>(
         &'a self,
         key: &'a str,
         offset_bytes: u64,
-        len_bytes: u64,
-        memory: &'a TransferMemory,
-    ) -> StoreFuture<'a, Bytes> {
+        pieces: &'a Pieces,
+    ) -> StoreFuture<'a, Received> {
         Box::pin(async move {
-            let room = memory.reserve(len_bytes as usize).await;
-            Ok(room.hold(self.get_range(key, offset_bytes, len_bytes).await?))
+            let room = pieces.reserve().await;
+            let done = pieces.offset_bytes();
+            let body = self.get_range(key, offset_bytes + done, pieces.len_bytes() - done).await?;
+            pieces.receive(key, self.describe(), &room.hold(body))
         })
     }
 

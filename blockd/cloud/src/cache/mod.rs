@@ -419,7 +419,7 @@ impl CacheShared {
             // Cannot fail: the semaphores are never closed.
             let _permit = limit.acquire().await;
             self.counters.requests.fetch_add(1, Relaxed);
-            delta.reader.fetch(job, None).await
+            delta.reader.fetch(job).await
         };
         self.with_stall_timeout(delta.store.describe(), &object, work).await
     }

@@ -13,19 +13,19 @@ use crate::{
     frame::BLOCK,
     progress::Progress,
     repository::run_blocking,
-    wanted::FetchJob,
+    wanted::{FetchJob, WantedFrame},
     window::Window,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use blockd_store::TransferMemory;
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, TryStreamExt, future::try_join_all};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use std::{io, sync::Arc};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, UnboundedSender};
 
-/// Frames that one thread decrypts at a time: 4 MiB of blocks.
-const CHUNK_FRAMES: usize = 8;
+/// Frames that one thread decrypts at a time: 2 MiB of blocks.
+const CHUNK_FRAMES: usize = 4;
 /// Concurrent requests of reads other than restores.
 const READ_CONCURRENCY: usize = 4;
 
@@ -62,7 +62,7 @@ pub(crate) struct BulkRead<'a> {
     pub check_references: bool,
 }
 
-/// Limits of the requests of a bulk read. A request takes memory from the arrival of its body, until its
+/// Limits of the requests of a bulk read. Each chunk of a request takes memory from its arrival, until its
 /// blocks have been written.
 struct Downloads {
     window: Window,
@@ -75,11 +75,19 @@ impl Downloads {
         Self { window: Window::new(concurrency, latency), memory: TransferMemory::new(TRANSFER_MEMORY_BYTES) }
     }
 
-    async fn fetch(&self, delta: &DeltaReader, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
+    /// Reads the bytes of a job; passes on those of each chunk of frames, with their offset in the pack.
+    async fn fetch(
+        &self,
+        delta: &DeltaReader,
+        job: &FetchJob,
+        chunks: UnboundedSender<(u32, Bytes)>,
+    ) -> Result<(), CloudError> {
         let in_flight = self.window.enter().await;
-        let (start, fetched) = delta.fetch(job, Some(&self.memory)).await?;
-        in_flight.complete(fetched.len() as u64);
-        Ok((start, fetched))
+        // Cannot fail: the receiver is dropped together with this future.
+        let pass = move |chunk| drop(chunks.send(chunk));
+        let len_bytes = delta.fetch_chunks(job, CHUNK_FRAMES, &self.memory, pass).await?;
+        in_flight.complete(len_bytes);
+        Ok(())
     }
 }
 
@@ -272,16 +280,14 @@ impl SnapshotReader {
         what: &BulkRead<'_>,
         downloads: &Downloads,
     ) -> Result<u64, CloudError> {
-        match (downloads.fetch(&delta, &job).await, what.damage) {
+        match (self.fetch_and_open(&delta, &job, &sink, what, downloads).await, what.damage) {
             (Err(CloudError::Damaged { .. }), Some(damage)) if what.by_frame && job.frames.len() > 1 => {
-                let (pack_no, mut blocks) = (job.pack_no(), 0);
-                for frame in job.frames {
-                    let alone = FetchJob::alone(pack_no, frame);
-                    match downloads.fetch(&delta, &alone).await {
+                let mut blocks = 0;
+                for frame in &job.frames {
+                    let alone = FetchJob::alone(job.pack_no(), frame.clone());
+                    match self.fetch_and_open(&delta, &alone, &sink, what, downloads).await {
                         Err(error @ CloudError::Damaged { .. }) => damage.add_displaced(error, alone.runs()),
-                        fetched => {
-                            blocks += self.open_fetched(&delta, alone, fetched?, &sink, what).await?;
-                        }
+                        opened => blocks += opened?,
                     }
                 }
                 Ok(blocks)
@@ -290,51 +296,41 @@ impl SnapshotReader {
                 damage.add_displaced(error, job.runs());
                 Ok(0)
             }
-            (fetched, _) => self.open_fetched(&delta, job, fetched?, &sink, what).await,
+            (opened, _) => opened,
         }
     }
 
-    /// Decrypts the frames of a job and passes their blocks to the sink.
-    async fn open_fetched(
+    /// Reads the frames of a job, decrypts them while others arrive, and passes their blocks to the sink.
+    async fn fetch_and_open(
         &self,
         delta: &Arc<DeltaReader>,
-        job: FetchJob,
-        (start, fetched): (u32, Bytes),
+        job: &FetchJob,
         sink: &Arc<BlockSink>,
         what: &BulkRead<'_>,
+        downloads: &Downloads,
     ) -> Result<u64, CloudError> {
         let blocks = job.wanted_blocks();
         debug_assert!(blocks > 0, "a request for no block");
-        let chunks = job.frames.chunks(CHUNK_FRAMES).map(|frames| {
-            let (delta, fetched, sink) = (delta.clone(), fetched.clone(), sink.clone());
-            let (frames, cores) = (frames.to_vec(), self.inner.cores.clone());
-            let (damage, work) = (what.damage.cloned(), self.inner.work.clone());
-            async move {
-                let core = cores.acquire_owned().await;
-                let opened = work.run(move || {
-                    match damage {
-                        None => delta.decode(&frames, start, &fetched, &*sink),
-                        // One by one, so that a damaged frame does not affect others.
-                        Some(damage) => frames.iter().try_for_each(|frame| {
-                            let one = std::slice::from_ref(frame);
-                            match delta.decode(one, start, &fetched, &*sink) {
-                                Err(error @ CloudError::Damaged { .. }) => {
-                                    damage.add_displaced(error, frame.displacements());
-                                    Ok(())
-                                }
-                                result => result,
-                            }
-                        }),
+        let (pass, mut received) = mpsc::unbounded_channel::<(u32, Bytes)>();
+        let open = async {
+            let mut opening = FuturesUnordered::new();
+            let mut chunks = job.frames.chunks(CHUNK_FRAMES);
+            loop {
+                tokio::select! {
+                    Some(opened) = opening.next() => opened?,
+                    chunk = received.recv(), if chunks.len() > 0 => {
+                        // Without a chunk, the request has failed.
+                        let (Some((start, fetched)), Some(frames)) = (chunk, chunks.next()) else { break };
+                        delta.check_header(job, start, &fetched)?;
+                        opening.push(self.open_chunk(delta, frames, (start, fetched), sink, what));
                     }
-                });
-                let opened = opened.await;
-                drop(core);
-                opened?
+                    else => break,
+                }
             }
-        });
-        try_join_all(chunks.collect::<Vec<_>>()).await?;
-        // Its memory is free while the blocks are synced.
-        drop(fetched);
+            Ok::<_, CloudError>(chunks.len())
+        };
+        let ((), missing) = futures::try_join!(downloads.fetch(delta, job, pass), open)?;
+        assert_eq!(missing, 0, "a successful request passes on all chunks");
         if let Some(settled) = &what.settled {
             let extents = match what.damage {
                 None => job.wanted().collect::<BlockSet>().extents().collect(),
@@ -348,5 +344,36 @@ impl SnapshotReader {
             progress.processed(blocks * BLOCK_SIZE_BYTES);
         }
         Ok(blocks)
+    }
+
+    /// Decrypts frames and passes their blocks to the sink.
+    async fn open_chunk(
+        &self,
+        delta: &Arc<DeltaReader>,
+        frames: &[WantedFrame],
+        (start, fetched): (u32, Bytes),
+        sink: &Arc<BlockSink>,
+        what: &BulkRead<'_>,
+    ) -> Result<(), CloudError> {
+        let (delta, frames, sink) = (delta.clone(), frames.to_vec(), sink.clone());
+        let (damage, cores) = (what.damage.cloned(), self.inner.cores.clone());
+        let core = cores.acquire_owned().await;
+        let opened = self.inner.work.run(move || match damage {
+            None => delta.decode(&frames, start, &fetched, &*sink),
+            // One by one, so that a damaged frame does not affect others.
+            Some(damage) => frames.iter().try_for_each(|frame| {
+                let one = std::slice::from_ref(frame);
+                match delta.decode(one, start, &fetched, &*sink) {
+                    Err(error @ CloudError::Damaged { .. }) => {
+                        damage.add_displaced(error, frame.displacements());
+                        Ok(())
+                    }
+                    result => result,
+                }
+            }),
+        });
+        let opened = opened.await;
+        drop(core);
+        opened?
     }
 }

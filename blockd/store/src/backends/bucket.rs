@@ -8,14 +8,14 @@
 mod deletions;
 mod reads;
 
-use self::deletions::Batches;
+use self::{deletions::Batches, reads::Body};
 use super::{
     classify::{classify, is_about_access},
     http::{Hints, with_hints},
 };
 use crate::{
-    BlobStore, Deletions, ListPage, ObjectInfo, PutMode, StoreError, StoreErrorKind, StoreFuture,
-    TransferMemory, blocking, check_key, check_prefix,
+    BlobStore, Deletions, ListPage, ObjectInfo, Pieces, PutMode, Received, StoreError, StoreErrorKind,
+    StoreFuture, blocking, check_key, check_prefix,
 };
 use bytes::Bytes;
 use md5::{Digest, Md5};
@@ -152,7 +152,7 @@ impl BlobStore for BucketStore {
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(self.fetch(key, None, max_len_bytes, None))
+        Box::pin(self.fetch_whole(key, None, max_len_bytes))
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
@@ -161,23 +161,24 @@ impl BlobStore for BucketStore {
                 return Ok(Bytes::new());
             }
             let range = offset_bytes..offset_bytes.saturating_add(len_bytes);
-            self.fetch(key, Some(range), len_bytes, None).await
+            self.fetch_whole(key, Some(range), len_bytes).await
         })
     }
 
-    fn get_range_in<'a>(
+    fn get_pieces<'a>(
         &'a self,
         key: &'a str,
         offset_bytes: u64,
-        len_bytes: u64,
-        memory: &'a TransferMemory,
-    ) -> StoreFuture<'a, Bytes> {
+        pieces: &'a Pieces,
+    ) -> StoreFuture<'a, Received> {
         Box::pin(async move {
-            if len_bytes == 0 {
-                return Ok(Bytes::new());
+            let (done, len_bytes) = (pieces.offset_bytes(), pieces.len_bytes());
+            if done == len_bytes {
+                return Ok(Received(0));
             }
-            let range = offset_bytes..offset_bytes.saturating_add(len_bytes);
-            self.fetch(key, Some(range), len_bytes, Some(memory)).await
+            let range = offset_bytes.saturating_add(done)..offset_bytes.saturating_add(len_bytes);
+            let fetched = self.fetch(key, Some(range), len_bytes, Body::Pieces(pieces.begin())).await;
+            fetched.map(|body| Received(body.len_bytes))
         })
     }
 

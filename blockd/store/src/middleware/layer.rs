@@ -1,7 +1,7 @@
 //! Requests as seen by middleware, and the trait that turns a layer into a store.
 
 use crate::{
-    BlobStore, Deletions, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture, TransferMemory,
+    BlobStore, Deletions, ListPage, Pieces, PutMode, Received, StoreError, StoreErrorKind, StoreFuture,
 };
 use bytes::Bytes;
 use std::{any::Any, borrow::Cow, sync::Arc};
@@ -120,6 +120,11 @@ impl Response for String {}
 impl Response for u64 {}
 impl Response for ListPage {}
 impl Response for Deletions {}
+impl Response for Received {
+    fn received_bytes(&self) -> u64 {
+        self.0
+    }
+}
 impl Response for Bytes {
     fn received_bytes(&self) -> u64 {
         self.len() as u64
@@ -166,18 +171,16 @@ pub trait Middleware: Any + Send + Sync {
         })
     }
 
-    /// [`BlobStore::get_range_in`].
-    fn get_range_in<'a>(
+    /// [`BlobStore::get_pieces`].
+    fn get_pieces<'a>(
         &'a self,
         key: &'a str,
         offset_bytes: u64,
-        len_bytes: u64,
-        memory: &'a TransferMemory,
-    ) -> StoreFuture<'a, Bytes> {
-        self.wrap(Request::new(Operation::GetRange, key).wanting(len_bytes), move |store| {
-            Box::pin(async move {
-                store.get_range_in(&self.key_behind(key), offset_bytes, len_bytes, memory).await
-            })
+        pieces: &'a Pieces,
+    ) -> StoreFuture<'a, Received> {
+        let missing = pieces.len_bytes() - pieces.offset_bytes();
+        self.wrap(Request::new(Operation::GetRange, key).wanting(missing), move |store| {
+            Box::pin(async move { store.get_pieces(&self.key_behind(key), offset_bytes, pieces).await })
         })
     }
 
@@ -229,14 +232,13 @@ impl<L: Middleware> BlobStore for L {
         Middleware::get_range(self, key, offset_bytes, len_bytes)
     }
 
-    fn get_range_in<'a>(
+    fn get_pieces<'a>(
         &'a self,
         key: &'a str,
         offset_bytes: u64,
-        len_bytes: u64,
-        memory: &'a TransferMemory,
-    ) -> StoreFuture<'a, Bytes> {
-        Middleware::get_range_in(self, key, offset_bytes, len_bytes, memory)
+        pieces: &'a Pieces,
+    ) -> StoreFuture<'a, Received> {
+        Middleware::get_pieces(self, key, offset_bytes, pieces)
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {

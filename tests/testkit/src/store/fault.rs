@@ -1,8 +1,8 @@
 //! Store with fault injection.
 
 use blockd_store::{
-    BlobStore, Middleware, Operation, Request, RequestKind, Response, StoreError, StoreErrorKind,
-    StoreFuture, TransferMemory,
+    BlobStore, Middleware, Operation, Pieces, Received, Request, RequestKind, Response, StoreError,
+    StoreErrorKind, StoreFuture,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -167,13 +167,14 @@ impl Middleware for FaultStore {
         self.run(request, |body| flip(&body), self.inner.get_range(key, offset_bytes, len_bytes))
     }
 
-    fn get_range_in<'a>(
+    fn get_pieces<'a>(
         &'a self,
         key: &'a str,
         offset_bytes: u64,
-        len_bytes: u64,
-        _: &'a TransferMemory,
-    ) -> StoreFuture<'a, Bytes> {
-        Middleware::get_range(self, key, offset_bytes, len_bytes)
+        pieces: &'a Pieces,
+    ) -> StoreFuture<'a, Received> {
+        let done = pieces.offset_bytes();
+        let body = Middleware::get_range(self, key, offset_bytes + done, pieces.len_bytes() - done);
+        Box::pin(async move { pieces.receive(key, "faulty store", &body.await?) })
     }
 }

@@ -1,0 +1,115 @@
+//! Body of a read that is received in pieces, each in memory of its own: the first ones are processed, and
+//! their memory is free again, while the others arrive.
+
+use crate::{StoreError, StoreErrorKind, TransferBuffer, TransferMemory};
+use bytes::Bytes;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Receiver of a range in pieces. A repeated request continues after the last complete piece.
+pub struct Pieces {
+    memory: TransferMemory,
+    /// End of each piece in the range, ascending.
+    ends: Vec<u64>,
+    /// Number of complete pieces.
+    complete: AtomicUsize,
+    pass: Box<dyn Fn(u64, Bytes) + Send + Sync>,
+}
+
+/// Number of bytes that a request received in pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Received(pub u64);
+
+impl Pieces {
+    /// Creates a receiver of pieces with these ends in the range, ascending and positive. Calls `pass` with
+    /// the offset and the content of each complete piece, in their order; a content keeps its room in
+    /// `memory` until it is dropped.
+    pub fn new(
+        memory: TransferMemory,
+        ends: Vec<u64>,
+        pass: impl Fn(u64, Bytes) + Send + Sync + 'static,
+    ) -> Self {
+        debug_assert!(ends.first() != Some(&0) && ends.is_sorted_by(|a, b| a < b), "ends ascend: {ends:?}");
+        Self { memory, ends, complete: AtomicUsize::new(0), pass: Box::new(pass) }
+    }
+
+    /// Returns the length of the range in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.ends.last().copied().unwrap_or_default()
+    }
+
+    /// Returns the offset of the first missing piece.
+    pub fn offset_bytes(&self) -> u64 {
+        self.start(self.complete.load(Relaxed))
+    }
+
+    fn start(&self, piece: usize) -> u64 {
+        piece.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or_default()
+    }
+
+    /// Passes on the missing pieces from a body of all of them.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::ShortBody`] if the body is not as long as they are.
+    pub fn receive(&self, key: &str, store: &str, body: &Bytes) -> Result<Received, StoreError> {
+        let offset = self.offset_bytes();
+        if body.len() as u64 != self.len_bytes() - offset {
+            let error = StoreError::new(StoreErrorKind::ShortBody, "GET", key, store);
+            return Err(error.with_detail(format!("{} bytes received", body.len())));
+        }
+        for piece in self.complete.load(Relaxed)..self.ends.len() {
+            let (start, end) = (self.start(piece), self.ends[piece]);
+            self.pass(piece, body.slice((start - offset) as usize..(end - offset) as usize));
+        }
+        Ok(Received(body.len() as u64))
+    }
+
+    fn pass(&self, piece: usize, content: Bytes) {
+        self.complete.store(piece + 1, Relaxed);
+        (self.pass)(self.start(piece), content);
+    }
+
+    /// Reserves memory for all missing pieces.
+    pub(crate) async fn reserve(&self) -> TransferBuffer {
+        let missing = self.len_bytes() - self.offset_bytes();
+        self.memory.reserve(missing as usize).await
+    }
+
+    /// Begins to receive the body of the missing pieces.
+    pub(crate) fn begin(&self) -> PieceWriter<'_> {
+        PieceWriter { pieces: self, piece: self.complete.load(Relaxed), buffer: None }
+    }
+}
+
+/// Writer of the missing pieces.
+pub(crate) struct PieceWriter<'a> {
+    pieces: &'a Pieces,
+    /// Number of the piece in `buffer`.
+    piece: usize,
+    buffer: Option<TransferBuffer>,
+}
+
+impl PieceWriter<'_> {
+    /// Appends a part of the body. Waits for room at the start of each piece; the request is in flight
+    /// meanwhile: its latency needs no memory.
+    pub async fn append(&mut self, mut part: &[u8]) {
+        while !part.is_empty() {
+            let start = self.pieces.start(self.piece);
+            // The caller checks the length of the body.
+            let Some(&end) = self.pieces.ends.get(self.piece) else { return };
+            let len_bytes = (end - start) as usize;
+            let mut buffer = match self.buffer.take() {
+                Some(buffer) => buffer,
+                None => self.pieces.memory.reserve(len_bytes).await,
+            };
+            let (here, rest) = part.split_at(part.len().min(len_bytes - buffer.len_bytes()));
+            buffer.appendable().extend_from_slice(here);
+            part = rest;
+            if buffer.len_bytes() < len_bytes {
+                self.buffer = Some(buffer);
+            } else {
+                self.pieces.pass(self.piece, buffer.freeze());
+                self.piece += 1;
+            }
+        }
+    }
+}
