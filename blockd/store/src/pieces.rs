@@ -1,7 +1,7 @@
 //! Body of a read that is received in pieces, each in memory of its own: the first ones are processed, and
 //! their memory is free again, while the others arrive.
 
-use crate::{StoreError, StoreErrorKind, TransferBuffer, TransferMemory};
+use crate::{StoreError, StoreErrorKind, TransferBuffer, TransferMemory, middleware::wait_locally};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -71,7 +71,7 @@ impl Pieces {
     /// Reserves memory for all missing pieces.
     pub(crate) async fn reserve(&self) -> TransferBuffer {
         let missing = self.len_bytes() - self.offset_bytes();
-        self.memory.reserve(missing as usize).await
+        wait_locally(self.memory.reserve(missing as usize)).await
     }
 
     /// Begins to receive the body of the missing pieces.
@@ -90,7 +90,7 @@ pub(crate) struct PieceWriter<'a> {
 
 impl PieceWriter<'_> {
     /// Appends a part of the body. Waits for room at the start of each piece; the request is in flight
-    /// meanwhile: its latency needs no memory.
+    /// meanwhile: its latency needs no memory. The wait does not count as time of the store.
     pub async fn append(&mut self, mut part: &[u8]) {
         while !part.is_empty() {
             let start = self.pieces.start(self.piece);
@@ -99,7 +99,7 @@ impl PieceWriter<'_> {
             let len_bytes = (end - start) as usize;
             let mut buffer = match self.buffer.take() {
                 Some(buffer) => buffer,
-                None => self.pieces.memory.reserve(len_bytes).await,
+                None => wait_locally(self.pieces.memory.reserve(len_bytes)).await,
             };
             let (here, rest) = part.split_at(part.len().min(len_bytes - buffer.len_bytes()));
             buffer.appendable().extend_from_slice(here);

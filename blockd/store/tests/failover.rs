@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
 
 use blockd_store::{
-    BlobStore, FailoverStore, PutMode, Request, Response, RetryPolicy, RetryStore, StoreErrorKind,
-    StoreFuture, delete_objects, task_store,
+    BlobStore, FailoverStore, MeterStore, Pieces, PutMode, Received, Request, RequestObserver, Response,
+    RetryPolicy, RetryStore, StoreErrorKind, StoreFuture, TransferMemory, delete_objects, task_store,
 };
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 
 fn patient() -> RetryPolicy {
@@ -159,6 +160,47 @@ async fn listing_begins_again_once_at_each_other_server() {
         assert!(store.list("").await.unwrap_err().kind.is_retryable());
         assert_eq!(operations(), [2 + 1 + 4, 2 + 1 + 1], "{fault:?}");
     }
+}
+
+/// Observer of the longest request.
+#[derive(Default)]
+struct Longest(Mutex<Duration>);
+
+impl RequestObserver for Longest {
+    fn started(&self, _: &Request<'_>) {}
+
+    fn ended(&self, _: &Request<'_>, elapsed: Duration, _: Result<u64, StoreErrorKind>) {
+        let mut longest = self.0.lock();
+        *longest = elapsed.max(*longest);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wait_for_memory_is_not_time_of_the_server() {
+    let (content, longest) = (Arc::new(MemoryStore::default()), Arc::<Longest>::default());
+    content.insert("a", "x");
+    let first = Arc::new(MeterStore::new(content, longest.clone()));
+    let second = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    let servers = FailoverStore::new(first, vec![second.clone()], "two servers".into());
+    let store = Arc::new(RetryStore::new(Arc::new(servers), patient()));
+    let memory = TransferMemory::new(1 << 20);
+    let in_use = memory.reserve(1 << 20).await;
+    let pieces = || Pieces::new(memory.clone(), vec![1], |_, _| ());
+    let waiting = tokio::spawn({
+        let (store, pieces) = (store.clone(), pieces());
+        async move { store.get_pieces("a", 0, &pieces).await }
+    });
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!waiting.is_finished());
+    // Nor is it the silence of one whose request is cancelled.
+    let second_read = pieces();
+    let cancelled = tokio::time::timeout(Duration::from_secs(60), store.get_pieces("a", 0, &second_read));
+    assert!(cancelled.await.is_err());
+    drop(in_use);
+    assert_eq!(waiting.await.unwrap().unwrap(), Received(1));
+    assert_eq!(store.get("a", 1).await.unwrap(), "x");
+    assert!(*longest.0.lock() < Duration::from_secs(1));
+    assert_eq!(second.operations(), 0);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! Store with several servers.
 
-use super::layer::{Middleware, Operation, Request, RequestKind, Response};
+use super::{
+    layer::{Middleware, Operation, Request, RequestKind, Response},
+    store_time::StoreClock,
+};
 use crate::{BlobStore, ListPage, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{
@@ -10,7 +13,6 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::Instant;
 
 /// Time of cancelled requests, without any response in between, after which a server is left.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -87,11 +89,11 @@ impl FailoverStore {
             let asked = ask(at, Arc::clone(&self.servers[at].store));
             let result = if others == 0 || request.operation == Operation::DeleteMany {
                 // A server may need minutes for a thousand objects.
-                asked.await
+                attempt.clock.run(asked).await
             } else {
                 // Most bodies are much shorter than their maximum.
                 let body = Duration::from_secs(request.wanted_bytes / MIN_BYTES_PER_S).min(RESPONSE_TIMEOUT);
-                tokio::time::timeout(RESPONSE_TIMEOUT + body, asked).await.unwrap_or_else(|_| {
+                attempt.clock.timeout(RESPONSE_TIMEOUT + body, asked).await.unwrap_or_else(|| {
                     Err(request.failed(StoreErrorKind::Timeout, self.servers[at].store.describe()))
                 })
             };
@@ -137,13 +139,13 @@ impl Route {
 struct Attempt<'a> {
     store: &'a FailoverStore,
     at: usize,
-    began: Instant,
+    clock: StoreClock,
     has_ended: bool,
 }
 
 impl<'a> Attempt<'a> {
     fn start(store: &'a FailoverStore, at: usize) -> Self {
-        Self { store, at, began: Instant::now(), has_ended: false }
+        Self { store, at, clock: StoreClock::start(), has_ended: false }
     }
 
     fn end(mut self) {
@@ -159,7 +161,7 @@ impl Drop for Attempt<'_> {
         }
         let silence = {
             let mut silence = self.store.servers[self.at].silence.lock();
-            *silence += self.began.elapsed();
+            *silence += self.clock.elapsed();
             *silence
         };
         if silence >= SILENCE {

@@ -1,6 +1,9 @@
 //! Request counters by kind, with bytes sent and received; each attempt of a retry counts.
 
-use super::layer::{Middleware, Operation, Request, RequestKind, Response, downcast};
+use super::{
+    layer::{Middleware, Operation, Request, RequestKind, Response, downcast},
+    store_time::StoreClock,
+};
 use crate::{BlobStore, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -10,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Counters of a task, cheap to read while it runs, and its budget.
@@ -220,8 +223,8 @@ pub trait RequestObserver: Send + Sync {
     /// Called at the start of a request.
     fn started(&self, request: &Request<'_>);
 
-    /// Called at the end of a request with its duration and the length of the response body or the kind of
-    /// the error; not called for a cancelled request.
+    /// Called at the end of a request with its duration, without waits for memory, and the length of the
+    /// response body or the kind of the error; not called for a cancelled request.
     fn ended(&self, request: &Request<'_>, elapsed: Duration, outcome: Result<u64, StoreErrorKind>);
 
     /// Called at the end of each admitted request, also of a failed or cancelled one, with the received
@@ -329,10 +332,10 @@ impl Middleware for MeterStore {
         self.observers.iter().for_each(|observer| observer.started(&request));
         let admitted = Admitted { observers: &self.observers, request, received: Arc::default() };
         Box::pin(async move {
-            let began = Instant::now();
+            let clock = StoreClock::start();
             let asked = RECEIVED.scope(Arc::clone(&admitted.received), ask(Arc::clone(&self.inner)));
-            let answer = asked.await;
-            let elapsed = began.elapsed();
+            let answer = clock.run(asked).await;
+            let elapsed = clock.elapsed();
             let outcome = answer.as_ref().map(Response::received_bytes).map_err(|error| error.kind);
             if let Ok(received_bytes) = outcome {
                 admitted.received.store(received_bytes, Relaxed);

@@ -8,6 +8,7 @@ mod meter;
 mod prefix;
 mod reload;
 mod retry;
+mod store_time;
 
 pub use dry::DryStore;
 pub use failover::FailoverStore;
@@ -18,3 +19,4 @@ pub use meter::{BudgetCheck, MeterStore, RequestCounts, RequestObserver, Request
 pub use prefix::{BadPrefix, plain_prefix};
 pub use reload::{ClientFuture, ClientSource, ReloadStore};
 pub use retry::{RetryPolicy, RetryStore, task_store};
+pub(crate) use store_time::wait_locally;

@@ -1,5 +1,6 @@
 //! Retries with bounded exponential backoff and jitter, and a timeout for each attempt.
 
+use super::store_time::StoreClock;
 use crate::{BlobStore, MeterStore, Operation, Request, Requests, Response, StoreErrorKind, StoreFuture};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::{sync::Arc, time::Duration};
@@ -91,10 +92,10 @@ impl crate::Middleware for RetryStore {
         Box::pin(async move {
             let mut pauses = self.policy.pauses();
             loop {
-                let error = match tokio::time::timeout(limit, ask(self.inner.clone())).await {
-                    Ok(Ok(value)) => return Ok(value),
-                    Ok(Err(error)) => error,
-                    Err(_) => request
+                let error = match StoreClock::start().timeout(limit, ask(self.inner.clone())).await {
+                    Some(Ok(value)) => return Ok(value),
+                    Some(Err(error)) => error,
+                    None => request
                         .failed(StoreErrorKind::Timeout, self.inner.describe())
                         .with_detail(format!("waited {} s", limit.as_secs())),
                 };
