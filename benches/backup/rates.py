@@ -14,6 +14,7 @@ from pathlib import Path
 
 import bench
 import data
+import measure
 import places
 from lazy.proxy import Proxy
 from subject import Blockd
@@ -72,20 +73,41 @@ class S3(places.S3):
         return {"type": "s3", "endpoint": address, "region": "us-east-1", "bucket": self.bucket, "disableSsl": True, **keys}
 
 
+class Cpu:
+    """CPU seconds of a client, and of the proxy and the server together."""
+
+    def __init__(self, client, *others):
+        self.client, self.others = measure.Daemon(client), [measure.Daemon(pid) for pid in others]
+        self.take()
+
+    def take(self):
+        """Returns the seconds since the last call."""
+        now = (self.client.cpu_seconds(), sum(other.cpu_seconds() for other in self.others))
+        before, self.before = getattr(self, "before", now), now
+        return tuple(round(one - other, 2) for one, other in zip(now, before))
+
+
 class Probe:
     """The program `transfer_probe`."""
 
-    def __init__(self, program, place):
+    def __init__(self, program, place, *others):
         self.child = subprocess.Popen([str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.child.stdin.write(json.dumps(place.config()) + "\n")
+        self.cpu = Cpu(self.child.pid, *others)
 
     def measure(self, objects, length, puts, gets):
-        """Returns the MiB/s of PUTs and of GETs."""
+        """Returns the MiB/s and the CPU seconds of PUTs and of GETs."""
+        self.cpu.take()
         self.child.stdin.write(f"{objects} {length} {puts} {gets}\n")
+        results = [self.result(objects * length / MIB) for _ in range(2)]
+        self.child.stdout.readline()
+        return results
+
+    def result(self, mib):
         line = self.child.stdout.readline()
         if not line:
             raise bench.Failed("the probe ended")
-        return [objects * length / MIB / float(seconds) for seconds in line.split()]
+        return mib / float(line), self.cpu.take()
 
     def stop(self):
         self.child.stdin.close()
@@ -104,30 +126,39 @@ def make_image(directory, given):
     return image
 
 
-def measure(blockd, probe, given):
+def measured(blockd, probe, cpu, given):
     """Returns the medians of all rounds, in which probe and daemon alternate."""
     first = blockd.backup("vm", "store", "--full", "--reupload")
     objects = first["puts"] - 2
     length = first["stored_bytes"] // objects
     found = [probe.measure(objects, length, parallel, parallel) for parallel in PARALLEL]
-    puts, gets = (max(zip(rates, PARALLEL))[1] for rates in zip(*found))
+    puts, gets = (max((rate, parallel) for (rate, _), parallel in zip(of_kind, PARALLEL))[1] for of_kind in zip(*found))
     rounds = []
     for _ in range(given.rounds):
-        put, get = probe.measure(objects, length, puts, gets)
+        (put, put_cpu), (get, get_cpu) = probe.measure(objects, length, puts, gets)
+        cpu.take()
         up = blockd.backup("vm", "store", "--full", "--reupload")
+        up_cpu = cpu.take()
         down = blockd.restore(up["snap"], "store", "restored")
+        down_cpu = cpu.take()
         blockd.ctl("volume", "delete", "restored")
         stored = up["stored_bytes"] / MIB
         rounds.append({
             "put": put, "get": get, "up": stored / up["seconds"], "down": stored / down["seconds"],
             "up_ratio": stored / up["seconds"] / put, "down_ratio": stored / down["seconds"] / get,
-            "up_cpu_seconds": up["cpu_seconds"], "down_cpu_seconds": down["cpu_seconds"],
+            "up_limit": cpu_limit(put_cpu, up_cpu), "down_limit": cpu_limit(get_cpu, down_cpu),
+            "cpu_seconds": {"put": put_cpu, "up": up_cpu, "get": get_cpu, "down": down_cpu},
             "up_peak_mib": up["peak_mib"], "down_peak_mib": down["peak_mib"],
         })
-    medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0] if name != "cpu_seconds"}
     for name in ("up_peak_mib", "down_peak_mib"):
         medians[name] = max(one[name] for one in rounds)
     return {"objects": objects, "object_mib": length / MIB, "puts": puts, "gets": gets, **medians, "rounds": rounds}
+
+
+def cpu_limit(bare, ours):
+    """Returns the ratio of the rates of two clients if all cores are busy all the time."""
+    return sum(bare) / sum(ours)
 
 
 def places_of(given, directory):
@@ -164,13 +195,15 @@ def of_place(place, given, blockd, target, directory, image):
     folder.mkdir()
     proxy = Proxy(target / "delay_proxy", int(place.endpoint.rsplit(":", 1)[1]))
     place.endpoint = f"http://127.0.0.1:{proxy.port}"
-    daemon, probe = Blockd(blockd, folder), Probe(target / "transfer_probe", place)
+    others = (proxy.child.pid, place.process.pid)
+    daemon, probe = Blockd(blockd, folder), Probe(target / "transfer_probe", place, *others)
+    cpu = Cpu(daemon.process.pid, *others)
     try:
         daemon.make_volume("vm", os.path.getsize(image), image)
         daemon.make_credential("store", place, True)
         for delay_ms in (int(delay) for delay in given.delays_ms.split(",")):
             proxy.delay(delay_ms)
-            found.append({"place": place.name, "delay_ms": delay_ms, **measure(daemon, probe, given)})
+            found.append({"place": place.name, "delay_ms": delay_ms, **measured(daemon, probe, cpu, given)})
             print(f"bench: {place.name}, {delay_ms} ms: measured", flush=True)
     finally:
         daemon.stop()
@@ -180,12 +213,13 @@ def of_place(place, given, blockd, target, directory, image):
 
 
 def report(found):
-    print(f"{'store':7}{'delay':>7}{'objects':>14}{'PUT':>12}{'backup':>8}{'ratio':>7}{'peak':>6}{'GET':>12}{'restore':>9}{'ratio':>7}{'peak':>6}")
+    print(f"{'store':7}{'delay':>7}{'objects':>14}{'PUT':>12}{'backup':>8}{'ratio':>7}{'CPU':>6}{'peak':>6}"
+          f"{'GET':>12}{'restore':>9}{'ratio':>7}{'CPU':>6}{'peak':>6}")
     for one in found:
         print(
             f"{one['place']:7}{one['delay_ms']:4} ms{one['objects']:4} x {one['object_mib']:4.1f} M"
-            f"{one['put']:7.0f} ({one['puts']:2}){one['up']:8.0f}{one['up_ratio']:7.2f}{one['up_peak_mib']:6.0f}"
-            f"{one['get']:7.0f} ({one['gets']:2}){one['down']:9.0f}{one['down_ratio']:7.2f}{one['down_peak_mib']:6.0f}"
+            f"{one['put']:7.0f} ({one['puts']:2}){one['up']:8.0f}{one['up_ratio']:7.2f}{one['up_limit']:6.2f}{one['up_peak_mib']:6.0f}"
+            f"{one['get']:7.0f} ({one['gets']:2}){one['down']:9.0f}{one['down_ratio']:7.2f}{one['down_limit']:6.2f}{one['down_peak_mib']:6.0f}"
         )
     print("\ngoals")
     for one in found:

@@ -1,9 +1,9 @@
 //! Bare PUTs and GETs of `tools/bench backup --rates`, with the store client of the daemon.
 //!
 //! Reads the configuration of a store, in JSON on one line, from its standard input, then commands of the
-//! form `OBJECTS BYTES PUTS GETS`: it stores objects of this length with up to PUTS requests in flight, reads
-//! them with up to GETS, deletes them, and prints the seconds of both on one line. The objects are
-//! incompressible. It ends with its input.
+//! form `OBJECTS BYTES PUTS GETS`: it stores objects of this length with up to PUTS requests in flight,
+//! prints the seconds, reads them with up to GETS, prints the seconds, deletes them, and prints an empty
+//! line. The objects are incompressible. It ends with its input.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot measure ends with a panic")]
 
@@ -31,8 +31,8 @@ fn noise(len_bytes: usize) -> Bytes {
     words.take(len_bytes).collect::<Vec<u8>>().into()
 }
 
-/// Returns the seconds of the PUTs and of the GETs.
-async fn measure(store: &Arc<dyn BlobStore>, [objects, len_bytes, puts, gets]: [usize; 4]) -> (f64, f64) {
+/// Prints the seconds of the PUTs and of the GETs.
+async fn measure(store: &Arc<dyn BlobStore>, [objects, len_bytes, puts, gets]: [usize; 4]) {
     let (run, body) = (Uuid::new_v4(), noise(len_bytes));
     let keys: Vec<String> = (0..objects).map(|nth| format!("blockd/probe/{run}/{nth}")).collect();
     let began = Instant::now();
@@ -43,7 +43,7 @@ async fn measure(store: &Arc<dyn BlobStore>, [objects, len_bytes, puts, gets]: [
         async move { put.await.unwrap() }
     };
     futures::stream::iter(keys.clone()).map(put).buffer_unordered(puts).try_collect::<()>().await.unwrap();
-    let put_s = began.elapsed().as_secs_f64();
+    println!("{}", began.elapsed().as_secs_f64());
     let began = Instant::now();
     let get = |key: String| {
         let store = Arc::clone(store);
@@ -51,9 +51,9 @@ async fn measure(store: &Arc<dyn BlobStore>, [objects, len_bytes, puts, gets]: [
         async move { get.await.unwrap() }
     };
     futures::stream::iter(keys.clone()).map(get).buffer_unordered(gets).try_collect::<()>().await.unwrap();
-    let get_s = began.elapsed().as_secs_f64();
+    println!("{}", began.elapsed().as_secs_f64());
     delete_objects(&**store, keys.into_iter()).await.unwrap();
-    (put_s, get_s)
+    println!();
 }
 
 #[tokio::main]
@@ -66,7 +66,6 @@ async fn main() {
     for line in lines {
         let line = line.unwrap();
         let numbers: Vec<usize> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-        let (put_s, get_s) = measure(&store, numbers.try_into().unwrap()).await;
-        println!("{put_s} {get_s}");
+        measure(&store, numbers.try_into().unwrap()).await;
     }
 }
