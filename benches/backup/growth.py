@@ -23,7 +23,8 @@ SHARE = 0.05
 
 
 class Churn:
-    """Daily changes of an image: half of the extents are new, a quarter returns, a quarter is copied to another place."""
+    """Daily changes of an image: half of the extents are new (three quarters on the first day, without former content), a quarter is former content
+    at another place, a quarter is copied to another place."""
 
     def __init__(self, image, share):
         self.image, self.noise = image, random.Random(7)

@@ -49,8 +49,9 @@ number of requests in flight (1 to 32, in parentheses) that was fastest before. 
 memory in MiB. Rounds alternate; medians, and the highest peak. `noise` is incompressible, so that sealing takes the least CPU time for each byte.
 
 --growth measures stored bytes in a directory beside restic. `days` backs up a filesystem (--data, such as 128M) each day of --days, after 2 % of it
-changed in extents of 32 KiB: half are new and incompressible, a quarter returns, a quarter is copied to another place. Each seventh increment is a
-full backup. In the end both tools delete all but the last 7 backups. `clones` backs up 10 volumes of one image; in each, 5 %
+changed in extents of 32 KiB: half are new and incompressible, a quarter is former content at another place, a quarter is copied to another place.
+Copies are aligned to 32 KiB, which favours blocks over content-defined chunks. On the first day no content is former: three quarters are new. Each
+seventh increment is a full backup. In the end both tools delete all but the last 7 backups. `clones` backs up 10 volumes of one image; in each, 5 %
 of the data are replaced by other files of this host, in extents of 1 to 16 blocks.
 
 `seal` is the rate of zstd:1 and AES-256-GCM-SIV in memory on all cores, with the same data.
