@@ -241,8 +241,11 @@ impl CancelToken {
     /// [`CloudError::Cancelled`] if it was cancelled before; the error of the check.
     pub(crate) fn begin_commit(&self) -> Result<(), CloudError> {
         self.check.as_ref().map_or(Ok(()), |check| check())?;
-        let before = self.state.fetch_or(COMMITTING, SeqCst);
-        if before & STOPPED == 0 && !self.token.is_cancelled() { Ok(()) } else { Err(CloudError::Cancelled) }
+        // The check outlives a stop, after which no caller waits to end the commit.
+        let begin =
+            |state| (state & STOPPED == 0 && !self.token.is_cancelled()).then_some(state | COMMITTING);
+        let begun = self.state.fetch_update(SeqCst, SeqCst, begin);
+        begun.map(drop).map_err(|_| CloudError::Cancelled)
     }
 
     /// Ends a commit that failed definitely, so that the task can be stopped again.
@@ -288,6 +291,20 @@ mod tests {
         assert!(!token.is_committing() && !token.is_cancelled());
         assert!(token.stop_unless_committing());
         assert!(token.begin_commit().is_err());
+    }
+
+    #[test]
+    fn stop_during_the_check_prevents_the_commit() {
+        for stop in [|token: &CancelToken| assert!(token.stop_unless_committing()), CancelToken::cancel] {
+            let token = CancelToken::new();
+            let stopped = token.clone();
+            let checked = token.with_commit_check(move || {
+                stop(&stopped);
+                Ok(())
+            });
+            assert!(matches!(checked.begin_commit(), Err(CloudError::Cancelled)));
+            assert!(!token.is_committing());
+        }
     }
 
     #[test]
