@@ -154,8 +154,8 @@ impl References {
             let of_source = self.groups.iter().filter(|group| self.sources[group.source as usize] == id);
             let mut of_source = of_source.map(|group| &group.blocks);
             of_source.any(|group| {
-                let mut both = blocks.clone();
-                both.intersect_with(group);
+                let mut both = group.clone();
+                both.intersect_with(blocks);
                 !both.is_empty()
             })
         };

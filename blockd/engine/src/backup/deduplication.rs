@@ -19,8 +19,8 @@ use blockd_api::{CredentialRef, Deduplication};
 use blockd_catalog::{DbError, DbManifestCache, Doubt, KnownProofs, ProofRow, TaskRow, TaskSpec};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, BackupSpec, CloudError, CloudSnapshotId, DedupRequest, Deduplicated, Delta,
-    FingerprintKey, Manifest, ManifestCache, ManifestKey, Repository, Unchanged, dedup_sources, deduplicate,
-    fingerprint_file_name,
+    FingerprintKey, Manifest, ManifestCache, ManifestKey, References, Repository, Unchanged, dedup_sources,
+    deduplicate, fingerprint_file_name,
 };
 use blockd_extent::{BlockSet, BlockSource, SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -177,13 +177,20 @@ pub(super) fn sources_check(
             detail: error.to_string(),
         })?;
         let is_forgotten = |source: &&Delta| !dir.join(fingerprint_file_name(source)).exists();
-        let unchanged = Unchanged { references: spec.references.clone(), again: BlockSet::new() };
         if spec.references.sources_of(&spec.deduplicated).iter().any(is_forgotten)
-            || !unchanged.without(|source| damaged_in(source, &proofs)).again.is_empty()
+            || references_damage(&spec.references, &proofs)
         {
             return Err(CloudError::SourceDamaged { id: spec.id() });
         }
         Ok(())
+    }
+}
+
+fn references_damage(references: &References, proofs: &[ProofRow]) -> bool {
+    let damaged = |source: &Delta| damaged_in(source, proofs);
+    references.sources().iter().any(|source| !damaged(source).is_empty()) && {
+        let unchanged = Unchanged { references: references.clone(), again: BlockSet::new() };
+        !unchanged.without(damaged).again.is_empty()
     }
 }
 
