@@ -147,6 +147,24 @@ async fn damage_found_during_a_synthetic_full_is_healed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn damage_of_the_base_found_during_a_backup_is_healed() {
+    let host = Host::new().await;
+    let (first, volume, mut model) = host.one_backup().await;
+    model.write(&volume, 30 << 20, 3, 1 << 20);
+    let (mut planned, proceed) = host.pause_at("backup planned");
+    let task = host.start_backup("data", false).await;
+    planned.recv().await.unwrap();
+    flip_bit(&host.packs()[0], IN_SECOND_FRAME);
+    assert_eq!(host.verified(&first, VerifyDepth::Full).await.state.stage, TaskStage::Failed);
+    proceed.send(()).unwrap();
+    let done = host.done(task).await;
+    let id = done.cloud_snapshot_id.unwrap();
+    assert_eq!(done.backup_type, Some(BackupType::Incremental));
+    assert_eq!(host.verified(&id, VerifyDepth::Full).await.state.stage, TaskStage::Done);
+    model.assert_is(&*host.restore(&id, "copy").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn synthetic_full_survives_a_crash_at_any_step() {
     for step in ["backup planned", crash_after_commit::COMMITTED, "backup stored"] {
         let mut host = Host::new().await;

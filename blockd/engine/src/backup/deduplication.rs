@@ -157,8 +157,16 @@ pub(super) fn damaged_in(source: &Delta, proofs: &[ProofRow]) -> BlockSet {
     lost
 }
 
-/// Returns a check that fails if content that a planned backup references was found damaged since. An earlier
-/// run may have committed it: then it is too late, and a verification finds the damage in the backup.
+/// Returns the blocks of a cloud snapshot that verifications with any credential of its repository found
+/// damaged.
+pub(super) fn lost_of(id: CloudSnapshotId, proofs: &[ProofRow]) -> BlockSet {
+    let mut lost = BlockSet::new();
+    proofs.iter().filter(|proof| proof.cloudsnap == id).for_each(|proof| lost.union_with(&proof.damaged));
+    lost
+}
+
+/// Returns a check that fails if content that a planned backup needs was found damaged since. An earlier run
+/// may have committed it: then it is too late, and a verification finds the damage in the backup.
 pub(super) fn sources_check(
     work: &BackupWork,
     row: &TaskRow,
@@ -166,7 +174,9 @@ pub(super) fn sources_check(
 ) -> impl Fn() -> Result<(), CloudError> + Clone + Send + Sync + 'static {
     let (db, credential, spec) = (Arc::clone(&work.db), row.credential, Arc::clone(spec));
     let dir = work.host.data_dir.fingerprints_dir(credential);
-    let is_checked = !row.detail.may_be_committed && !spec.references.is_empty();
+    // A synthetic full backup needs its base only as a source.
+    let base = spec.base.as_ref().filter(|_| !spec.synthetic).map(Manifest::id);
+    let is_checked = !row.detail.may_be_committed && (base.is_some() || !spec.references.is_empty());
     move || {
         if !is_checked {
             return Ok(());
@@ -179,6 +189,7 @@ pub(super) fn sources_check(
         let is_forgotten = |source: &&Delta| !dir.join(fingerprint_file_name(source)).exists();
         if spec.references.sources_of(&spec.deduplicated).iter().any(is_forgotten)
             || references_damage(&spec.references, &proofs)
+            || base.is_some_and(|base| needs_damage(&spec, base, &proofs))
         {
             return Err(CloudError::SourceDamaged { id: spec.id() });
         }
@@ -192,6 +203,17 @@ fn references_damage(references: &References, proofs: &[ProofRow]) -> bool {
         let unchanged = Unchanged { references: references.clone(), again: BlockSet::new() };
         !unchanged.without(damaged).again.is_empty()
     }
+}
+
+/// Returns true if the backup leaves damaged blocks to its base.
+fn needs_damage(spec: &BackupSpec, base: CloudSnapshotId, proofs: &[ProofRow]) -> bool {
+    let mut lost = lost_of(base, proofs);
+    if !lost.is_empty() {
+        lost.subtract(&spec.data);
+        lost.subtract(&spec.zero);
+        lost.subtract(&spec.references.blocks());
+    }
+    !lost.is_empty()
 }
 
 fn make_dirs(dirs: &[&Path]) -> Result<(), CloudError> {

@@ -7,7 +7,7 @@
 
 use crate::{
     backup::{
-        deduplication::{claimed, damaged_in, deduplicated},
+        deduplication::{claimed, damaged_in, deduplicated, lost_of},
         doubts::{doubt, doubt_of_restart},
         plan::{Decision, Plan, decide},
         work::BackupWork,
@@ -298,9 +298,7 @@ async fn heal(
     changes: Changes,
     proofs: &[ProofRow],
 ) -> Result<(Changes, BlockSet), ServiceError> {
-    // Any credential of the repository may have found damage.
-    let mut lost = BlockSet::new();
-    proofs.iter().filter(|proof| proof.cloudsnap == base).for_each(|proof| lost.union_with(&proof.damaged));
+    let lost = lost_of(base, proofs);
     Ok((store_again(volume, until, changes, lost.clone()).await?, lost))
 }
 
