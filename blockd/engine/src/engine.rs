@@ -297,7 +297,7 @@ impl Engine {
         let scrub_work = service!(ScrubWork { db, events, health, host, registry, repositories, task_workers,
             tasks } totals);
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, drill_work, events, health,
-            host, hydration_work, in_place_work, task_workers, registry, repair_work, repositories, restore_work,
+            host, hydration_work, in_place_work, task_workers, registry, repair_work, restore_work,
             scheduler, scrub_work, tasks, verify_work });
         let scrubs = service!(Scrubs { db, host, registry, runner, scrub_work, tasks });
         let schedules = service!(Schedules { db, host, quiescer, registry, repositories, scheduler, tasks });

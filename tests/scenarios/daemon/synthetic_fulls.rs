@@ -151,10 +151,11 @@ async fn damage_of_the_base_found_during_a_backup_is_healed() {
     let host = Host::new().await;
     let (first, volume, mut model) = host.one_backup().await;
     model.write(&volume, 30 << 20, 3, 1 << 20);
+    let packs = host.packs();
     let (mut planned, proceed) = host.pause_at("backup planned");
     let task = host.start_backup("data", false).await;
     planned.recv().await.unwrap();
-    flip_bit(&host.packs()[0], IN_SECOND_FRAME);
+    flip_bit(&packs[0], IN_SECOND_FRAME);
     assert_eq!(host.verified(&first, VerifyDepth::Full).await.state.stage, TaskStage::Failed);
     proceed.send(()).unwrap();
     let done = host.done(task).await;
@@ -162,6 +163,12 @@ async fn damage_of_the_base_found_during_a_backup_is_healed() {
     assert_eq!(done.backup_type, Some(BackupType::Incremental));
     assert_eq!(host.verified(&id, VerifyDepth::Full).await.state.stage, TaskStage::Done);
     model.assert_is(&*host.restore(&id, "copy").await);
+    // The refused upload leaves no pack.
+    eventually(async || match host.packs().len() - packs.len() {
+        1 => Ok(()),
+        more => Err(more),
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

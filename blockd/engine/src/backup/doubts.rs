@@ -18,7 +18,8 @@ use blockd_api::{
 };
 use blockd_catalog::{CredentialRow, DbError, DbManifestCache, Doubt, NewEvent, ProofRow, TaskRow};
 use blockd_cloud::{
-    CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport, verify,
+    CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport,
+    remove_leftovers_of, verify,
 };
 use jiff::Timestamp;
 use std::{
@@ -61,6 +62,38 @@ pub(crate) async fn may_be_listed(work: &BackupWork, row: &TaskRow) -> Option<Cl
             Some(row.cloudsnap)
         }
     }
+}
+
+/// Deletes the objects of a backup that cannot be committed any more: its commit never started, and only this
+/// run of the daemon knows its name. All other objects wait for garbage collection.
+pub(crate) fn remove_leftovers(work: &BackupWork, row: &TaskRow) {
+    if row.detail.run != Some(work.host.run)
+        || row.detail.may_be_committed
+        || row.detail.backup_type.is_none()
+    {
+        return;
+    }
+    let (host, repositories) = (Arc::clone(&work.host), Arc::clone(&work.repositories));
+    let (task, credential, id) = (row.id, row.credential, row.cloudsnap);
+    // A failure loses only space, so it runs in the background.
+    tokio::spawn(async move {
+        let removed = async {
+            let (repository, _) = repositories.task_repository(credential).await?;
+            Ok::<_, ServiceError>(remove_leftovers_of(&repository, id.cluster, id.volume, id.snapshot).await?)
+        };
+        let removed = tokio::select! {
+            removed = removed => removed,
+            () = host.stopping.cancelled() => return,
+        };
+        match removed {
+            Ok(objects) => {
+                tracing::info!(%task, cloudsnap = %id, objects, "objects of the abandoned backup deleted");
+            }
+            Err(error) => {
+                tracing::warn!(%task, cloudsnap = %id, %error, "deleting the objects of the abandoned backup failed; garbage collection deletes them");
+            }
+        }
+    });
 }
 
 /// Returns the doubt about an abandoned backup.

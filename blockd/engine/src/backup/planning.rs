@@ -8,7 +8,7 @@
 use crate::{
     backup::{
         deduplication::{claimed, damaged_in, deduplicated, lost_of},
-        doubts::{doubt, doubt_of_restart},
+        doubts::{doubt, doubt_of_restart, may_be_listed, remove_leftovers},
         plan::{Decision, Plan, decide},
         work::BackupWork,
     },
@@ -373,9 +373,10 @@ fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudSnapsh
 /// Restarts a backup of the same snapshot without donors: its base or a donor is gone, or a source damaged.
 /// Without its base it is a full one.
 ///
-/// It gets another name, because objects under the current one remain, sealed with another salt. If nothing
-/// is gone, a manifest under the current name stays, in doubt: it may be a whole backup. If the daemon dies
-/// before the plan is deleted, the plan still names the missing base, and the restart is repeated.
+/// It gets another name, because objects under the current one may remain, sealed with another salt. If
+/// nothing is gone, a manifest under the current name stays, in doubt: it may be a whole backup. Objects
+/// without a possible manifest are deleted. If the daemon dies before the plan is deleted, the plan still
+/// names the missing base, and the restart is repeated.
 ///
 /// # Errors
 /// The store is not the one that was opened, so the base may still exist; or the store or the database
@@ -399,6 +400,7 @@ pub(crate) async fn restart_without(
         // An earlier run may have committed it without checking its base.
         repository.store().delete(&former.manifest_key()).await?;
     }
+    let listed = may_be_listed(work, &row).await;
     let missing = gone.map(tracing::field::display);
     tracing::warn!(missing, %former, "the backup restarts without a snapshot that is gone or damaged");
     let name = CloudSnapshotId {
@@ -424,13 +426,17 @@ pub(crate) async fn restart_without(
         .run(move |tx| -> Result<(), DbError> {
             gone.map_or(Ok(()), |gone| forget_tip(tx, credential, gone))?;
             // A put request may still be in flight.
-            match gone {
-                Some(_) => doubt_of_restart(credential, former).put(tx)?,
-                None => doubt(credential, former).put(tx)?,
+            match (gone, listed) {
+                (Some(_), _) => doubt_of_restart(credential, former).put(tx)?,
+                (None, Some(_)) => doubt(credential, former).put(tx)?,
+                (None, None) => {}
             }
             TaskRow::put(&stored, tx)
         })
         .await?;
+    if gone.is_none() {
+        remove_leftovers(work, &row);
+    }
     clean_files(&work.tasks, live.id).await?;
     live.abandon_commit();
     Ok(())

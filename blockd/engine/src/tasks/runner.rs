@@ -12,7 +12,6 @@ use crate::{
     host::{Admission, Host},
     maintenance::verify_task::{self, VerifyWork},
     repair::{self, task::RepairWork},
-    repositories::Repositories,
     restore::{
         full::{self, RestoreWork},
         in_place::{self, InPlaceWork},
@@ -63,7 +62,6 @@ pub struct Runner {
     pub(crate) task_workers: Arc<TaskWorkers>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repair_work: Arc<RepairWork>,
-    pub(crate) repositories: Arc<Repositories>,
     pub(crate) restore_work: Arc<RestoreWork>,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) scrub_work: Arc<ScrubWork>,

@@ -20,7 +20,7 @@ use crate::{
 };
 use blockd_api::{ErrorCode, tasks::TaskStage};
 use blockd_catalog::{DbError, RestoreTask, TaskRow, TaskSpec};
-use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
+use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId};
 use jiff::Timestamp;
 use std::{
     collections::{HashMap, HashSet},
@@ -110,7 +110,7 @@ fn mark_abandoned(
 async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceError> {
     match &row.spec {
         TaskSpec::Backup(_) => {
-            remove_leftovers(runner, row);
+            doubts::remove_leftovers(&runner.backup_work, row);
             task::clean_up(&runner.backup_work, row).await
         }
         TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::clean_up(&runner.restore_work, row).await,
@@ -128,38 +128,6 @@ async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceErro
             clean_files(&runner.tasks, row.id).await
         }
     }
-}
-
-/// Deletes the objects of a backup that cannot be committed any more: its commit never started, and only this
-/// run of the daemon knows its name. All other objects wait for garbage collection.
-fn remove_leftovers(runner: &Arc<Runner>, row: &TaskRow) {
-    if row.detail.run != Some(runner.host.run)
-        || row.detail.may_be_committed
-        || row.detail.backup_type.is_none()
-    {
-        return;
-    }
-    let (runner, row) = (Arc::clone(runner), row.clone());
-    // A failure loses only space, so it runs in the background.
-    tokio::spawn(async move {
-        let removed = async {
-            let (repository, _) = runner.repositories.task_repository(row.credential).await?;
-            let id = row.cloudsnap;
-            Ok::<_, ServiceError>(remove_leftovers_of(&repository, id.cluster, id.volume, id.snapshot).await?)
-        };
-        let removed = tokio::select! {
-            removed = removed => removed,
-            () = runner.host.stopping.cancelled() => return,
-        };
-        match removed {
-            Ok(objects) => {
-                tracing::info!(task = %row.id, objects, "objects of the abandoned backup deleted");
-            }
-            Err(error) => {
-                tracing::warn!(task = %row.id, %error, "deleting the objects of the abandoned backup failed; garbage collection deletes them");
-            }
-        }
-    });
 }
 
 /// Ends an unsuccessful task: first its rows, then its files and objects. It counts as running until its rows
