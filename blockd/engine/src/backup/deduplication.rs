@@ -167,6 +167,9 @@ pub(super) fn lost_of(id: CloudSnapshotId, proofs: &[ProofRow]) -> BlockSet {
 
 /// Returns a check that fails if content that a planned backup needs was found damaged since. An earlier run
 /// may have committed it: then it is too late, and a verification finds the damage in the backup.
+///
+/// Damage that another host found, or that names no blocks, counts for deduplicated blocks only: it deletes
+/// the fingerprint files.
 pub(super) fn sources_check(
     work: &BackupWork,
     row: &TaskRow,
