@@ -180,14 +180,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn throttled_object_throttles_its_batch() {
-        for (status, throttled) in [("503 Server Busy", true), ("412 Precondition Failed", false)] {
+    async fn throttled_object_of_a_batch_leaves_the_others() {
+        for (first, status, throttled) in [
+            ("202 Accepted", "503 Server Busy", false),
+            ("202 Accepted", "412 Precondition Failed", false),
+            ("503 Server Busy", "503 Server Busy", true),
+        ] {
             let part = |id, status| {
                 format!(
                     "--b\r\nContent-Type: application/http\r\nContent-ID: {id}\r\n\r\nHTTP/1.1 {status}\r\n\r\n\r\n"
                 )
             };
-            let body = format!("{}{}--b--\r\n", part(0, "202 Accepted"), part(1, status));
+            let body = format!("{}{}--b--\r\n", part(0, first), part(1, status));
             let reply =
                 HttpReply::status(202).header("Content-Type", "multipart/mixed; boundary=b").body(body);
             let server = FakeHttpServer::start(move |_| reply.clone()).await;

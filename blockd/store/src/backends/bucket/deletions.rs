@@ -79,15 +79,23 @@ impl BucketStore {
             return Err(StoreError { retry_after_s: hints.retry_after_s, ..error });
         }
         let result = |(key, result): (&String, object_store::Result<Path>)| match result {
-            Ok(_) => Ok(Ok(true)),
+            Ok(_) => Ok(true),
             Err(error) => match self.error("DELETE", key, error) {
-                error if error.kind == StoreErrorKind::NotFound => Ok(Ok(false)),
-                // Fails the request, which is repeated after a pause.
-                error if error.kind == StoreErrorKind::Throttled => Err(error),
-                error => Ok(Err(error)),
+                error if error.kind == StoreErrorKind::NotFound => Ok(false),
+                error => Err(StoreError { retry_after_s: hints.retry_after_s, ..error }),
             },
         };
-        keys.iter().zip(results).map(result).collect()
+        let mut results: Deletions = keys.iter().zip(results).map(result).collect();
+        let is_throttled = |result: &Result<bool, StoreError>| {
+            result.as_ref().is_err_and(|error| error.kind == StoreErrorKind::Throttled)
+        };
+        // Without a success the request fails, and is repeated after a pause. Otherwise the results count.
+        match results.iter().position(is_throttled) {
+            Some(first) if !results.iter().any(Result::is_ok) => {
+                results.swap_remove(first).map(|_| Vec::new())
+            }
+            _ => Ok(results),
+        }
     }
 }
 
