@@ -67,8 +67,13 @@ async fn throttled_store_gets_no_request_for_each_object() {
     // Throttled for a time: the request for many objects is repeated.
     let bench = Bench::new(MemoryStore::with_batches(1000), 900);
     (0..3).for_each(|attempt| bench.faults.fail_at(attempt, Fault::RetryAfter(0)));
-    assert_eq!(bench.delete(900).await, (Ok(900), 5));
+    // Three attempts, a single object, and two requests for 500 and 399.
+    assert_eq!(bench.delete(900).await, (Ok(900), 6));
     assert!(bench.memory.objects().is_empty());
+    // A store that counts objects admits 125: once it refused 1000, 500 and 250, no request is for more.
+    let bench = Bench::new(MemoryStore::with_batches(1000), 2000);
+    (0..11).filter(|nth| nth % 4 < 3).for_each(|nth| bench.faults.fail_at(nth, Fault::RetryAfter(0)));
+    assert_eq!(bench.delete(2000).await, (Ok(2000), 12 + 8 + 8));
     // Throttled for longer.
     let bench = Bench::new(MemoryStore::with_batches(1000), 900);
     bench.faults.fail_all(Fault::RetryAfter(0));
@@ -100,8 +105,8 @@ async fn server_without_such_requests_gets_one_for_each_object() {
     assert_eq!(bench.delete(1500).await, (Ok(1500), 1501));
     // An internal error at each attempt, between which single objects are deleted.
     let bench = Bench::new(MemoryStore::with_batches(1000), 1500);
-    (0..11).filter(|nth| nth % 4 < 3).for_each(|nth| bench.faults.fail_at(nth, Fault::RetryAfter(0)));
-    assert_eq!(bench.delete(1500).await, (Ok(1500), 1509));
+    (0..19).filter(|nth| nth % 4 < 3).for_each(|nth| bench.faults.fail_at(nth, Fault::RetryAfter(0)));
+    assert_eq!(bench.delete(1500).await, (Ok(1500), 1515));
     // A store that does not respond is not asked again for each object.
     let bench = Bench::new(MemoryStore::with_batches(1000), 1500);
     bench.faults.fail_all(Fault::BeforeApply);
