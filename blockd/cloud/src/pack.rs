@@ -33,10 +33,11 @@ pub(crate) fn object_header(kind: ObjectKind, key: &DataKey, delta: &DeltaId) ->
     header
 }
 
-/// Checks the header of an object against the expected one.
+/// Checks the header of an object of a delta against the expected one. Its version is that of the manifest,
+/// which was read before.
 ///
 /// # Errors
-/// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`].
+/// [`CloudError::Damaged`].
 pub(crate) fn check_object_header(
     found: &[u8],
     kind: ObjectKind,
@@ -48,15 +49,9 @@ pub(crate) fn check_object_header(
     let Some(at) = expected.iter().zip(found).position(|(a, b)| a != b) else {
         return Ok(());
     };
-    if let (8 | 9, Some([low, high])) = (at, found.get(8..10)) {
-        return Err(CloudError::UnsupportedVersion {
-            object: object.to_owned(),
-            found: u16::from_le_bytes([*low, *high]),
-            supported: FORMAT_VERSION,
-        });
-    }
     let what = match at {
         0..8 => "it does not begin as its kind of object does",
+        8 | 9 => "its header names another version than its manifest",
         10 => "its header names another encryption mode",
         12..16 => "its header names another pack: the object was swapped",
         16..32 => "its header names another key",
