@@ -222,7 +222,7 @@ async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
                 false => or_dash(schedule.next_run_at.map(|at| width.time(at))),
             })
             .both("LAST-RUN", |schedule| or_dash(schedule.last_run_at.map(|at| width.time(at))))
-            .both("RESULT", |schedule| last_result(schedule))
+            .both("RESULT", last_result)
             .wide("STATUS", |schedule| if schedule.paused { "paused" } else { "active" })
             .wide("PROBE", |schedule| or_dash(options(schedule).and_then(|one| one.probe.as_ref())))
             .wide("FILES", |schedule| {
