@@ -1,6 +1,6 @@
 //! Error type of all daemon operations, and its conversion to an [`ApiError`].
 
-use blockd_api::{ApiError, ErrorCode, VolumeName, credentials::InvalidConfig};
+use blockd_api::{ApiError, ErrorCode, credentials::InvalidConfig};
 use blockd_catalog::DbError;
 use blockd_cloud::{ClockUnknownCause, CloudError};
 use blockd_secrets::SecretsError;
@@ -291,13 +291,8 @@ pub fn cloud_code(error: &CloudError) -> ErrorCode {
 pub const ENDLESS_HINT: &str =
     "check who writes to the store: its listing is larger, or slower, than backups explain";
 
-/// Next action for blocks of a volume that do not match their checksums.
-const ALTERED_BLOCKS_HINT: &str = "the disk altered data: check it and the kernel log; `blockctl volume scrub VOLUME --repair --wait` repairs the blocks from cloud snapshots that prove their content";
-
-/// Returns [`ALTERED_BLOCKS_HINT`] with the name of the volume.
-pub(crate) fn altered_blocks_hint(volume: Option<&VolumeName>) -> String {
-    ALTERED_BLOCKS_HINT.replace("VOLUME", volume.map_or("VOLUME", VolumeName::as_str))
-}
+/// Next action for blocks of `VOLUME` that do not match their checksums.
+pub(crate) const ALTERED_BLOCKS_HINT: &str = "the disk altered data: check it and the kernel log; `blockctl volume scrub VOLUME --repair --wait` repairs the blocks from cloud snapshots that prove their content";
 
 fn cloud_hint(error: &CloudError) -> Option<&'static str> {
     Some(match error {

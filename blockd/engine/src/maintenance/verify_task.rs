@@ -5,7 +5,7 @@
 
 use crate::{
     backup::task,
-    error::{ServiceError, altered_blocks_hint, blocking, spawned},
+    error::{ALTERED_BLOCKS_HINT, ServiceError, blocking, spawned},
     fingerprints,
     host::Host,
     maintenance::{
@@ -195,7 +195,8 @@ async fn record(
     match (is_sound, altered) {
         (true, None) => work.tasks.finish(live, |_| Ok(())).await,
         (true, Some(what)) => {
-            let hint = altered_blocks_hint(row.detail.volume_name.as_ref());
+            let volume = row.detail.volume_name.as_ref().map_or("VOLUME", VolumeName::as_str);
+            let hint = ALTERED_BLOCKS_HINT.replace("VOLUME", volume);
             let error = ApiError::new(ErrorCode::VolumeFailed, what).with_hint(hint);
             Err(ServiceError::Refused(error))
         }
