@@ -247,21 +247,16 @@ def print_report(bench, limit, found):
 def main():
     given = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if given.rates:
-        if given.places == "local,s3":
-            given.places = "s3,azure"
+    if given.rates and given.places == "local,s3":
+        given.places = "s3,azure"
+    for is_asked, part, name in ((given.rates, rates, "backup-rates"), (given.growth, growth, "backup-growth")):
+        if not is_asked:
+            continue
         try:
-            document = rates.run(given)
+            document = part.run(given)
         except shared.Failed as error:
             sys.exit(f"bench: {error}")
-        shared.write_figures(given, "backup-rates", document)
-        return
-    if given.growth:
-        try:
-            document = growth.run(given)
-        except shared.Failed as error:
-            sys.exit(f"bench: {error}")
-        shared.write_figures(given, "backup-growth", document)
+        shared.write_figures(given, name, document)
         return
     for program, package in (("mke2fs", "e2fsprogs"), ("nbdcopy", "libnbd-bin"), ("qemu-img", "qemu-utils"), ("setpriv", "util-linux")):
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):

@@ -29,21 +29,21 @@ struct SlowStore {
     inner: Arc<MemoryStore>,
     latency: Duration,
     now: Mutex<InFlight>,
-    most: Mutex<InFlight>,
+    peak: Mutex<InFlight>,
 }
 
 impl SlowStore {
     /// Returns the maximum since the last call.
-    fn take_most(&self) -> InFlight {
-        std::mem::take(&mut self.most.lock())
+    fn take_peak(&self) -> InFlight {
+        std::mem::take(&mut self.peak.lock())
     }
 
     fn begin(&self, request: &Request<'_>) {
-        let (mut now, mut most) = (self.now.lock(), self.most.lock());
+        let (mut now, mut peak) = (self.now.lock(), self.peak.lock());
         now.requests += 1;
         now.sent_bytes += request.sent_bytes;
-        most.requests = most.requests.max(now.requests);
-        most.sent_bytes = most.sent_bytes.max(now.sent_bytes);
+        peak.requests = peak.requests.max(now.requests);
+        peak.sent_bytes = peak.sent_bytes.max(now.sent_bytes);
     }
 
     fn end(&self, request: &Request<'_>) {
@@ -101,19 +101,19 @@ async fn requests_in_flight_rise_with_the_latency() {
     (0..PACKS * PACK_BLOCKS)
         .step_by(FRAME_BLOCKS)
         .for_each(|block| live.set(block, &[block as u8 | 1; BLOCK]));
-    let most = async |latency, concurrency: usize| {
+    let peak = async |latency, concurrency: usize| {
         let store = Arc::new(SlowStore { latency, ..SlowStore::default() });
         let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
         let options = UploadOptions { upload_concurrency: concurrency, ..UploadOptions::default() };
         let manifest = backed_up(&repo, PACKS, &live, &options).await;
-        let up = store.take_most().requests;
+        let up = store.take_peak().requests;
         assert_eq!(restored(&repo, &manifest, concurrency).await.content(), live.content());
-        (up, store.take_most().requests)
+        (up, store.take_peak().requests)
     };
-    let (up, down) = most(Duration::from_secs(1), 32).await;
+    let (up, down) = peak(Duration::from_secs(1), 32).await;
     assert!((6..=32).contains(&up) && (6..=32).contains(&down), "{up} uploads, {down} downloads");
-    assert_eq!(most(Duration::from_secs(1), 5).await, (5, 5), "the bound");
-    let (up, down) = most(Duration::ZERO, 32).await;
+    assert_eq!(peak(Duration::from_secs(1), 5).await, (5, 5), "the bound");
+    let (up, down) = peak(Duration::ZERO, 32).await;
     assert!(up <= 4 && down <= 4, "{up} uploads, {down} downloads without latency");
 }
 
@@ -153,7 +153,7 @@ async fn packs_in_flight_stay_within_their_memory() {
     let memory_bytes = 65 << 20;
     let options = UploadOptions { memory_bytes, ..UploadOptions::default() };
     backed_up(&repo, PACKS, &live, &options).await;
-    let most = store.take_most();
-    assert_eq!(most.requests, 2, "{most:?}");
-    assert!(most.sent_bytes <= memory_bytes as u64, "{most:?}");
+    let peak = store.take_peak();
+    assert_eq!(peak.requests, 2, "{peak:?}");
+    assert!(peak.sent_bytes <= memory_bytes as u64, "{peak:?}");
 }

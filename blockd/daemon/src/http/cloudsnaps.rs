@@ -9,13 +9,14 @@ use super::{
 use blockd_api::{
     List,
     cloudsnaps::{
-        CloudsnapMark, GroupBackupStarted, MarkCloudsnap, RestoreStarted, StartBackup, StartGroupBackup,
-        StartRestore,
+        BackupOptions, CloudsnapMark, GroupBackupStarted, MarkCloudsnap, RestoreStarted, StartBackup,
+        StartGroupBackup, StartRestore,
     },
     costs::CostEstimate,
     drills::StartDrill,
     lazy::StartInPlace,
     operations,
+    quiesce::HookOptions,
     roles::Role,
     tasks::{TaskLimits, TaskStarted},
 };
@@ -81,35 +82,39 @@ fn may_limit(caller: &Caller, limits: TaskLimits) -> Result<(), Failure> {
     }
 }
 
+/// Refuses parts of a backup, or of its estimate, that only administrators may choose.
+fn may_back_up(
+    caller: &Caller,
+    hooks: &HookOptions,
+    options: &BackupOptions,
+    limits: TaskLimits,
+) -> Result<(), Failure> {
+    may_run(caller, hooks)?;
+    may_expire(caller, options.expires_at)?;
+    may_limit(caller, limits)
+}
+
 async fn backup(call: OperationCall<(), StartBackup>) -> Result<List<TaskStarted>, Failure> {
     let OperationCall { engine, caller, input: request, .. } = call;
-    may_run(&caller, &request.hooks)?;
-    may_expire(&caller, request.options.expires_at)?;
-    may_limit(&caller, request.limits)?;
+    may_back_up(&caller, &request.hooks, &request.options, request.limits)?;
     detached(async move { engine.backups.start_backup(&request).await }).await
 }
 
 async fn backup_group(call: OperationCall<(), StartGroupBackup>) -> Result<GroupBackupStarted, Failure> {
     let OperationCall { engine, caller, input: request, .. } = call;
-    may_run(&caller, &request.hooks)?;
-    may_expire(&caller, request.options.expires_at)?;
-    may_limit(&caller, request.limits)?;
+    may_back_up(&caller, &request.hooks, &request.options, request.limits)?;
     detached(async move { engine.backups.start_group_backup(request).await }).await
 }
 
 async fn estimate_backup(call: OperationCall<(), StartBackup>) -> Result<List<CostEstimate>, Failure> {
     let OperationCall { engine, caller, input: request, .. } = call;
-    may_run(&caller, &request.hooks)?;
-    may_expire(&caller, request.options.expires_at)?;
-    may_limit(&caller, request.limits)?;
+    may_back_up(&caller, &request.hooks, &request.options, request.limits)?;
     detached(async move { engine.backups.estimate(&request).await }).await
 }
 
 async fn estimate_group(call: OperationCall<(), StartGroupBackup>) -> Result<List<CostEstimate>, Failure> {
     let OperationCall { engine, caller, input: request, .. } = call;
-    may_run(&caller, &request.hooks)?;
-    may_expire(&caller, request.options.expires_at)?;
-    may_limit(&caller, request.limits)?;
+    may_back_up(&caller, &request.hooks, &request.options, request.limits)?;
     detached(async move { engine.backups.estimate_group(request).await }).await
 }
 
