@@ -1,6 +1,7 @@
 """tools/bench guest: latency of guest writes during backups and scrubs of the volume, and during restore drills."""
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -246,6 +247,15 @@ class Bench:
     def layers(self):
         return self.blockd.ctl("volume", "inspect", "vm")["layers"]
 
+    def has_removed_files(self):
+        """Returns true while the daemon has removed files of layers open: closing them frees their space, with many requests to the disk."""
+        for fd in Path(f"/proc/{self.blockd.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(fd)
+                if target.startswith(str(self.blockd.dir)) and target.endswith(" (deleted)"):
+                    return True
+        return False
+
     def settle(self):
         """Completes merges and deletions, so that the next write to each block is the first one since a freeze."""
         for snap in self.blockd.ctl("cloudsnap", "list", "--src", "vm")["items"]:
@@ -256,6 +266,10 @@ class Bench:
         while self.layers() > 2:
             if time.monotonic() > deadline:
                 raise shared.Failed(f"the volume still has {self.layers()} layers: they are not merged")
+            time.sleep(0.1)
+        while self.has_removed_files():
+            if time.monotonic() > deadline:
+                raise shared.Failed("the daemon still frees the space of removed files")
             time.sleep(0.1)
         os.sync()
         if self.given.cold:
