@@ -24,7 +24,7 @@ that of fio, per operation, without later work of kernel threads.
 Goals: {best} x the best file-backed peer that runs fdatasync for a FLUSH (unlike the null plugin),
 or {null} x the null plugin; {high} x the best such peer for {high_names}. With snapshots {snapshots} x without: for
 reads on an allocated disk; for writes, which first allocate memory and disk space, on a fresh one or an allocated
-one (both ratios are printed).
+one (both ratios are printed, and beside them the ratio of a new and an allocated file without a server).
 
 workloads:
 {workloads}
@@ -156,7 +156,7 @@ def one_pass(server, workload, state, given):
             workloads.warm_memory(given.size)
         before = server.cpu_us()
         recorder = None
-        if given.flame:
+        if given.flame and server.process:
             recorder = flame.Recorder(server.process.pid, given.flame, f"{workload.name}-{state}-{server.label}")
         try:
             with server.during_pass(state):

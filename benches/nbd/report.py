@@ -10,6 +10,7 @@ HIGH_FACTOR = 1.5
 HIGH_WORKLOADS = ("depth1", "fsync32", "read1m", "mix")
 SNAPSHOT_FACTOR = 0.8
 NULL = "nbdkit-null"
+FILE = "file"
 
 
 def medians(passes):
@@ -86,7 +87,16 @@ def goal_of_snapshots(table, subject, workload, state, ours):
     parts = [f"{ratio:.2f} x {state} without snapshots" for state, ratio in ratios.items()]
     text = f"{', '.join(parts)} (goal {SNAPSHOT_FACTOR})"
     passed = max(ratios.values()) >= SNAPSHOT_FACTOR
-    return {"passed": passed, "text": text, "of_no_snapshots": ratios}
+    limit = limit_of_first_writes(table, workload) if first else None
+    if limit:
+        text += f"; limit of the kernel: a new file {limit:.2f} x an allocated one"
+    return {"passed": passed, "text": text, "of_no_snapshots": ratios, "limit": limit}
+
+
+def limit_of_first_writes(table, workload):
+    """Returns the ratio of a new file and an allocated one without a server."""
+    new, allocated = (table.get((workload.name, state, FILE)) for state in (workloads.FRESH, workloads.ALLOCATED))
+    return new["iops"] / allocated["iops"] if new and allocated else None
 
 
 def print_medians(table, servers):

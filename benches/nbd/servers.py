@@ -94,6 +94,18 @@ class FileServer(Server):
             (self.directory / f"{self.label}.{state}").unlink(missing_ok=True)
 
 
+class PlainFile(FileServer):
+    """No server: fio opens the file through the page cache. What the kernel does alone."""
+
+    is_file_backed = False
+
+    def start(self, image):
+        return str(image)
+
+    def cpu_us(self):
+        return 0
+
+
 class NbdkitFile(FileServer):
     def command(self, socket, image):
         return ["nbdkit", "-f", "-U", socket, "file", image]
@@ -226,6 +238,7 @@ class Blockd(Server):
 
 
 PEERS = {
+    "file": (PlainFile, "no server: fio writes to a file through the page cache"),
     "nbdkit-null": (NbdkitNull, "nbdkit's null plugin: only the protocol"),
     "nbdkit-file": (NbdkitFile, "nbdkit's file plugin, through the page cache"),
     "qemu-raw": (QemuNbd, "qemu-nbd, raw file, --cache=writeback"),

@@ -62,7 +62,7 @@ def applies(workload, state):
     """Returns true if a state is measured with a workload."""
     return state != SCHEDULED or workload.name == "randwrite"
 
-COMMON = ("--name=bench", "--ioengine=nbd", "--group_reporting", "--randrepeat=1", "--randseed=42")
+COMMON = ("--name=bench", "--group_reporting", "--randrepeat=1", "--randseed=42")
 
 
 class FioFailed(Exception):
@@ -70,8 +70,9 @@ class FioFailed(Exception):
 
 
 def fio(uri, options, size_bytes, seconds=None):
-    """Runs fio and returns the figures of its group; `seconds` limits the duration, `size_bytes` the range."""
-    command = ["fio", *COMMON, f"--uri={uri}", f"--size={size_bytes}", "--output-format=json", *options]
+    """Runs fio on a URI or the path of a file; `seconds` limits the duration, `size_bytes` the range. Returns the figures of its group."""
+    target = ["--ioengine=nbd", f"--uri={uri}"] if "://" in uri else ["--ioengine=io_uring", f"--filename={uri}"]
+    command = ["fio", *COMMON, *target, f"--size={size_bytes}", "--output-format=json", *options]
     if seconds:
         command.append(f"--runtime={seconds}")
     # Own session: Ctrl-C reaches only the benchmark, which stops its processes in order.
