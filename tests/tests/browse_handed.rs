@@ -357,7 +357,7 @@ fn unrequested_descriptor_is_closed() {
     let bed = Bed::new();
     let daemon = bed.daemon("one").start();
     // The daemon waits for the body of this request.
-    let head = b"POST /v1/browse/unmount HTTP/1.1\r\nhost: blockd\r\ncontent-length: 20\r\n\r\n";
+    let head = b"POST /v1/browse/unmount HTTP/1.1\r\nhost: blockd\r\ncontent-length: 20\r\nconnection: close\r\n\r\n";
     let (mut reader, writer) = std::io::pipe().unwrap();
     let stream = UnixStream::connect(daemon.socket()).unwrap();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -97,7 +97,7 @@ impl Drop for Running {
 fn ask(path: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    stream.write_all(b"GET /v1/volumes HTTP/1.1\r\nHost: blockd\r\n\r\n").unwrap();
+    stream.write_all(b"GET /v1/volumes HTTP/1.1\r\nHost: blockd\r\nConnection: close\r\n\r\n").unwrap();
     stream
 }
 
@@ -147,7 +147,9 @@ fn passed_group_socket_has_its_role_and_checked_mode() {
     let daemon = bed.start(socket.try_clone().unwrap(), &[]);
     assert!(answer(ask(&path)).starts_with("HTTP/1.1 200 "));
     let mut stream = UnixStream::connect(&path).unwrap();
-    stream.write_all(b"DELETE /v1/volumes/none HTTP/1.1\r\nHost: blockd\r\n\r\n").unwrap();
+    stream
+        .write_all(b"DELETE /v1/volumes/none HTTP/1.1\r\nHost: blockd\r\nConnection: close\r\n\r\n")
+        .unwrap();
     assert!(answer(stream).starts_with("HTTP/1.1 403 "));
     bed.wait_for("READY=1");
     daemon.stop();
