@@ -157,43 +157,63 @@ impl Middleware for Interleaved {
     }
 }
 
+/// Deletion of the second snapshot that dies before this request and is repeated, beside another host that
+/// creates a lazy volume.
+async fn delete_beside_a_creation(
+    (store, repo, live, second): (&MemoryStore, &Repository, &MemoryVolume, &Manifest),
+    (dies_at, lease_at, look_at): (u64, u64, u64),
+) -> ((bool, bool), u64) {
+    let store = Arc::new(store.fork());
+    let repo = repo.with_store(store.clone());
+    let creator = Arc::new(Creator { repo: repo.clone(), id: second.id(), found: Mutex::default() });
+    let faults = Arc::new(FaultStore::new(store));
+    faults.fail_from(dies_at, Fault::BeforeApply);
+    let interleaved = Arc::new(Interleaved {
+        inner: faults.clone(),
+        creator: creator.clone(),
+        steps: Mutex::new(vec![(0, lease_at), (1, look_at)]),
+        requests: Mutex::default(),
+    });
+    let other = repo.with_store(interleaved.clone());
+    let mut deleted = delete(&other, second, CHECKED).await;
+    if dies_at != u64::MAX {
+        faults.heal();
+        deleted = delete(&other, second, CHECKED).await;
+    }
+    let requests = *interleaved.requests.lock();
+    interleaved.run_due(u64::MAX).await;
+    let found = creator.found.lock().unwrap();
+    let case = format!("dies at {dies_at}, leases at {lease_at}, looks at {look_at}: {deleted:?}");
+    if found {
+        assert!(is_leased(&deleted), "{case}");
+        let listed = repo.manifest(&second.id()).await.expect(&case);
+        assert_eq!(restored(&repo, &listed).await.unwrap(), live.content(), "{case}");
+    } else {
+        assert!(deleted.is_ok() || is_leased(&deleted), "{case}");
+    }
+    ((found, deleted.is_ok()), requests)
+}
+
 /// Each order of the steps of a creation and the requests of a deletion, which is also interrupted at each
 /// request and repeated: a lazy volume that found the manifest keeps its snapshot.
 #[tokio::test(start_paused = true)]
 async fn lease_and_manifest_check_exclude_each_deletion() {
     let mut outcomes = BTreeSet::new();
-    for dies_at in (0..30).chain([u64::MAX]) {
-        for lease_at in 0..30 {
+    let (store, repo, live, [_, second]) = two_snapshots().await;
+    let sample = (&*store, &repo, &live, &second);
+    let (_, undisturbed) = delete_beside_a_creation(sample, (u64::MAX, u64::MAX, u64::MAX)).await;
+    for dies_at in (0..undisturbed).chain([u64::MAX]) {
+        for lease_at in 0.. {
+            let mut last = 0;
             for look_at in [lease_at, lease_at + 1, lease_at + 2, lease_at + 4] {
-                let (store, repo, live, [_, second]) = two_snapshots().await;
-                let (id, found) = (second.id(), Mutex::default());
-                let creator = Arc::new(Creator { repo: repo.clone(), id, found });
-                let faults = Arc::new(FaultStore::new(store.clone()));
-                faults.fail_from(dies_at, Fault::BeforeApply);
-                let interleaved = Arc::new(Interleaved {
-                    inner: faults.clone(),
-                    creator: creator.clone(),
-                    steps: Mutex::new(vec![(0, lease_at), (1, look_at)]),
-                    requests: Mutex::default(),
-                });
-                let other = repo.with_store(interleaved.clone());
-                let mut deleted = delete(&other, &second, CHECKED).await;
-                if dies_at != u64::MAX {
-                    faults.heal();
-                    deleted = delete(&other, &second, CHECKED).await;
-                }
-                interleaved.run_due(u64::MAX).await;
-                let found = creator.found.lock().unwrap();
-                let case =
-                    format!("dies at {dies_at}, leases at {lease_at}, looks at {look_at}: {deleted:?}");
-                if found {
-                    assert!(is_leased(&deleted), "{case}");
-                    let listed = repo.manifest(&id).await.expect(&case);
-                    assert_eq!(restored(&repo, &listed).await.unwrap(), live.content(), "{case}");
-                } else {
-                    assert!(deleted.is_ok() || is_leased(&deleted), "{case}");
-                }
-                outcomes.insert((found, deleted.is_ok()));
+                let (outcome, requests) =
+                    delete_beside_a_creation(sample, (dies_at, lease_at, look_at)).await;
+                outcomes.insert(outcome);
+                last = last.max(requests);
+            }
+            // All later creations begin after the deletion, too.
+            if lease_at >= last {
+                break;
             }
         }
     }

@@ -3,7 +3,7 @@
 //! each step each listed cloud snapshot must restore to its content; after the deletion of all, no data may
 //! stay.
 //!
-//! `BLOCKD_SIMULATION_SEEDS` is the number of runs (12); `BLOCKD_SIMULATION_FIRST` is the first seed.
+//! `BLOCKD_SIMULATION_SEEDS` is the number of runs (6); `BLOCKD_SIMULATION_FIRST` is the first seed.
 
 use super::*;
 use blockd_cloud::{ManifestFilter, Repair, RepairSource, delete_with_manifest};
@@ -449,7 +449,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn shared_blocks_stay_as_long_as_they_are_needed() {
     let (first, mut shared) = (number("BLOCKD_SIMULATION_FIRST", 1), 0);
-    for seed in first..first + number("BLOCKD_SIMULATION_SEEDS", 12) {
+    for seed in first..first + number("BLOCKD_SIMULATION_SEEDS", 6) {
         shared += live(seed, Planted::Nothing).await.unwrap();
     }
     assert!(shared > 0, "no backup had a donor");
