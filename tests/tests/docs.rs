@@ -141,8 +141,8 @@ fn script_of(steps: &[Step]) -> String {
 /// Reduces a line to the words that are the same in each run.
 fn stable_words(line: &str) -> Vec<&str> {
     const UNITS_AND_NAMES: &[&str] = &[
-        "B", "KiB", "MiB", "GiB", "TiB", "µs", "ms", "s", "Mon,", "Tue,", "Wed,", "Thu,", "Fri,", "Sat,",
-        "Sun,", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+        "B", "KiB", "MiB", "GiB", "TiB", "µs", "ms", "s", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun",
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
     ];
     let is_stable = |word: &&str| !word.contains(|c: char| c.is_ascii_digit());
     line.split_whitespace()
