@@ -28,19 +28,25 @@ pub struct TransferMemory {
 struct Shared {
     limit_bytes: usize,
     room: Arc<Semaphore>,
-    unused: Mutex<Unused>,
+    buffers: Mutex<Buffers>,
 }
 
-/// Buffers for reuse, each with its written bytes: the memory that it occupies.
+/// Buffers for reuse, within the limit together with the taken room.
 #[derive(Default)]
-struct Unused(Vec<(Vec<u8>, usize)>);
+struct Buffers {
+    /// Each with its written bytes: the memory that it occupies.
+    unused: Vec<(Vec<u8>, usize)>,
+    /// Room of the buffers in use. Reservations that have their room, but no buffer yet, are not part of it:
+    /// they take a buffer that returns with that room.
+    taken_bytes: usize,
+}
 
 impl TransferMemory {
     /// Creates a memory of at most `limit_bytes` bytes, and at least that of one buffer.
     pub fn new(limit_bytes: usize) -> Self {
         let units = limit_bytes.div_ceil(UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         let (limit_bytes, room) = (units * UNIT_BYTES, Arc::new(Semaphore::new(units)));
-        Self { shared: Arc::new(Shared { limit_bytes, room, unused: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { limit_bytes, room, buffers: Mutex::default() }) }
     }
 
     /// Waits until there is room for `len_bytes` bytes and returns an empty buffer for them. A buffer longer
@@ -49,19 +55,19 @@ impl TransferMemory {
         let shared = Arc::clone(&self.shared);
         let units = shared.units(len_bytes);
         // Cannot fail: the semaphore is never closed.
-        let room = Arc::clone(&shared.room).acquire_many_owned(units as u32).await.ok();
+        let permit = Arc::clone(&shared.room).acquire_many_owned(units as u32).await.ok();
         let (mut bytes, written_bytes) = shared.take(len_bytes);
         let start = match bytes.as_ptr().align_offset(ALIGNMENT_BYTES) {
             start if start < ALIGNMENT_BYTES => start,
             _ => 0,
         };
         bytes.resize(start, 0);
-        TransferBuffer { bytes, start, written_bytes, room, shared }
+        TransferBuffer { bytes, start, written_bytes, room: Room { permit, shared } }
     }
 
     /// Returns the reserved bytes.
     pub fn reserved_bytes(&self) -> usize {
-        self.shared.reserved_bytes()
+        self.shared.limit_bytes - self.shared.room.available_permits() * UNIT_BYTES
     }
 }
 
@@ -77,41 +83,66 @@ impl Shared {
         len_bytes.div_ceil(UNIT_BYTES).clamp(1, self.limit_bytes / UNIT_BYTES)
     }
 
-    fn reserved_bytes(&self) -> usize {
-        self.limit_bytes - self.room.available_permits() * UNIT_BYTES
-    }
-
     /// Returns a buffer and its written bytes. Frees unused ones until all buffers are within the limit.
     fn take(&self, len_bytes: usize) -> (Vec<u8>, usize) {
-        let needed = len_bytes + ALIGNMENT_BYTES;
-        if !(REUSED_FROM_BYTES..=REUSED_CAPACITY_BYTES).contains(&needed) {
-            return (Vec::with_capacity(needed), 0);
-        }
-        let mut unused = self.unused.lock();
-        let taken = unused.take(self.units(len_bytes) * UNIT_BYTES);
-        unused.shrink_to(self.limit_bytes - self.reserved_bytes());
-        drop(unused);
-        taken.unwrap_or_else(|| (Vec::with_capacity(REUSED_CAPACITY_BYTES), 0))
+        let (needed, room_bytes) = (len_bytes + ALIGNMENT_BYTES, self.units(len_bytes) * UNIT_BYTES);
+        let is_reused = (REUSED_FROM_BYTES..=REUSED_CAPACITY_BYTES).contains(&needed);
+        let mut buffers = self.buffers.lock();
+        let taken = if is_reused { buffers.take(room_bytes) } else { None };
+        buffers.taken_bytes += room_bytes;
+        buffers.shrink_to(self.limit_bytes);
+        drop(buffers);
+        let capacity = if is_reused { REUSED_CAPACITY_BYTES } else { needed };
+        taken.unwrap_or_else(|| (Vec::with_capacity(capacity), 0))
     }
 }
 
-impl Unused {
-    fn written_bytes(&self) -> usize {
-        self.0.iter().map(|(_, written_bytes)| written_bytes).sum()
-    }
-
-    /// Returns the buffer with the most written bytes up to a maximum.
+impl Buffers {
+    /// Returns the unused buffer with the most written bytes up to a maximum.
     fn take(&mut self, max_written_bytes: usize) -> Option<(Vec<u8>, usize)> {
-        let fitting = self.0.iter().enumerate().filter(|(_, (_, written))| *written <= max_written_bytes);
+        let fitting =
+            self.unused.iter().enumerate().filter(|(_, (_, written))| *written <= max_written_bytes);
         let (at, _) = fitting.max_by_key(|(_, (_, written))| *written)?;
-        Some(self.0.swap_remove(at))
+        Some(self.unused.swap_remove(at))
     }
 
-    /// Frees buffers until the others occupy at most `bytes`.
+    /// Returns the bytes of all buffers.
+    fn occupied_bytes(&self) -> usize {
+        self.taken_bytes + self.unused.iter().map(|(_, written_bytes)| written_bytes).sum::<usize>()
+    }
+
+    /// Frees unused buffers until all occupy at most `bytes`.
     fn shrink_to(&mut self, bytes: usize) {
-        while self.written_bytes() > bytes {
-            self.0.pop();
-        }
+        while self.occupied_bytes() > bytes && self.unused.pop().is_some() {}
+    }
+}
+
+/// Room of a buffer.
+struct Room {
+    permit: Option<OwnedSemaphorePermit>,
+    shared: Arc<Shared>,
+}
+
+impl Room {
+    fn bytes(&self) -> usize {
+        self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * UNIT_BYTES
+    }
+
+    /// Returns the room beyond `kept_bytes`, and an unused buffer, which the next owner of the room finds.
+    fn release(&mut self, kept_bytes: usize, buffer: Option<(Vec<u8>, usize)>) {
+        let surplus_bytes = self.bytes().saturating_sub(kept_bytes);
+        let mut buffers = self.shared.buffers.lock();
+        buffers.taken_bytes -= surplus_bytes;
+        buffers.unused.extend(buffer);
+        buffers.shrink_to(self.shared.limit_bytes);
+        drop(buffers);
+        drop(self.permit.as_mut().and_then(|permit| permit.split(surplus_bytes / UNIT_BYTES)));
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.release(0, None);
     }
 }
 
@@ -122,8 +153,7 @@ pub struct TransferBuffer {
     start: usize,
     /// Bytes of the allocation that have been written since it exists.
     written_bytes: usize,
-    room: Option<OwnedSemaphorePermit>,
-    shared: Arc<Shared>,
+    room: Room,
 }
 
 impl TransferBuffer {
@@ -140,9 +170,8 @@ impl TransferBuffer {
     /// Returns room that a content of `len_bytes` bytes does not need.
     pub fn release_beyond(&mut self, len_bytes: usize) {
         self.written_bytes = self.written_bytes.max(self.len_bytes());
-        let kept = self.shared.units(len_bytes.max(self.written_bytes));
-        let surplus = self.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits).saturating_sub(kept);
-        drop(self.room.as_mut().and_then(|room| room.split(surplus)));
+        let kept = self.room.shared.units(len_bytes.max(self.written_bytes));
+        self.room.release(kept * UNIT_BYTES, None);
     }
 
     /// Returns the content; its room is free again when the last clone is dropped.
@@ -155,14 +184,15 @@ impl TransferBuffer {
     pub(crate) fn hold(mut self, content: Bytes) -> Bytes {
         struct Held {
             content: Bytes,
-            _room: Option<OwnedSemaphorePermit>,
+            _room: Room,
         }
         impl AsRef<[u8]> for Held {
             fn as_ref(&self) -> &[u8] {
                 &self.content
             }
         }
-        Bytes::from_owner(Held { content, _room: self.room.take() })
+        let none = Room { permit: None, shared: Arc::clone(&self.room.shared) };
+        Bytes::from_owner(Held { content, _room: mem::replace(&mut self.room, none) })
     }
 }
 
@@ -178,13 +208,7 @@ impl Drop for TransferBuffer {
         // Neither a buffer that grew, nor one that occupies much more than its last content.
         let is_reused = self.bytes.capacity() == REUSED_CAPACITY_BYTES
             && written_bytes <= 2 * self.len_bytes() + MAX_SLACK_BYTES;
-        let mut unused = self.shared.unused.lock();
-        // Under the lock: a buffer that is taken meanwhile counts this one once.
-        drop(self.room.take());
-        if is_reused {
-            unused.0.push((mem::take(&mut self.bytes), written_bytes));
-        }
-        unused.shrink_to(self.shared.limit_bytes - self.shared.reserved_bytes());
+        self.room.release(0, is_reused.then(|| (mem::take(&mut self.bytes), written_bytes)));
     }
 }
 
@@ -225,7 +249,7 @@ mod tests {
             let mut buffer = memory.reserve(len_bytes).await;
             fill(&mut buffer, len_bytes);
             drop(buffer);
-            assert!(memory.shared.unused.lock().0.is_empty(), "{len_bytes} bytes");
+            assert!(memory.shared.buffers.lock().unused.is_empty(), "{len_bytes} bytes");
         }
     }
 
@@ -273,12 +297,27 @@ mod tests {
             in_flight.push_back(buffer);
             let written = |buffer: &TransferBuffer| buffer.written_bytes.max(buffer.len_bytes());
             let used: usize = in_flight.iter().map(written).sum();
-            let unused = memory.shared.unused.lock().written_bytes();
+            let buffers = memory.shared.buffers.lock();
+            assert_eq!(buffers.taken_bytes, memory.reserved_bytes());
+            let unused = buffers.occupied_bytes() - buffers.taken_bytes;
             assert!(used + unused <= 96 * MIB, "{used} + {unused}");
         }
         assert!(in_flight.len() >= 3);
         in_flight.clear();
         assert_eq!(memory.reserved_bytes(), 0);
-        assert!(!memory.shared.unused.lock().0.is_empty());
+        assert!(!memory.shared.buffers.lock().unused.is_empty());
+    }
+
+    #[tokio::test]
+    async fn waiting_reservation_gets_the_returned_buffer() {
+        let memory = TransferMemory::new(33 * MIB);
+        let mut first = memory.reserve(32 * MIB).await;
+        fill(&mut first, 32 * MIB);
+        let mut second = std::pin::pin!(memory.reserve(32 * MIB));
+        assert!(second.as_mut().now_or_never().is_none());
+        // Before the waiting one continues.
+        drop(first);
+        let second = second.now_or_never().unwrap();
+        assert!(second.written_bytes >= 32 * MIB, "it is not new");
     }
 }
