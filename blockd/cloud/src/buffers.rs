@@ -13,6 +13,20 @@ const POOLED_FROM_BYTES: usize = 256 << 10;
 /// Maximum total of buffers in use and pooled buffers; buffers beyond it are freed.
 const MAX_KEPT_BYTES: usize = 32 << 20;
 
+/// Values whose memory is reused, as many as are in use concurrently.
+#[derive(Default)]
+pub(crate) struct Reused<T>(Mutex<Vec<T>>);
+
+impl<T: Default> Reused<T> {
+    /// Runs `run` with one of the values.
+    pub fn with<R>(&self, run: impl FnOnce(&mut T) -> R) -> R {
+        let mut value = self.0.lock().pop().unwrap_or_default();
+        let result = run(&mut value);
+        self.0.lock().push(value);
+        result
+    }
+}
+
 /// Pool of unused buffers.
 #[derive(Default)]
 pub(crate) struct Buffers {

@@ -1,6 +1,9 @@
 //! Ciphers of both encryption modes, and the nonces of sealed items.
 
-use aes_gcm_siv::{Aes256GcmSiv, KeyInit, aead::AeadInOut};
+use aes_gcm_siv::{
+    Aes256GcmSiv, KeyInit,
+    aead::{AeadInOut, inout::InOutBuf},
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
@@ -101,6 +104,28 @@ impl Cipher {
             Self::GcmSiv(cipher) => {
                 cipher.decrypt_inout_detached(&nonce.into(), aad, bytes.into(), &(*tag).into()).is_ok()
             }
+        }
+    }
+
+    /// [Opens](Self::open) `bytes` into `out`, which has their length.
+    #[must_use]
+    pub fn open_to(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        bytes: &[u8],
+        out: &mut [u8],
+        tag: &[u8; TAG_LEN_BYTES],
+    ) -> bool {
+        match (self, InOutBuf::new(bytes, out)) {
+            (Self::GcmSiv(cipher), Ok(both)) => {
+                cipher.decrypt_inout_detached(&nonce.into(), aad, both, &(*tag).into()).is_ok()
+            }
+            (Self::Checksum, Ok(mut both)) => {
+                both.get_out().copy_from_slice(bytes);
+                checksum(aad, bytes) == *tag
+            }
+            (_, Err(_)) => false,
         }
     }
 }

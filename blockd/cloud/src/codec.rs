@@ -55,10 +55,11 @@ pub(crate) fn level_of_byte(byte: u8) -> Option<CompressionLevel> {
     }
 }
 
-/// Compressor with a reused context. Its output depends on the level and the data only.
+/// Compressor with a reused context and buffer. Its output depends on the level and the data only.
 #[derive(Default)]
 pub(crate) struct Compressor {
     zstd: Option<CCtx<'static>>,
+    lz4: Vec<u8>,
 }
 
 impl Compressor {
@@ -67,13 +68,13 @@ impl Compressor {
         let start = out.len();
         let codec = match level {
             CompressionLevel::None => None,
-            CompressionLevel::Lz4 => append_lz4(data, out).then_some(Codec::Lz4),
+            CompressionLevel::Lz4 => self.lz4(data).map(|packed| {
+                out.extend_from_slice(packed);
+                Codec::Lz4
+            }),
             // Repeated noise is compressible: lz4 finds that, and costs little elsewhere.
-            CompressionLevel::Zstd(_) if is_noise(data) && !append_lz4(data, out) => None,
-            CompressionLevel::Zstd(level) => {
-                out.truncate(start);
-                self.append_zstd(level, data, out).then_some(Codec::Zstd)
-            }
+            CompressionLevel::Zstd(_) if is_noise(data) && self.lz4(data).is_none() => None,
+            CompressionLevel::Zstd(level) => self.append_zstd(level, data, out).then_some(Codec::Zstd),
         };
         let Some(codec) = codec else {
             out.truncate(start);
@@ -82,6 +83,16 @@ impl Compressor {
         };
         debug_assert!(unpacks_to(codec, &out[start..], data), "{level} does not decompress to its data");
         codec
+    }
+
+    /// Returns `data` compressed with lz4; `None` if that is not shorter.
+    fn lz4(&mut self, data: &[u8]) -> Option<&[u8]> {
+        let max_len = lz4_flex::block::get_maximum_output_size(data.len());
+        if self.lz4.len() < max_len {
+            self.lz4.resize(max_len, 0);
+        }
+        let len = lz4_flex::block::compress_into(data, &mut self.lz4).ok()?;
+        self.lz4.get(..len).filter(|packed| packed.len() < data.len())
     }
 
     fn append_zstd(&mut self, level: u8, data: &[u8], out: &mut Vec<u8>) -> bool {
@@ -109,19 +120,6 @@ impl Compressor {
             // The compressed data do not fit.
             _ => false,
         }
-    }
-}
-
-/// Appends `data` compressed with lz4; returns false if that is not shorter.
-fn append_lz4(data: &[u8], out: &mut Vec<u8>) -> bool {
-    let start = out.len();
-    out.resize(start + lz4_flex::block::get_maximum_output_size(data.len()), 0);
-    match lz4_flex::block::compress_into(data, &mut out[start..]) {
-        Ok(len) => {
-            out.truncate(start + len);
-            len < data.len()
-        }
-        Err(_) => false,
     }
 }
 

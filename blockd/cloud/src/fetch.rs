@@ -3,7 +3,7 @@
 use crate::{
     CloudError, Repository,
     cipher::Domain,
-    frame::{BLOCK, FrameMemory, FrameReader, OwnedFrame},
+    frame::{FrameMemory, FrameReader, OwnedFrame},
     index::{MAX_PAGE_LEN, MAX_ROOT_LEN, Page, PageRef, Root},
     keys::DataKey,
     manifest::Delta,
@@ -263,29 +263,24 @@ impl DeltaReader {
             .map_err(|error| error.with_blocks(job.extent()))
     }
 
-    /// Decrypts fetched frames and passes their wanted nonzero blocks to the sink in maximal extents.
+    /// Decrypts a fetched frame and passes its wanted nonzero blocks to the sink, each extent at once.
     pub fn decode(
         &self,
-        frames: &[WantedFrame],
+        reader: &mut FrameReader,
+        frame: &WantedFrame,
         start: u32,
         fetched: &[u8],
         sink: &BlockSink,
     ) -> Result<(), CloudError> {
-        let mut reader = FrameReader::default();
-        let mut pending = PendingBlocks::default();
-        for frame in frames {
-            let damaged = |what: &str| self.damaged_frame(frame, what);
-            let stored = frame.stored(start, fetched).ok_or_else(|| damaged(NOT_WHOLE))?;
-            let opened = reader.open(&self.sealer, frame.ordinal(), frame.blocks, stored).map_err(damaged)?;
-            for WantedRun { position, extent, .. } in frame.runs() {
-                for i in 0..extent.len_blocks {
-                    if let Some(block) = opened.block(*position as usize + i as usize) {
-                        pending.push(BlockIndex(extent.start.0 + i), block, sink)?;
-                    }
-                }
+        let damaged = |what: &str| self.damaged_frame(frame, what);
+        let stored = frame.stored(start, fetched).ok_or_else(|| damaged(NOT_WHOLE))?;
+        let opened = reader.open(&self.sealer, frame.ordinal(), frame.blocks, stored).map_err(damaged)?;
+        for WantedRun { position, extent, .. } in frame.runs() {
+            for (offset, blocks) in opened.nonzero(*position as usize, extent.len_blocks as usize) {
+                sink(BlockIndex(extent.start.0 + offset as u64), blocks)?;
             }
         }
-        pending.flush(sink)
+        Ok(())
     }
 }
 
@@ -293,36 +288,4 @@ fn is_subset(set: &BlockSet, of: &BlockSet) -> bool {
     let mut other = set.clone();
     other.subtract(of);
     other.is_empty()
-}
-
-/// Maximum bytes passed at once: enough for a write, small enough for the CPU cache and for memory that the
-/// allocator reuses.
-const MAX_RUN_BYTES: usize = 512 << 10;
-
-/// Consecutive blocks that were not yet passed to the sink.
-#[derive(Default)]
-struct PendingBlocks {
-    start: BlockIndex,
-    data: Vec<u8>,
-}
-
-impl PendingBlocks {
-    fn push(&mut self, at: BlockIndex, block: &[u8], sink: &BlockSink) -> Result<(), CloudError> {
-        debug_assert_eq!(block.len(), BLOCK);
-        if at.0 != self.start.0 + (self.data.len() / BLOCK) as u64 {
-            self.flush(sink)?;
-            self.start = at;
-        }
-        self.data.extend_from_slice(block);
-        if self.data.len() >= MAX_RUN_BYTES { self.flush(sink) } else { Ok(()) }
-    }
-
-    fn flush(&mut self, sink: &BlockSink) -> Result<(), CloudError> {
-        if !self.data.is_empty() {
-            sink(self.start, &self.data)?;
-        }
-        self.start = BlockIndex(self.start.0 + (self.data.len() / BLOCK) as u64);
-        self.data.clear();
-        Ok(())
-    }
 }

@@ -12,7 +12,7 @@ use crate::{
 use blockd_extent::BLOCK_SIZE_BYTES;
 use blockd_store_config::CompressionLevel;
 use parking_lot::Mutex;
-use std::{mem, sync::Arc};
+use std::{iter, mem, sync::Arc};
 
 /// Blocks of a full frame.
 pub(crate) const FRAME_BLOCKS: usize = 128;
@@ -24,8 +24,10 @@ const fn mask_len(blocks: usize) -> usize {
 }
 /// Minimum stored length of a frame.
 pub(crate) const MIN_STORED_LEN: usize = 1 + mask_len(1) + 1 + TAG_LEN_BYTES;
+/// Maximum bytes of a frame beside its blocks.
+pub(crate) const FRAME_OVERHEAD: usize = 1 + mask_len(FRAME_BLOCKS) + TAG_LEN_BYTES;
 /// Maximum stored length of a frame: 128 incompressible blocks.
-pub(crate) const MAX_STORED_LEN: usize = 1 + mask_len(FRAME_BLOCKS) + FULL_LEN_BYTES + TAG_LEN_BYTES;
+pub(crate) const MAX_STORED_LEN: usize = FULL_LEN_BYTES + FRAME_OVERHEAD;
 /// Bytes of the blocks of a full frame.
 const FULL_LEN_BYTES: usize = FRAME_BLOCKS * BLOCK;
 /// Maximum number of pooled frame buffers.
@@ -85,7 +87,7 @@ impl FrameWriter {
 /// Reader of frames with reused buffers.
 #[derive(Default)]
 pub(crate) struct FrameReader {
-    sealed: Vec<u8>,
+    opened: Vec<u8>,
     data: Vec<u8>,
     decompressor: Decompressor,
 }
@@ -155,7 +157,8 @@ impl OwnedFrame {
         stored: &mut [u8],
         memory: &Arc<FrameMemory>,
     ) -> Result<Self, &'static str> {
-        let unsealed = Unsealed::open(sealer, ordinal, blocks, stored)?;
+        let opened = sealer.open(Domain::Frame, ordinal, (blocks * BLOCK) as u64, stored);
+        let unsealed = Unsealed::parse(opened.map(|opened| &*opened), blocks)?;
         let mut frame = Self {
             zero_mask: unsealed.zero_mask,
             data: memory.take(unsealed.data_len),
@@ -191,6 +194,23 @@ impl<'a> OpenFrame<'a> {
         let is_zero = self.zero_mask & (1 << i) != 0;
         if is_zero { None } else { self.data.get(position * BLOCK..(position + 1) * BLOCK) }
     }
+
+    /// Returns the extents of nonzero blocks among `len` blocks from block `first` on: the offset of each in
+    /// them, and its content.
+    pub fn nonzero(&self, first: usize, len: usize) -> impl Iterator<Item = (usize, &'a [u8])> + use<'a> {
+        let (mask, data, end) = (self.zero_mask, self.data, first + len);
+        debug_assert!(end <= FRAME_BLOCKS, "{len} blocks from {first} of a frame");
+        let mut next = first;
+        iter::from_fn(move || {
+            let start = next + mask.checked_shr(next as u32)?.trailing_ones() as usize;
+            if start >= end {
+                return None;
+            }
+            next = (start + (mask >> start).trailing_zeros() as usize).min(end);
+            let position = start - (mask & ((1 << start) - 1)).count_ones() as usize;
+            Some((start - first, data.get(position * BLOCK..(position + next - start) * BLOCK)?))
+        })
+    }
 }
 
 impl FrameReader {
@@ -205,10 +225,9 @@ impl FrameReader {
         blocks: usize,
         stored: &[u8],
     ) -> Result<OpenFrame<'a>, &'static str> {
-        self.sealed.clear();
-        self.sealed.extend_from_slice(stored);
-        let Unsealed { zero_mask, data_len, codec, payload } =
-            Unsealed::open(sealer, ordinal, blocks, &mut self.sealed)?;
+        let opened =
+            sealer.open_to(Domain::Frame, ordinal, (blocks * BLOCK) as u64, stored, &mut self.opened);
+        let Unsealed { zero_mask, data_len, codec, payload } = Unsealed::parse(opened, blocks)?;
         if codec == Codec::Raw {
             return Ok(OpenFrame { zero_mask, data: payload });
         }
@@ -229,18 +248,12 @@ struct Unsealed<'a> {
 }
 
 impl<'a> Unsealed<'a> {
-    /// Decrypts a frame of `blocks` blocks in place.
-    fn open(
-        sealer: &Sealer,
-        ordinal: u64,
-        blocks: usize,
-        stored: &'a mut [u8],
-    ) -> Result<Self, &'static str> {
+    /// Decodes a frame of `blocks` blocks; `None` does not open.
+    fn parse(opened: Option<&'a [u8]>, blocks: usize) -> Result<Self, &'static str> {
         // The index was checked to have only such frames.
         assert!((1..=FRAME_BLOCKS).contains(&blocks), "a frame of {blocks} blocks");
-        let frame = sealer
-            .open(Domain::Frame, ordinal, (blocks * BLOCK) as u64, stored)
-            .ok_or("the frame does not open: it was altered, moved, or sealed with another key")?;
+        let frame =
+            opened.ok_or("the frame does not open: it was altered, moved, or sealed with another key")?;
         let (codec, rest) = frame.split_first().ok_or("the frame has no codec")?;
         let (stored_mask, payload) =
             rest.split_at_checked(mask_len(blocks)).ok_or("the frame has no mask of zero blocks")?;
@@ -328,6 +341,15 @@ mod tests {
                 prop_assert_eq!(frame.block(i).unwrap_or(&[0; BLOCK]), block);
                 prop_assert_eq!(frame.block(i).is_none(), kinds[i] == 0);
             }
+            let first = seed as usize % kinds.len();
+            let mut found = vec![0; raw.len() - first * BLOCK];
+            let mut end = None;
+            for (offset, blocks) in frame.nonzero(first, kinds.len() - first) {
+                prop_assert!(end.is_none_or(|end| offset > end), "extents are maximal");
+                found[offset * BLOCK..offset * BLOCK + blocks.len()].copy_from_slice(blocks);
+                end = Some(offset + blocks.len() / BLOCK);
+            }
+            prop_assert_eq!(&found, &raw[first * BLOCK..]);
             // Into memory reused from another frame.
             let memory = Arc::<FrameMemory>::default();
             memory.give_back(vec![0xee; FULL_LEN_BYTES].into());

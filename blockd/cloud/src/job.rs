@@ -1,14 +1,24 @@
 //! State of a running backup, and requests for its objects.
 
 use crate::{
-    CloudError, Compression, CompressionLevel, adaptive::AdaptiveLevel, backup_spec::BackupSpec,
-    buffers::Buffers, clock::RunClock, frame::FrameWriter, journal::BackupJournal, keys::DataKey,
-    names::DeltaId, plan::Layout, progress::Progress, repository::run_blocking, seal::Sealer, window::Window,
+    CloudError, Compression, CompressionLevel,
+    adaptive::AdaptiveLevel,
+    backup_spec::BackupSpec,
+    buffers::{Buffers, Reused},
+    clock::RunClock,
+    frame::FrameWriter,
+    journal::BackupJournal,
+    keys::DataKey,
+    names::DeltaId,
+    plan::Layout,
+    progress::Progress,
+    repository::run_blocking,
+    seal::Sealer,
+    window::Window,
 };
 use blockd_extent::BlockSource;
 use blockd_store::{BlobStore, PutMode, StoreErrorKind, TransferMemory, Work};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{RwLock, Semaphore};
 
@@ -28,7 +38,7 @@ pub(crate) struct Packing {
     pub cpu_threads: usize,
     /// Memory of packs, from the start of their assembly to the end of their upload.
     pub memory: TransferMemory,
-    writers: Mutex<Vec<FrameWriter>>,
+    pub writers: Reused<FrameWriter>,
 }
 
 impl Packing {
@@ -40,16 +50,8 @@ impl Packing {
             buffers: Arc::default(),
             cpu_threads,
             memory: TransferMemory::new(memory_bytes),
-            writers: Mutex::default(),
+            writers: Reused::default(),
         }
-    }
-
-    /// Runs `write` with a writer that reuses its memory; there are as many as chunks sealed concurrently.
-    pub fn with_writer<T>(&self, write: impl FnOnce(&mut FrameWriter) -> T) -> T {
-        let mut writer = self.writers.lock().pop().unwrap_or_default();
-        let written = write(&mut writer);
-        self.writers.lock().push(writer);
-        written
     }
 }
 

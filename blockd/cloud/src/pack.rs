@@ -5,7 +5,7 @@
 
 use crate::{
     CloudError, CompressionLevel, FORMAT_VERSION,
-    frame::{BLOCK, FrameWriter},
+    frame::{BLOCK, FRAME_OVERHEAD, FrameWriter},
     keys::DataKey,
     names::{DeltaId, ObjectKind},
     seal::Sealer,
@@ -63,12 +63,7 @@ pub(crate) fn check_object_header(
 
 /// Returns the maximum total size of sealed frames, given their lengths in blocks.
 pub(crate) fn max_frames_len(sizes: &[usize]) -> usize {
-    sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21
-}
-
-/// Returns that size with the slack of lz4, which a buffer needs while frames are sealed.
-pub(crate) fn max_sealed_len(sizes: &[usize]) -> usize {
-    max_frames_len(sizes) + (16 << 10)
+    sizes.iter().sum::<usize>() * BLOCK + sizes.len() * FRAME_OVERHEAD
 }
 
 /// Seals the frames of `raw`, numbered from `first_frame`, and appends them to `out`; `sizes` are their
@@ -92,6 +87,6 @@ pub(crate) fn seal_frames(
         rest = after;
     }
     assert_eq!(lens.iter().map(|len| *len as usize).sum::<usize>(), out.len() - start);
-    debug_assert!(out.len() - start <= max_sealed_len(sizes), "the buffer grew");
+    debug_assert!(out.len() - start <= max_frames_len(sizes), "the buffer grew");
     lens
 }

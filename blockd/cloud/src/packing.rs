@@ -10,7 +10,7 @@ use crate::{
     frame::BLOCK,
     job::{Job, max_chunks},
     names::ObjectKind,
-    pack::{OBJECT_HEADER_LEN, max_frames_len, max_sealed_len, object_header, seal_frames},
+    pack::{OBJECT_HEADER_LEN, max_frames_len, object_header, seal_frames},
 };
 use blockd_extent::Extent;
 use blockd_store::Work;
@@ -106,8 +106,8 @@ impl Job {
         let chunk = self
             .work
             .run(move || {
-                let mut sealed = job.packing.buffers.empty(max_sealed_len(&sizes));
-                let lens = job.packing.with_writer(|writer| {
+                let mut sealed = job.packing.buffers.empty(max_frames_len(&sizes));
+                let lens = job.packing.writers.with(|writer| {
                     let out = sealed.appendable();
                     seal_frames(writer, &job.sealer, level, first_frame, &sizes, raw.as_ref(), out)
                 });

@@ -8,9 +8,10 @@ use super::{
 use crate::{
     CloudError, Damage,
     backup::TRANSFER_MEMORY_BYTES,
+    buffers::Reused,
     damage::DamageList,
     fetch::{BlockSink, DeltaReader},
-    frame::BLOCK,
+    frame::{BLOCK, FrameReader},
     progress::Progress,
     repository::run_blocking,
     wanted::{FetchJob, WantedFrame},
@@ -67,12 +68,17 @@ pub(crate) struct BulkRead<'a> {
 struct Downloads {
     window: Window,
     memory: TransferMemory,
+    readers: Arc<Reused<FrameReader>>,
 }
 
 impl Downloads {
     fn new(concurrency: usize, what: &BulkRead<'_>) -> Self {
         let latency = what.progress.and_then(Progress::latency);
-        Self { window: Window::new(concurrency, latency), memory: TransferMemory::new(TRANSFER_MEMORY_BYTES) }
+        Self {
+            window: Window::new(concurrency, latency),
+            memory: TransferMemory::new(TRANSFER_MEMORY_BYTES),
+            readers: Arc::default(),
+        }
     }
 
     /// Reads the bytes of a job; passes on those of each chunk of frames, with their offset in the pack.
@@ -322,7 +328,8 @@ impl SnapshotReader {
                         // Without a chunk, the request has failed.
                         let (Some((start, fetched)), Some(frames)) = (chunk, chunks.next()) else { break };
                         delta.check_header(job, start, &fetched)?;
-                        opening.push(self.open_chunk(delta, frames, (start, fetched), sink, what));
+                        let readers = downloads.readers.clone();
+                        opening.push(self.open_chunk(delta, frames, (start, fetched), sink, what, readers));
                     }
                     else => break,
                 }
@@ -354,24 +361,24 @@ impl SnapshotReader {
         (start, fetched): (u32, Bytes),
         sink: &Arc<BlockSink>,
         what: &BulkRead<'_>,
+        readers: Arc<Reused<FrameReader>>,
     ) -> Result<(), CloudError> {
         let (delta, frames, sink) = (delta.clone(), frames.to_vec(), sink.clone());
         let (damage, cores) = (what.damage.cloned(), self.inner.cores.clone());
         let core = cores.acquire_owned().await;
-        let opened = self.inner.work.run(move || match damage {
-            None => delta.decode(&frames, start, &fetched, &*sink),
-            // One by one, so that a damaged frame does not affect others.
-            Some(damage) => frames.iter().try_for_each(|frame| {
-                let one = std::slice::from_ref(frame);
-                match delta.decode(one, start, &fetched, &*sink) {
-                    Err(error @ CloudError::Damaged { .. }) => {
+        let decode = move |reader: &mut FrameReader| {
+            frames.iter().try_for_each(|frame| {
+                match (delta.decode(reader, frame, start, &fetched, &*sink), &damage) {
+                    // A damaged frame does not affect others.
+                    (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
                         damage.add_displaced(error, frame.displacements());
                         Ok(())
                     }
-                    result => result,
+                    (result, _) => result,
                 }
-            }),
-        });
+            })
+        };
+        let opened = self.inner.work.run(move || readers.with(decode));
         let opened = opened.await;
         drop(core);
         opened?
