@@ -11,7 +11,7 @@ const POOLED_BYTES: usize = 2_176 << 10;
 /// Minimum length of pooled buffers.
 const POOLED_FROM_BYTES: usize = 256 << 10;
 /// Maximum total of buffers in use and pooled buffers; buffers beyond it are freed.
-const MAX_KEPT_BYTES: usize = 32 << 20;
+const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// Values whose memory is reused, as many as are in use concurrently.
 #[derive(Default)]

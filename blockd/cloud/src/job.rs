@@ -27,7 +27,7 @@ const BUILD_CONCURRENCY: usize = 2;
 /// Maximum number of chunks in memory. Each takes 2 MiB, twice while it is sealed.
 const MAX_CHUNKS: usize = 8;
 /// Number of chunks read ahead of sealing, or sealed and not yet part of their pack.
-const CHUNKS_AHEAD: usize = 2;
+const CHUNKS_AHEAD: usize = 1;
 
 /// Limits and memory of pack assembly.
 pub(crate) struct Packing {
