@@ -11,7 +11,7 @@ use aes_gcm_siv::{
     aead::{AeadInOut, Nonce},
 };
 use std::{fs::File, io::Read, time::Instant};
-use zstd_safe::{CCtx, ResetDirective};
+use zstd_safe::{CCtx, CParameter, ResetDirective};
 
 /// Maximum number of bytes read from the file.
 const MAX_BYTES: u64 = 1 << 30;
@@ -30,8 +30,11 @@ fn seal(frames: &[u8], level: i32, cipher: &Aes256GcmSiv) -> usize {
         let mut len = match level {
             0 => lz4_flex::block::compress_into(frame, &mut sealed).unwrap(),
             _ => {
-                context.reset(ResetDirective::SessionOnly).unwrap();
-                context.compress(&mut sealed[..], frame, level).unwrap()
+                context.reset(ResetDirective::SessionAndParameters).unwrap();
+                context.set_parameter(CParameter::CompressionLevel(level)).unwrap();
+                // As in backups.
+                context.set_parameter(CParameter::MinMatch(if level < 3 { 0 } else { 4 })).unwrap();
+                context.compress2(&mut sealed[..], frame).unwrap()
             }
         };
         if len >= frame.len() {

@@ -15,10 +15,10 @@ const MIN_ZSTD_WINDOW: usize = 1024;
 /// Flag in the first byte of a zstd frame without a window descriptor.
 const IS_SINGLE_SEGMENT: u8 = 1 << 5;
 
-/// Shortest match of a level in bytes; 0 for that of the library. Matches of 4 bytes instead of 5 store 1 %
-/// less at the rate of `zstd:3`, measured with frames of an operating system's files.
+/// Shortest match of a level in bytes; 0 for that of the library. On files of an operating system, matches of
+/// 4 bytes instead of 5 store 0.6 to 1.5 % less for 5 to 11 % more CPU time.
 const fn min_match(level: u8) -> u32 {
-    if level == 3 { 4 } else { 0 }
+    if matches!(level, 3..=9) { 4 } else { 0 }
 }
 
 /// Codec of a frame, and its byte.
