@@ -277,6 +277,41 @@ async fn next_request_uses_the_new_client() {
     assert_eq!(store.get("key", 100).await.unwrap(), "new");
 }
 
+/// Fake client whose requests start tasks, as those of connections do; its errors name their thread.
+struct Starting;
+
+impl blockd_store::Middleware for Starting {
+    fn describe(&self) -> &str {
+        "starting"
+    }
+
+    fn wrap<'a, T: Response + 'a>(
+        &'a self,
+        request: Request<'a>,
+        _: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        Box::pin(async move {
+            let thread = tokio::spawn(async { std::thread::current().name().unwrap().to_owned() });
+            let error = request.failed(StoreErrorKind::Other, "store");
+            Err(error.with_detail(thread.await.unwrap()))
+        })
+    }
+}
+
+#[test]
+fn connections_belong_to_the_runtime_of_the_store() {
+    let runtime = |name: &str| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).thread_name(name).build().unwrap()
+    };
+    let (owner, caller) = (runtime("owner"), runtime("caller"));
+    let asked = |store: ReloadStore| caller.block_on(store.get("key", 100)).unwrap_err().to_string();
+    let store = || ReloadStore::new(Arc::new(Starting), None);
+    assert!(asked(store()).contains("caller"));
+    let error = asked(store().with_runtime(owner.handle().clone()));
+    assert!(error.contains("owner"), "{error}");
+}
+
 /// A store and the client that it gets at its next failure.
 type Renewal = (Arc<ReloadStore>, Arc<dyn BlobStore>);
 

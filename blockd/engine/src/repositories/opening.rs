@@ -4,13 +4,14 @@ use crate::{
     error::{ServiceError, spawned},
     repositories::{referenced_client::ReferencedClient, stores},
 };
-use blockd_api::{ErrorCode, SecretRef};
+use blockd_api::{ErrorCode, SecretRef, credentials::StoreConfig};
 use blockd_catalog::{CredentialRow, StoreRow};
 use blockd_cloud::{CloudError, DataKey, KnownKeys, Repository};
 use blockd_secrets::{Fingerprint, Purpose, References, Resolved, Secrets, SecretsError};
 use blockd_store::{BlobStore, ReloadStore, Work};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 /// Secret of a store.
@@ -84,7 +85,7 @@ pub async fn open_existing(
     .await
 }
 
-/// Creates a store client.
+/// Creates a store client. Its connections belong to the runtime of the caller.
 pub fn open_store(
     store: &StoreRow,
     key: &StoreKey,
@@ -93,6 +94,10 @@ pub fn open_store(
 ) -> Result<Arc<ReloadStore>, ServiceError> {
     let client = stores::open(store, key.as_str(), writing)?;
     let opened = ReloadStore::new(Arc::clone(&client), store.connection.prefix.as_deref());
+    let opened = match store.config {
+        StoreConfig::Local { .. } => opened,
+        _ => opened.with_runtime(Handle::current()),
+    };
     let StoreKey::From(reference, resolved) = key else { return Ok(Arc::new(opened)) };
     Ok(Arc::new(opened.with_source(Arc::new(ReferencedClient {
         row: store.clone(),

@@ -5,6 +5,8 @@ use crate::{BlobStore, ListPage, StoreError, StoreErrorKind, StoreFuture};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::{borrow::Cow, future::Future, sync::Arc};
+use tokio::runtime::Handle;
+use tokio_util::context::TokioContext;
 
 type Client = Arc<dyn BlobStore>;
 
@@ -35,6 +37,8 @@ pub struct ReloadStore {
     /// Prefix of each key, with its slash; may be empty.
     prefix: String,
     source: Mutex<Arc<dyn ClientSource>>,
+    /// Runtime of the connections; that of the caller by default.
+    runtime: Option<Handle>,
 }
 
 impl ReloadStore {
@@ -44,13 +48,20 @@ impl ReloadStore {
             Some(prefix) => (format!("{}, below {prefix}", client.describe()), format!("{prefix}/")),
             None => (client.describe().to_owned(), String::new()),
         };
-        Self { description, prefix, source: Mutex::new(Arc::new(client)) }
+        Self { description, prefix, source: Mutex::new(Arc::new(client)), runtime: None }
     }
 
     /// Replaces the source of clients.
     #[must_use]
     pub fn with_source(self, source: Arc<dyn ClientSource>) -> Self {
         Self { source: Mutex::new(source), ..self }
+    }
+
+    /// Returns the store with a runtime for its connections. Connections are shared by all callers: without
+    /// this, one that a low-priority runtime opened would delay the requests of others.
+    #[must_use]
+    pub fn with_runtime(self, runtime: Handle) -> Self {
+        Self { runtime: Some(runtime), ..self }
     }
 
     /// Uses the source of another store for new requests. Running requests continue with the old one.
@@ -77,6 +88,14 @@ impl ReloadStore {
         if Arc::ptr_eq(&source, &current) { result } else { self.run_with(&*current, request, &ask).await }
     }
 
+    /// Sends a request with a client.
+    async fn send<T>(&self, request: impl Future<Output = T>) -> T {
+        match &self.runtime {
+            Some(runtime) => TokioContext::new(request, runtime.clone()).await,
+            None => request.await,
+        }
+    }
+
     async fn run_with<T, F>(
         &self,
         source: &dyn ClientSource,
@@ -90,12 +109,12 @@ impl ReloadStore {
             request.failed(kind, &self.description).with_detail(detail)
         };
         let client = source.client(None).await.map_err(failed)?;
-        let result = ask(Arc::clone(&client)).await;
+        let result = self.send(ask(Arc::clone(&client))).await;
         if !is_refused(&result) {
             return result;
         }
         let current = source.client(Some(&client)).await.map_err(failed)?;
-        if Arc::ptr_eq(&client, &current) { result } else { ask(current).await }
+        if Arc::ptr_eq(&client, &current) { result } else { self.send(ask(current)).await }
     }
 }
 
