@@ -16,11 +16,7 @@ use crate::{
     host::Host,
     proofs::Proofs,
     repositories::{Repositories, limits::limited},
-    tasks::{
-        LiveTask, Tasks,
-        priority::{on_thread, set_background_reader},
-        secrets,
-    },
+    tasks::{LiveTask, Tasks, secrets},
     volumes::{attachments::Attachments, registry::Registry},
 };
 use blockd_api::{
@@ -89,8 +85,10 @@ pub(crate) async fn run(
     let publication = requests.reserve(publication_of(&asked)).map_err(refused)?;
     // Before the first read, as the result is about no other location.
     let location = work.repositories.location_now(live.view().credential).await;
+    let workers = &work.repositories.task_workers;
+    let opening = Opened::open(Arc::clone(work), Arc::clone(live), repository.clone(), asked.timeout_s);
     let opened = tokio::select! {
-        opened = Opened::open(work, live, &repository, &asked) => opened,
+        opened = workers.in_background(opening) => opened?,
         () = live.cancel.cancelled() => Err(ServiceError::Stopping),
     };
     let (manifest, opened) = opened?;
@@ -192,12 +190,12 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Opens the manifest and the indexes, without those that this host knows: a host that recovers knows
-    /// none.
+    /// none. All reads use the runtime of the caller.
     async fn open(
-        work: &DrillWork,
-        live: &LiveTask,
-        repository: &Repository,
-        asked: &DrillTask,
+        work: Arc<DrillWork>,
+        live: Arc<LiveTask>,
+        repository: Repository,
+        timeout_s: u32,
     ) -> Result<(Manifest, Result<Self, Examined>), ServiceError> {
         let row = live.view();
         let started = Instant::now();
@@ -209,7 +207,7 @@ impl Opened {
             ..CacheOptions::default()
         };
         let cache = SnapshotCache::open(options)?;
-        let reader = Box::pin(cache.snapshot(repository, &manifest)).await;
+        let reader = Box::pin(cache.snapshot(&repository, &manifest)).await;
         let mut report = DrillReport::new(manifest.description.created, 0);
         let outcome = if reader.is_ok() { DrillOutcome::Passed } else { DrillOutcome::Failed };
         report.end(DrillStage::Open, outcome, started.elapsed(), "");
@@ -225,12 +223,12 @@ impl Opened {
         let blocks: u64 = manifest.deltas().map(|delta| delta.data_blocks).sum();
         let data_bytes = blocks.saturating_mul(BLOCK_SIZE_BYTES);
         work.host.failpoints.reached("drill opened")?;
-        let deadline = started + Duration::from_secs(asked.timeout_s.into());
+        let deadline = started + Duration::from_secs(timeout_s.into());
         let image = Arc::new(DrillImage::new(reader, live.cancel.clone(), deadline));
         Ok((manifest, Ok(Self { started, deadline, data_bytes, cache, image, report })))
     }
 
-    /// Makes the steps to the sample of files, on a thread of its own with the lowest priority.
+    /// Makes the steps to the sample of files, on a thread of the lowest priority.
     async fn examine(
         &self,
         work: &Arc<DrillWork>,
@@ -258,7 +256,8 @@ impl Opened {
                 DrillStage::Open | DrillStage::Probe => Ok(()),
             },
         };
-        let examined = on_thread("drill", set_background_reader, || steps.run()).await?;
+        let steps = async { blocking(|| steps.run()).await };
+        let examined = work.repositories.task_workers.in_background(steps).await?;
         if let Some(failure) = self.image.failure() {
             failure.forget_damaged(&work.host.data_dir);
         }

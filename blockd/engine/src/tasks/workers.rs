@@ -7,6 +7,7 @@
 //! (1.1 to 1.6 GiB/s). Throttling by guest latency had 12 to 59 us and 0.4 to 0.7 ms at a third of that rate.
 
 use crate::{
+    error::ServiceError,
     metrics::Operation,
     settings::TaskPriority,
     tasks::priority::{raise_nice, set_idle},
@@ -22,7 +23,12 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::{
+    runtime::{self, Runtime},
+    sync::Notify,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 /// Sampling interval of guest requests.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
@@ -39,6 +45,29 @@ pub struct TaskWorkers {
     yielding: Option<Arc<Yielding>>,
     active: AtomicUsize,
     started: Notify,
+    /// Runtime of the lowest priority; `None` if tasks have that of guests.
+    background: Option<Background>,
+}
+
+/// Runtime whose threads have the lowest priority.
+#[derive(Debug)]
+struct Background(Option<Runtime>);
+
+impl Background {
+    fn start() -> io::Result<Self> {
+        let mut threads = runtime::Builder::new_multi_thread();
+        threads.worker_threads(1).thread_name("background").on_thread_start(set_idle).enable_all();
+        Ok(Self(Some(threads.build()?)))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // Asynchronous code must not wait for the threads of a runtime.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl TaskWorkers {
@@ -59,7 +88,8 @@ impl TaskWorkers {
             }
             None => Work::default(),
         };
-        Ok(Self { work, yielding, active: AtomicUsize::new(0), started: Notify::new() })
+        let background = yielding.as_ref().map(|_| Background::start()).transpose()?;
+        Ok(Self { work, yielding, active: AtomicUsize::new(0), started: Notify::new(), background })
     }
 
     /// Returns the threads of tasks.
@@ -75,6 +105,24 @@ impl TaskWorkers {
     pub fn writing(&self, threads: usize) -> io::Result<Work> {
         let Some(yielding) = &self.yielding else { return Ok(Work::default()) };
         Ok(Work::yielding(Workers::start("store-write", threads, raise_nice)?, Arc::clone(yielding)))
+    }
+
+    /// Runs work that no guest waits for, and that changes no filesystem, with the lowest priority: also its
+    /// futures and blocking calls. It is cancelled with the caller.
+    ///
+    /// # Errors
+    /// The work panicked.
+    pub(crate) async fn in_background<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        match self.background.as_ref().and_then(|background| background.0.as_ref()) {
+            Some(runtime) => {
+                let running = AbortOnDropHandle::new(runtime.spawn(work.in_current_span()));
+                running.await.map_err(|error| ServiceError::Internal(error.to_string()))
+            }
+            None => Ok(work.await),
+        }
     }
 
     /// Returns true while guests send requests and tasks yield to them.
@@ -151,7 +199,33 @@ mod tests {
     use blockd_catalog::VolumeRow;
     use blockd_extent::VolumeId;
     use blockd_volume::Volume;
-    use std::time::Instant;
+    use futures::FutureExt;
+    use std::{future::pending, time::Instant};
+    use tokio::{sync::oneshot, task::spawn_blocking};
+
+    /// Returns the scheduling policy of the calling thread: field 41 of its `stat` (proc_pid_stat(5)).
+    fn policy() -> i32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let (_, from_state) = stat.rsplit_once(") ").unwrap();
+        from_state.split(' ').nth(38).unwrap().parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn background_work_is_idle_and_ends_with_its_caller() {
+        let policies = || async { (policy(), spawn_blocking(policy).await.unwrap()) };
+        let workers = |priority| TaskWorkers::new(priority, 1).unwrap();
+        let (low, normal) = (workers(TaskPriority::Low), workers(TaskPriority::Normal));
+        assert_eq!(low.in_background(policies()).await.unwrap(), (libc::SCHED_IDLE, libc::SCHED_IDLE));
+        assert_eq!(normal.in_background(policies()).await.unwrap(), (policy(), policy()));
+        let (running, ended) = oneshot::channel::<()>();
+        let endless = async move {
+            let _running = running;
+            pending::<()>().await;
+        };
+        assert!(low.in_background(endless).now_or_never().is_none());
+        assert!(ended.await.is_err(), "it is cancelled");
+        assert!(low.in_background(async { panic!("on purpose") }).await.map(|(): ()| ()).is_err());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn tasks_yield_only_while_guests_are_active() {
