@@ -1,7 +1,8 @@
 //! Connections, within limits.
 //!
 //! A caller's role is looked up for each request on a Unix socket, where a client may keep its connection. A
-//! TLS connection ends with its request: a revoked role does not live on in an open connection.
+//! TLS connection ends with its request: a revoked role does not live on in an open connection. While a
+//! client waits for a connection, kept ones end with their request, and idle ones at once.
 
 use super::{
     caller::Caller,
@@ -22,7 +23,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -47,17 +48,20 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let until = stop.clone();
+    let crowded = watch::Sender::new(false);
+    let is_crowded = crowded.subscribe();
     let connection = move |stream: UnixStream| {
         let (caller, router, stop) = (caller.clone(), router.clone(), stop.clone());
+        let is_crowded = is_crowded.clone();
         let user = stream.peer_cred().ok().map(|peer| User { uid: peer.uid(), gid: peer.gid() });
         let caller = move || Caller { user, ..caller() };
         async move {
             let closer = may_pass(&caller()).then(Closer::shared).flatten();
             let (stream, passed) = Receiving::new(stream, closer);
-            serve_one(stream, (caller, KeepAlive::Yes), passed, router, &stop).await;
+            serve_one(stream, (caller, KeepAlive::Until(is_crowded)), passed, router, &stop).await;
         }
     };
-    serve_each(listener, MAX_CONNECTIONS, &until, connection).await;
+    serve_each(listener, (MAX_CONNECTIONS, &crowded), &until, connection).await;
 }
 
 /// Listening socket.
@@ -83,11 +87,11 @@ impl Listen for TcpListener {
     }
 }
 
-/// Serves at most `limit` connections, each by a task; more wait in the kernel. Ends at the stop, after the
-/// accepted connections.
+/// Serves at most `limit` connections, each by a task; more wait in the kernel. `crowded` is true while one
+/// may wait. Ends at the stop, after the accepted connections.
 pub(super) async fn serve_each<L: Listen, F>(
     listener: L,
-    limit: usize,
+    (limit, crowded): (usize, &watch::Sender<bool>),
     stop: &CancellationToken,
     connection: impl Fn(L::Stream) -> F,
 ) where
@@ -96,8 +100,10 @@ pub(super) async fn serve_each<L: Listen, F>(
     let slots = Arc::new(Semaphore::new(limit));
     let mut connections = JoinSet::new();
     let accept = async || {
+        crowded.send_replace(slots.available_permits() == 0);
         // The semaphore is never closed.
         let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+        crowded.send_replace(false);
         match poll_fn(|context| listener.poll_accept(context)).await {
             Ok(stream) => Some((stream, slot)),
             Err(error) => {
@@ -125,10 +131,10 @@ pub(super) async fn serve_each<L: Listen, F>(
 }
 
 /// Further requests of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum KeepAlive {
-    /// The client may keep the connection.
-    Yes,
+    /// The client may keep the connection until others wait for one.
+    Until(watch::Receiver<bool>),
     /// The connection ends with its request.
     No,
 }
@@ -146,6 +152,17 @@ pub(super) async fn serve_one<S>(
 {
     let begun = CancellationToken::new();
     let has_started = begun.clone();
+    let is_kept = matches!(keep_alive, KeepAlive::Until(_));
+    // A connection without a request ends by the timeout of its head.
+    let crowded = async {
+        begun.cancelled().await;
+        if let KeepAlive::Until(mut is_crowded) = keep_alive
+            && is_crowded.wait_for(|is_crowded| *is_crowded).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending::<()>().await;
+    };
     let service = service_fn(move |mut request: Request<Incoming>| {
         has_started.cancel();
         request.extensions_mut().insert(caller());
@@ -154,11 +171,15 @@ pub(super) async fn serve_one<S>(
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    http.keep_alive(keep_alive == KeepAlive::Yes);
+    http.keep_alive(is_kept);
     let served = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
+        () = crowded => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
         () = stop.cancelled() => {
             // Hyper closes a connection at once if it is shut down before a request was read.
             let asks = tokio::time::timeout(LAST_REQUEST_TIMEOUT, begun.cancelled());
@@ -191,6 +212,10 @@ mod tests {
     };
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: blockd\r\n\r\n";
+
+    fn kept() -> KeepAlive {
+        KeepAlive::Until(watch::channel(false).1)
+    }
 
     /// Returns an accepted connection and its server task, which is stopping.
     async fn accepted_before_the_stop() -> (UnixStream, tokio::task::JoinHandle<()>) {
@@ -231,7 +256,8 @@ mod tests {
                 end.cancelled().await;
             }
         };
-        let served = serve_each(Queued(vec![3, 2, 1, 0].into()), 2, &stop, connection);
+        let (crowded, is_crowded) = watch::channel(false);
+        let served = serve_each(Queued(vec![3, 2, 1, 0].into()), (2, &crowded), &stop, connection);
         let test = async {
             assert_eq!((begins.recv().await, begins.recv().await), (Some(0), Some(1)));
             // On one thread, the server runs after each of these.
@@ -239,6 +265,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             assert!(begins.try_recv().is_err(), "a third connection at a limit of two");
+            assert!(*is_crowded.borrow());
             ends[1].cancel();
             assert_eq!(begins.recv().await, Some(2));
             ends.iter().for_each(CancellationToken::cancel);
@@ -275,7 +302,7 @@ mod tests {
         let served = tokio::spawn(async move {
             let caller = move || Caller { name: (*current.lock()).to_owned(), ..Caller::owner() };
             let stop = CancellationToken::new();
-            serve_one(far, (caller, KeepAlive::Yes), PassedFds::default(), router, &stop).await;
+            serve_one(far, (caller, kept()), PassedFds::default(), router, &stop).await;
         });
         near.write_all(REQUEST).await.unwrap();
         read_answer(&mut near, "before").await;
@@ -287,12 +314,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn idle_connection_ends_while_a_client_waits_for_one() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (crowded, is_crowded) = watch::channel(false);
+        let router = Router::new().route("/", get(async || "done"));
+        let served = tokio::spawn(async move {
+            let (caller, stop) = ((Caller::owner, KeepAlive::Until(is_crowded)), CancellationToken::new());
+            serve_one(far, caller, PassedFds::default(), router, &stop).await;
+        });
+        near.write_all(REQUEST).await.unwrap();
+        read_answer(&mut near, "done").await;
+        let began = Instant::now();
+        crowded.send_replace(true);
+        assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0);
+        served.await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO, "before the timeout of its next head");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn kept_connection_does_not_delay_the_stop() {
         let (mut near, far) = UnixStream::pair().unwrap();
         let (router, stop) = (Router::new().route("/", get(async || "done")), CancellationToken::new());
         let told = stop.clone();
         let served = tokio::spawn(async move {
-            let caller = (Caller::owner, KeepAlive::Yes);
+            let caller = (Caller::owner, kept());
             serve_one(far, caller, PassedFds::default(), router, &told).await;
         });
         near.write_all(REQUEST).await.unwrap();
@@ -327,7 +372,7 @@ mod tests {
         };
         let router = Router::new().route("/", get(handler));
         let served = tokio::spawn(async move {
-            let (caller, stop) = ((Caller::owner, KeepAlive::Yes), CancellationToken::new());
+            let (caller, stop) = ((Caller::owner, kept()), CancellationToken::new());
             serve_one(far, caller, PassedFds::default(), router, &stop).await;
         });
         near.write_all(REQUEST).await.unwrap();

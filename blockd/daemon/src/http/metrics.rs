@@ -19,7 +19,10 @@ use blockd_engine::{
     engine::Engine, error::ServiceError, free_space::SpaceLevel, metrics::TEXT_FORMAT, quota::Quota,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Timeout of the database, after which the daemon counts as not ready.
@@ -65,7 +68,8 @@ async fn serve_router(listener: TcpListener, router: Router, stop: CancellationT
             }
         }
     };
-    serve_each(listener, MAX_CONNECTIONS, &until, connection).await;
+    let limit = (MAX_CONNECTIONS, &watch::Sender::new(false));
+    serve_each(listener, limit, &until, connection).await;
 }
 
 async fn show(State(engine): State<Arc<Engine>>) -> Result<Response, Failure> {
