@@ -2,7 +2,7 @@
 
 use crate::{DbError, parsed, parsed_if_there, repository_location::Aliases, rows};
 use blockd_cloud::{CloudSnapshotId, MAX_PROOF_AHEAD, VerifyDepth};
-use blockd_extent::{BlockSet, VolumeId};
+use blockd_extent::{BlockSet, Extent, MAX_VOLUME_BYTES, VolumeId};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params, types::Type};
 use std::collections::BTreeMap;
@@ -21,7 +21,8 @@ pub struct ProofRow {
     pub depth: VerifyDepth,
     /// No damage was found.
     pub sound: bool,
-    /// Unreadable blocks; empty if it is sound or completely unreadable.
+    /// Unreadable blocks; empty if it is sound or completely unreadable. See
+    /// [`lost_blocks`](Self::lost_blocks).
     pub damaged: BlockSet,
     /// Digest of its content from the last complete restore.
     pub digest: Option<[u8; 32]>,
@@ -154,13 +155,27 @@ impl ProofRow {
         let Some(before) = before.filter(is_shallow) else {
             return Some(self);
         };
-        // Where no block is named, all may be lost.
-        match self.damaged.is_empty() || (!before.sound && before.damaged.is_empty()) {
+        match self.damaged.is_empty() || before.is_total_loss() {
             true => self.damaged = BlockSet::new(),
             false => self.damaged.union_with(&before.damaged),
         }
         self.depth = before.depth;
         (!self.sound).then_some(self)
+    }
+
+    /// Returns true for damage that names no block: all may be lost.
+    #[must_use]
+    pub fn is_total_loss(&self) -> bool {
+        !self.sound && self.damaged.is_empty()
+    }
+
+    /// Returns the blocks that may be lost, of a cloud snapshot of any size.
+    #[must_use]
+    pub fn lost_blocks(&self) -> BlockSet {
+        match self.is_total_loss() {
+            true => BlockSet::from_iter([Extent::whole(MAX_VOLUME_BYTES)]),
+            false => self.damaged.clone(),
+        }
     }
 
     /// Returns results of a credential at a location that are not published, the latest ones first.
@@ -346,9 +361,12 @@ mod tests {
             let before = result(VerifyDepth::Full, before);
             let after = result(VerifyDepth::Quick, found).after(Some(&before)).unwrap();
             assert_eq!((&after.damaged, after.depth), (expected, VerifyDepth::Full));
+            let is_lost = |block| after.lost_blocks().contains(BlockIndex(block));
+            assert_eq!((is_lost(5), is_lost(6)), (true, expected == &all));
         }
         let sound = ProofRow { sound: true, ..result(VerifyDepth::Full, &all) };
         assert_eq!(result(VerifyDepth::Quick, &five).after(Some(&sound)).unwrap().damaged, five);
+        assert!(sound.lost_blocks().is_empty());
     }
 
     #[test]

@@ -138,6 +138,20 @@ async fn damage_found_with_another_credential_is_healed() {
     assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), (512 << 10) + 4096));
 }
 
+/// Damage that names no block is damage of all blocks.
+#[tokio::test(flavor = "multi_thread")]
+async fn total_loss_of_the_base_is_stored_again() {
+    let host = Host::new().await;
+    let (first, volume, mut model) = host.one_backup().await;
+    host.verified(&first, VerifyDepth::Full).await;
+    host.sql("UPDATE proofs SET sound = 0, damaged = NULL");
+    let lost = host.packs();
+    model.write(&volume, 30 << 20, 5, 4096);
+    let next = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    lost.iter().for_each(|pack| std::fs::remove_file(pack).unwrap());
+    model.assert_is(&*host.restore(&next, "copy").await);
+}
+
 /// A store that refuses a read is no damage; a missing object is.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_tell_store_failures_from_damage() {

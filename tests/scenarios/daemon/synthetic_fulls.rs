@@ -14,7 +14,7 @@ fn full_backup(reupload: bool) -> StartBackup {
 }
 
 impl Host {
-    async fn verified(&self, snap: &str, depth: VerifyDepth) -> Task {
+    pub(super) async fn verified(&self, snap: &str, depth: VerifyDepth) -> Task {
         let cloud_snapshot_id = Some(snap.parse().unwrap());
         self.verify(&StartVerify { cloud_snapshot_id, depth, credential: None }).await
     }

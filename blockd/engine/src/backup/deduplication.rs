@@ -22,7 +22,7 @@ use blockd_cloud::{
     FingerprintKey, Manifest, ManifestCache, ManifestKey, References, Repository, Unchanged, dedup_sources,
     deduplicate, fingerprint_file_name,
 };
-use blockd_extent::{BlockSet, BlockSource, SnapshotId, VolumeId};
+use blockd_extent::{BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -153,23 +153,23 @@ pub(super) async fn claimed(
 pub(super) fn damaged_in(source: &Delta, proofs: &[ProofRow]) -> BlockSet {
     let mut lost = BlockSet::new();
     let of_source = proofs.iter().filter(|proof| source.is_of(&proof.cloudsnap));
-    of_source.for_each(|proof| lost.union_with(&proof.damaged));
+    of_source.for_each(|proof| lost.union_with(&proof.lost_blocks()));
     lost
 }
 
 /// Returns the blocks of a cloud snapshot that verifications with any credential of its repository found
 /// damaged.
-pub(super) fn lost_of(id: CloudSnapshotId, proofs: &[ProofRow]) -> BlockSet {
-    let mut lost = BlockSet::new();
-    proofs.iter().filter(|proof| proof.cloudsnap == id).for_each(|proof| lost.union_with(&proof.damaged));
-    lost
+pub(super) fn lost_of(manifest: &Manifest, proofs: &[ProofRow]) -> BlockSet {
+    let (id, mut lost) = (manifest.id(), BlockSet::new());
+    let of_snapshot = proofs.iter().filter(|proof| proof.cloudsnap == id);
+    of_snapshot.for_each(|proof| lost.union_with(&proof.lost_blocks()));
+    lost.slice(Extent::whole(manifest.size_bytes))
 }
 
 /// Returns a check that fails if content that a planned backup needs was found damaged since. An earlier run
 /// may have committed it: then it is too late, and a verification finds the damage in the backup.
 ///
-/// Damage that another host found, or that names no blocks, counts for deduplicated blocks only: it deletes
-/// the fingerprint files.
+/// Damage that another host found counts for deduplicated blocks only: it deletes the fingerprint files.
 pub(super) fn sources_check(
     work: &BackupWork,
     row: &TaskRow,
@@ -178,8 +178,8 @@ pub(super) fn sources_check(
     let (db, credential, spec) = (Arc::clone(&work.db), row.credential, Arc::clone(spec));
     let dir = work.host.data_dir.fingerprints_dir(credential);
     // A synthetic full backup needs its base only as a source.
-    let base = spec.base.as_ref().filter(|_| !spec.synthetic).map(Manifest::id);
-    let is_checked = !row.detail.may_be_committed && (base.is_some() || !spec.references.is_empty());
+    let needs_base = spec.base.is_some() && !spec.synthetic;
+    let is_checked = !row.detail.may_be_committed && (needs_base || !spec.references.is_empty());
     move || {
         if !is_checked {
             return Ok(());
@@ -192,7 +192,7 @@ pub(super) fn sources_check(
         let is_forgotten = |source: &&Delta| !dir.join(fingerprint_file_name(source)).exists();
         if spec.references.sources_of(&spec.deduplicated).iter().any(is_forgotten)
             || references_damage(&spec.references, &proofs)
-            || base.is_some_and(|base| needs_damage(&spec, base, &proofs))
+            || spec.base.as_ref().is_some_and(|base| needs_base && needs_damage(&spec, base, &proofs))
         {
             return Err(CloudError::SourceDamaged { id: spec.id() });
         }
@@ -209,7 +209,7 @@ fn references_damage(references: &References, proofs: &[ProofRow]) -> bool {
 }
 
 /// Returns true if the backup leaves damaged blocks to its base.
-fn needs_damage(spec: &BackupSpec, base: CloudSnapshotId, proofs: &[ProofRow]) -> bool {
+fn needs_damage(spec: &BackupSpec, base: &Manifest, proofs: &[ProofRow]) -> bool {
     let mut lost = lost_of(base, proofs);
     if !lost.is_empty() {
         lost.subtract(&spec.data);

@@ -268,7 +268,7 @@ async fn based_on(
         Err(error) => return Err(error),
     };
     let proofs = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
-    let (changes, mut again) = heal(volume, base.cloudsnap, until, changes, &proofs).await?;
+    let (changes, mut again) = heal(volume, &manifest, until, changes, &proofs).await?;
     let Some(why) = full else {
         let found = Based { changes, again, base: manifest, synthetic: None };
         return Ok((Some(found), "incremental to the last backup"));
@@ -293,7 +293,7 @@ async fn based_on(
 /// content.
 async fn heal(
     volume: &Arc<Volume>,
-    base: CloudSnapshotId,
+    base: &Manifest,
     until: Epoch,
     changes: Changes,
     proofs: &[ProofRow],

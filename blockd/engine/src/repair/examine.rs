@@ -122,7 +122,7 @@ impl RepairWork {
         let mut proofs = findings::proofs(report, &known, of, VerifyDepth::Full, now);
         proofs.retain(|proof| {
             let before = known.get(&proof.cloudsnap).filter(|before| !before.sound && !proof.sound);
-            before.is_none_or(|before| findings::loses_more(before, &proof.damaged))
+            before.is_none_or(|before| findings::loses_more(before, &proof.lost_blocks()))
         });
         Ok(self.db.run(move |tx| proofs.iter().try_for_each(|proof| proof.put(tx))).await?)
     }

@@ -163,14 +163,14 @@ pub(crate) fn proofs(
             version: env!("CARGO_PKG_VERSION").to_owned(),
             location,
         });
-        proof.damaged.union_with(&affected.blocks);
+        if !known.get(&affected.id).is_some_and(ProofRow::is_total_loss) {
+            proof.damaged.union_with(&affected.blocks);
+        }
     }
     proofs.into_iter().filter_map(|(id, proof)| proof.after(known.get(&id))).collect()
 }
 
-/// Returns true if these blocks are more than what is recorded as lost. All are recorded if none is named.
+/// Returns true if these blocks are more than what is recorded as lost.
 pub(crate) fn loses_more(proof: &ProofRow, blocks: &BlockSet) -> bool {
-    let mut new = blocks.clone();
-    new.subtract(&proof.damaged);
-    !proof.damaged.is_empty() && !new.is_empty()
+    !blocks.is_subset(&proof.lost_blocks())
 }
