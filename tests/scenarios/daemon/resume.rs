@@ -73,6 +73,20 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn backup_that_does_not_start_discards_none() {
+    let host = Host::new().await;
+    let (task, volume, _) = host.stopped_backup().await;
+    drop(volume);
+    host.sql(
+        "CREATE TRIGGER fault BEFORE INSERT ON tasks WHEN NEW.state = 'pending' BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END",
+    );
+    host.client.call(START_BACKUP, &backup_of("data")).await.unwrap_err();
+    host.sql("DROP TRIGGER fault");
+    host.call_at(RESUME_TASK, &task, &()).await;
+    host.done(task).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stopped_backup_resumes_with_the_stored_packs() {
     for restart in [false, true] {
         let mut host = Host::new().await;

@@ -290,29 +290,40 @@ impl Backups {
             rows.extend(self.rows_of(entry, &credentials, member.snapshot, asked, point)?);
             started.push(StartedBackup { volume: entry.id, credentials, snapshot: member.snapshot });
         }
-        self.abandon_older(&started, asked.owner()).await?;
-        let all = rows.clone();
-        self.runner.store_and_launch_all(rows.clone(), move |tx| and(tx, &all)).await?;
+        let mut older = Vec::new();
+        for row in self.older_than(&started, &asked.owner()).await? {
+            older.push(self.runner.to_abandon(row).await);
+        }
+        // In one transaction: a backup that does not start discards none.
+        let (all, abandoned) = (rows.clone(), older.clone());
+        let record = move |tx: &rusqlite::Transaction<'_>| {
+            and(tx, &all)?;
+            abandoned.iter().try_for_each(|task| task.store(tx))
+        };
+        self.runner.store_and_launch_all(rows.clone(), record).await?;
+        for task in older {
+            task.clean_up(&self.runner).await;
+        }
         Ok(rows)
     }
 
-    /// Discards the resumable backups that are not later than the new ones of the same volume and location:
+    /// Returns the resumable backups that are not later than the new ones of the same volume and location:
     /// resumed, they would create points in time before those. A later one stays: it may be the only copy of
     /// its point in time. Fails if the caller may not discard one of them.
-    async fn abandon_older(
-        self: &Arc<Self>,
+    async fn older_than(
+        &self,
         started: &[StartedBackup],
-        by: TaskOwner,
-    ) -> Result<(), ServiceError> {
+        by: &TaskOwner,
+    ) -> Result<Vec<TaskRow>, ServiceError> {
         let snapshots = self.snapshots.db.run(|tx| SnapshotRow::all(tx, None)).await?;
         let ready = snapshots.into_iter().filter(|row| row.state == SnapshotState::Ready);
         let frozen: HashMap<SnapshotId, Epoch> = ready.map(|row| (row.id, row.epoch)).collect();
         let is_older = |task: &TaskRow| {
             task.kind() == TaskKind::Backup && started.iter().any(|new| new.replaces(task, &frozen))
         };
-        let kept = self.tasks.resumable_tasks().await?;
-        let is_refused = |task: &&TaskRow| is_older(task) && !owner::may_discard(&by, &task.owner);
-        if let Some(task) = kept.iter().find(is_refused) {
+        let mut older = self.tasks.resumable_tasks().await?;
+        older.retain(is_older);
+        if let Some(task) = older.iter().find(|task| !owner::may_discard(by, &task.owner)) {
             let message = format!(
                 "the new backup would discard backup task {} of {}, which only an admin may do",
                 task.id, task.owner
@@ -321,7 +332,7 @@ impl Backups {
             let error = ApiError { hint: Some(hint), ..ApiError::new(ErrorCode::Forbidden, message) };
             return Err(ServiceError::Refused(error));
         }
-        self.runner.abandon_matching(is_older).await
+        Ok(older)
     }
 
     /// Refuses a volume that cannot be used, or that another task works on.

@@ -195,6 +195,30 @@ pub(crate) async fn end_unsuccessful(
     Ok(is_end)
 }
 
+/// Resumable task that is abandoned by the transaction that [stores](Self::store) it.
+#[derive(Clone)]
+pub(crate) struct AbandonedTask {
+    row: TaskRow,
+    /// Name of its backup if the store may list it.
+    listed: Option<CloudSnapshotId>,
+}
+
+impl AbandonedTask {
+    pub(crate) fn store(&self, tx: &rusqlite::Transaction<'_>) -> Result<(), DbError> {
+        mark_abandoned(tx, &self.row, self.listed)?;
+        self.row.put(tx)
+    }
+
+    /// Removes the state that was kept for a resume, after the transaction.
+    pub(crate) async fn clean_up(&self, runner: &Arc<Runner>) {
+        let row = &self.row;
+        tracing::info!(task = %row.id, kind = %row.kind(), "task abandoned");
+        if let Err(error) = clean_up(runner, row).await {
+            tracing::warn!(task = %row.id, %error, "cleanup of the abandoned task failed; the next start retries");
+        }
+    }
+}
+
 impl Runner {
     /// Abandons the resumable tasks that match. The caller holds the admission lock.
     ///
@@ -210,6 +234,14 @@ impl Runner {
             }
         }
         Ok(())
+    }
+
+    /// Prepares to abandon a resumable task.
+    pub(crate) async fn to_abandon(&self, mut row: TaskRow) -> AbandonedTask {
+        row.detail.resumable = false;
+        row.detail.version += 1;
+        let listed = doubts::may_be_listed(&self.backup_work, &row).await;
+        AbandonedTask { row, listed }
     }
 
     /// Abandons tasks that were kept too long to be completed, by a clock that their store confirms.
@@ -252,20 +284,11 @@ impl Runner {
     }
 
     pub(crate) async fn abandon(self: &Arc<Self>, row: &mut TaskRow) -> Result<(), ServiceError> {
-        row.detail.resumable = false;
-        row.detail.version += 1;
-        let listed = doubts::may_be_listed(&self.backup_work, row).await;
-        let stored = row.clone();
-        self.db
-            .run(move |tx| -> Result<(), DbError> {
-                mark_abandoned(tx, &stored, listed)?;
-                stored.put(tx)
-            })
-            .await?;
-        tracing::info!(task = %row.id, kind = %row.kind(), "task abandoned");
-        if let Err(error) = clean_up(self, row).await {
-            tracing::warn!(task = %row.id, %error, "cleanup of the abandoned task failed; the next start retries");
-        }
+        let abandoned = self.to_abandon(row.clone()).await;
+        *row = abandoned.row.clone();
+        let stored = abandoned.clone();
+        self.db.run(move |tx| stored.store(tx)).await?;
+        abandoned.clean_up(self).await;
         Ok(())
     }
 }
