@@ -1,7 +1,6 @@
 //! Costs of tasks: amounts of money, price tables, and estimates before a task runs.
 
-use crate::{CredentialRef, GroupName, VolumeName, VolumeRef, tasks::Requests, text::as_text};
-use blockd_extent::CloudSnapshotId;
+use crate::{VolumeName, tasks::Requests, text::as_text};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -230,45 +229,6 @@ pub struct CostPrice {
     pub total: Money,
     /// Change of the price of the stored bytes, per month.
     pub storage_per_month: Money,
-}
-
-/// Body of `POST /v1/cloudsnaps/restore/estimate`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct EstimateRestore {
-    /// Cloud snapshot.
-    pub cloud_snapshot_id: CloudSnapshotId,
-    /// Name of the new volume, which must be free.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub volume_name: Option<VolumeName>,
-    /// Volume of an in-place restore; a new volume by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub in_place: Option<VolumeRef>,
-    /// Credential; by default any that has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential: Option<CredentialRef>,
-}
-
-/// Body of `POST /v1/drills/estimate`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct EstimateDrill {
-    /// Cloud snapshot.
-    pub cloud_snapshot_id: CloudSnapshotId,
-    /// Credential; the first one whose location has the cloud snapshot by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential: Option<CredentialRef>,
-}
-
-/// Body of `POST /v1/group-drills/estimate`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct EstimateGroupDrill {
-    /// Group.
-    pub group: GroupName,
-    /// Credential; optional if there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential: Option<CredentialRef>,
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     sync::mpsc,
     thread,
+    time::Duration,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 /// Fake server: reads the head of each request, then follows the test's script.
@@ -87,6 +89,22 @@ async fn requests_are_http_with_json() {
     let _ = server.client().call(CREATE_VOLUME, &request).await;
     let head = server.heads.recv().unwrap().to_ascii_lowercase();
     assert!(head.contains("content-type: application/json") && head.contains("content-length: "), "{head}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn estimate_of_a_group_may_take_hours() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::UnixListener::bind(dir.path().join("s")).unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(6 * 3600)).await;
+        let body = r#"{"schemaVersion":1,"items":[],"next":null}"#;
+        let reply = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(reply.as_bytes()).await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+    });
+    let client = Client::new(dir.path().join("s"));
+    assert!(client.call(ESTIMATE_GROUP_BACKUP, &Default::default()).await.unwrap().items.is_empty());
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use super::{drills::drill_of, *};
 use blockd::config::PriceTables;
 use blockd_api::{
     cloudsnaps::{CollectGarbage, StartGroupBackup},
-    costs::{CostEstimate, EstimateDrill, EstimateGroupDrill, EstimateRestore, Money, Prices},
-    drills::StartDrill,
+    costs::{CostEstimate, Money, Prices},
+    drills::{StartDrill, StartGroupDrill},
     lazy::StartInPlace,
     tasks::{Requests, TaskLimits, TaskOwner, TaskStage},
 };
@@ -47,14 +47,14 @@ fn assert_within_5_percent(estimated: Costs, made: Costs) {
     }
 }
 
-fn restore_estimate(snap: &str, in_place: Option<&str>) -> EstimateRestore {
-    let in_place = in_place.map(|volume| volume.parse().unwrap());
-    EstimateRestore { cloud_snapshot_id: snap_id(snap), volume_name: None, in_place, credential: None }
-}
-
 impl Host {
     async fn estimated_restore(&self, snap: &str, in_place: Option<&str>) -> CostEstimate {
-        self.call(ESTIMATE_RESTORE, &restore_estimate(snap, in_place)).await.items.remove(0)
+        match in_place {
+            Some(volume) => {
+                self.call(ESTIMATE_IN_PLACE, &in_place_restore(snap, volume)).await.items.remove(0)
+            }
+            None => self.call(ESTIMATE_RESTORE, &restore_of(snap)).await.items.remove(0),
+        }
     }
 
     /// Estimates a backup, which must leave no trace, and makes it.
@@ -160,12 +160,35 @@ async fn dry_runs_refuse_what_the_commands_refuse() {
     let limits = TaskLimits { max_cost: Some(Money::from_millionths(-1)), ..TaskLimits::NONE };
     refused(StartBackup { limits, ..backup_of("data") }, ErrorCode::InvalidRequest).await;
     host.refused(ErrorCode::InvalidRequest, START_BACKUP, &StartBackup { limits, ..backup_of("data") }).await;
-    let volume_name = Some("data".parse().unwrap());
-    let request = EstimateRestore { volume_name, ..restore_estimate(&snap, None) };
-    host.refused(ErrorCode::VolumeExists, ESTIMATE_RESTORE, &request).await;
+    host.refused(ErrorCode::VolumeExists, ESTIMATE_RESTORE, &restore_as(&snap, "data")).await;
     host.call(CREATE_VOLUME, &CreateVolume { size_bytes: 1 << 20, ..new_volume("small") }).await;
-    let request = restore_estimate(&snap, Some("small"));
-    host.refused(ErrorCode::InvalidRequest, ESTIMATE_RESTORE, &request).await;
+    host.refused(ErrorCode::InvalidRequest, ESTIMATE_IN_PLACE, &in_place_restore(&snap, "small")).await;
+    // Without prices, a limit of the cost is refused.
+    for max in [-1, 1] {
+        let limits = TaskLimits { max_cost: Some(Money::from_millionths(max)), ..TaskLimits::NONE };
+        let code = ErrorCode::InvalidRequest;
+        host.refused(code, ESTIMATE_RESTORE, &StartRestore { limits, ..restore_of(&snap) }).await;
+        host.refused(code, ESTIMATE_IN_PLACE, &StartInPlace { limits, ..in_place_restore(&snap, "data") })
+            .await;
+        host.refused(code, ESTIMATE_DRILL, &StartDrill { limits, ..drill_of(&snap) }).await;
+    }
+    let probe = || Some("absent".parse().unwrap());
+    let drill = StartDrill { probe: probe(), ..drill_of(&snap) };
+    host.refused(ErrorCode::InvalidRequest, ESTIMATE_DRILL, &drill).await;
+    let drills = StartGroupDrill { probe: probe(), ..group_drill_of("shop") };
+    host.refused(ErrorCode::InvalidRequest, ESTIMATE_GROUP_DRILL, &drills).await;
+}
+
+fn group_drill_of(group: &str) -> StartGroupDrill {
+    StartGroupDrill {
+        group: group.parse().unwrap(),
+        credential: None,
+        files: None,
+        seed: None,
+        timeout_seconds: None,
+        probe: None,
+        accept_layout: false,
+    }
 }
 
 /// Each estimate has a snapshot: one at a time, until its client disconnects.
@@ -200,8 +223,7 @@ async fn restore_is_estimated_beside_a_scrub() {
     let restore = InPlaceRestore { before, discard: false, labels: Default::default() };
     busy.spec = TaskSpec::Restore(RestoreTask::InPlace(restore));
     host.engine().db.transaction(|tx| busy.put(tx)).unwrap();
-    let request = restore_estimate(&snap, Some("data"));
-    host.refused(ErrorCode::VolumeInUse, ESTIMATE_RESTORE, &request).await;
+    host.refused(ErrorCode::VolumeInUse, ESTIMATE_IN_PLACE, &in_place_restore(&snap, "data")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,8 +247,7 @@ async fn estimates_of_a_group_are_those_of_its_volumes() {
     for (estimate, member) in estimated.iter().zip(&started) {
         assert_eq!(of_estimate(estimate).0, host.done(member.task_ids[0]).await.requests);
     }
-    let drills = EstimateGroupDrill { group: "shop".parse().unwrap(), credential: None };
-    let drills = host.call(ESTIMATE_GROUP_DRILL, &drills).await.items;
+    let drills = host.call(ESTIMATE_GROUP_DRILL, &group_drill_of("shop")).await.items;
     let volumes: Vec<_> = drills.iter().filter_map(|one| one.volume_name.clone()).collect();
     assert_eq!(volumes.iter().map(|name| name.as_str()).collect::<Vec<_>>(), names);
 }
@@ -312,7 +333,7 @@ async fn garbage_estimate_is_that_of_the_collection() {
 async fn drill_estimate_is_bounded_then_measured() {
     let host = Host::new().await;
     let snap = host.backed_up_files().await;
-    let estimate = EstimateDrill { cloud_snapshot_id: snap_id(&snap), credential: None };
+    let estimate = StartDrill { files: None, ..drill_of(&snap) };
     let estimated = async || host.call(ESTIMATE_DRILL, &estimate).await.items.remove(0);
     let bound = estimated().await;
     assert!(bound.basis.starts_with("each frame"), "{}", bound.basis);
@@ -324,6 +345,8 @@ async fn drill_estimate_is_bounded_then_measured() {
     let small = StartDrill { files: Some(1), ..drill_of(&snap) };
     host.done(host.call(START_DRILL, &small).await.task_id).await;
     assert_eq!(estimated().await.basis, bound.basis);
+    let like_small = host.call(ESTIMATE_DRILL, &small).await.items.remove(0);
+    assert!(like_small.basis.starts_with("last drill"), "{}", like_small.basis);
     let first = drill(TaskLimits::NONE).await;
     assert!(bound.requests.get >= first.requests.get && bound.download_bytes >= first.downloaded_bytes);
     let estimated = estimated().await;

@@ -145,6 +145,9 @@ async fn operator_deletes_nothing_and_stops_only_own_tasks() {
     forbidden(&operator, START_GROUP_BACKUP, &StartGroupBackup { limits, ..group() }).await;
     forbidden(&operator, START_RESTORE, &StartRestore { limits, ..restore_of(&snap) }).await;
     forbidden(&operator, START_DRILL, &StartDrill { limits, ..super::drills::drill_of(&snap) }).await;
+    forbidden(&operator, ESTIMATE_RESTORE, &StartRestore { limits, ..restore_of(&snap) }).await;
+    forbidden(&operator, ESTIMATE_DRILL, &StartDrill { limits, ..super::drills::drill_of(&snap) }).await;
+    forbidden(&operator, ESTIMATE_IN_PLACE, &in_place_restore(&snap, "data")).await;
     forbidden(&operator, MARK_CLOUDSNAP, &MarkCloudsnap { expires_at: expires, ..mark_of(&snap) }).await;
 
     // An own task may be stopped; this one has ended.
@@ -179,6 +182,7 @@ async fn backup_of_an_operator_discards_its_own_kept_tasks_only() {
         host.engine().db.transaction(|tx| kept.put(tx)).unwrap();
         if !is_permitted {
             forbidden(&operator, START_BACKUP, &backup).await;
+            forbidden(&operator, ESTIMATE_BACKUP, &backup).await;
             assert!(host.engine().tasks.task_row(kept.id).await.unwrap().detail.resumable);
         }
         let client = if is_permitted { &operator } else { &host.client };

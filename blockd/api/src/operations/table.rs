@@ -19,7 +19,7 @@ use crate::{
         GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
         StartDelete, StartGroupBackup, StartRepair, StartRestore, StartVerify,
     },
-    costs::{CostEstimate, EstimateDrill, EstimateGroupDrill, EstimateRestore},
+    costs::CostEstimate,
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialRekeyed, RekeyCredential},
     drills::{Drill, GroupDrillStarted, ListDrills, StartDrill, StartGroupDrill},
@@ -62,6 +62,8 @@ const FREEZE: Duration = Duration::from_secs(1800);
 const DETACH: Duration = Duration::from_secs(600);
 /// Timeout of a rollback, during which the daemon copies changed extents.
 const ROLLBACK: Duration = Duration::from_secs(24 * 3600);
+/// Timeout of an estimate of several volumes, or of one that may read all blocks. It ends with its client.
+const ESTIMATE: Duration = Duration::from_secs(24 * 3600);
 /// Timeout of a call that sends store requests, with their retries.
 const STORE_CALL: Duration = Duration::from_secs(900);
 
@@ -94,6 +96,7 @@ const A_STORE: &[ErrorCode] = &[
     WriteKeyRefused,
 ];
 const A_CLOUDSNAP: &[ErrorCode] = &[CloudsnapNotFound, CloudsnapNotDone];
+const A_PROBE: &[ErrorCode] = &[NbdModuleMissing, DeviceFailed];
 const FILES: &[ErrorCode] = &[FileNotFound, NoFiles, CloudsnapInUse];
 const A_SCHEDULE: &[ErrorCode] = &[ScheduleNotFound];
 const A_POLICY: &[ErrorCode] = &[PolicyNotFound];
@@ -228,7 +231,7 @@ operations! {
         .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
     "Estimate the costs of a backup"
     ESTIMATE_BACKUP: ((), StartBackup) -> List<CostEstimate> = post(Operator, "/v1/cloudsnaps/backup/estimate")
-        .timeout(STORE_CALL).errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
+        .timeout(ESTIMATE).errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
     "Back up several volumes at one point in time; an expiry date or a bandwidth limit needs an admin"
     START_GROUP_BACKUP: ((), StartGroupBackup) -> GroupBackupStarted =
         post(Operator, "/v1/cloudsnaps/backup-group")
@@ -237,7 +240,7 @@ operations! {
     "Estimate the costs of the backups of several volumes"
     ESTIMATE_GROUP_BACKUP: ((), StartGroupBackup) -> List<CostEstimate> =
         post(Operator, "/v1/cloudsnaps/backup-group/estimate")
-        .timeout(STORE_CALL)
+        .timeout(ESTIMATE)
         .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
     "Inspect a cloud snapshot"
     INSPECT_CLOUDSNAP: ((), InspectCloudsnap) -> CloudsnapDetail = get(ReadOnly, "/v1/cloudsnaps/inspect")
@@ -245,13 +248,10 @@ operations! {
     "Restore a cloud snapshot into a new volume; a bandwidth limit needs an admin"
     START_RESTORE: ((), StartRestore) -> RestoreStarted = post(Operator, "/v1/cloudsnaps/restore")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
-    "Estimate the costs of a restore"
-    ESTIMATE_RESTORE: ((), EstimateRestore) -> List<CostEstimate> =
+    "Estimate the costs of a restore into a new volume"
+    ESTIMATE_RESTORE: ((), StartRestore) -> List<CostEstimate> =
         post(Operator, "/v1/cloudsnaps/restore/estimate")
-        .timeout(STORE_CALL)
-        .errors(&[
-            A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_FREE_VOLUME, A_NEW_VOLUME, A_SNAPSHOT, &[SnapshotExists],
-        ]);
+        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
     "Create a lazy volume from a cloud snapshot"
     START_LAZY_RESTORE: ((), StartLazyRestore) -> LazyRestored = post(Operator, "/v1/cloudsnaps/restore-lazy")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
@@ -259,6 +259,13 @@ operations! {
     START_IN_PLACE: ((), StartInPlace) -> RestoreStarted = post(Admin, "/v1/cloudsnaps/restore-in-place")
         .timeout(STORE_CALL)
         .errors(&[A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_FREE_VOLUME, &[CloudsnapInUse]]);
+    "Estimate the costs of an in-place restore"
+    ESTIMATE_IN_PLACE: ((), StartInPlace) -> List<CostEstimate> =
+        post(Admin, "/v1/cloudsnaps/restore-in-place/estimate")
+        .timeout(STORE_CALL)
+        .errors(&[
+            A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_FREE_VOLUME, A_SNAPSHOT, &[CloudsnapInUse, SnapshotExists],
+        ]);
     "Delete a cloud snapshot"
     START_DELETE: ((), StartDelete) -> DeleteStarted = post(Admin, "/v1/cloudsnaps/delete")
         .timeout(STORE_CALL)
@@ -275,17 +282,17 @@ operations! {
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse]]);
     "Test a restore of a cloud snapshot; a bandwidth limit needs an admin"
     START_DRILL: ((), StartDrill) -> TaskStarted = post(Operator, "/v1/drills")
-        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[NbdModuleMissing, DeviceFailed]]);
+        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_PROBE]);
     "Estimate the costs of a restore drill"
-    ESTIMATE_DRILL: ((), EstimateDrill) -> List<CostEstimate> = post(Operator, "/v1/drills/estimate")
-        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
+    ESTIMATE_DRILL: ((), StartDrill) -> List<CostEstimate> = post(Operator, "/v1/drills/estimate")
+        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_PROBE]);
     "Test a restore of all volumes of a group at one point in time"
     START_GROUP_DRILL: ((), StartGroupDrill) -> GroupDrillStarted = post(Operator, "/v1/group-drills")
-        .timeout(STORE_CALL).errors(&[A_VOLUME, A_STORE, A_CLOUDSNAP, &[VolumeInUse]]);
+        .timeout(STORE_CALL).errors(&[A_VOLUME, A_STORE, A_CLOUDSNAP, A_PROBE, &[VolumeInUse]]);
     "Estimate the costs of the restore drills of a group"
-    ESTIMATE_GROUP_DRILL: ((), EstimateGroupDrill) -> List<CostEstimate> =
+    ESTIMATE_GROUP_DRILL: ((), StartGroupDrill) -> List<CostEstimate> =
         post(Operator, "/v1/group-drills/estimate")
-        .timeout(STORE_CALL).errors(&[A_VOLUME, A_STORE, A_CLOUDSNAP, &[VolumeInUse]]);
+        .timeout(ESTIMATE).errors(&[A_VOLUME, A_STORE, A_CLOUDSNAP, A_PROBE, &[VolumeInUse]]);
     "List restore drills"
     LIST_DRILLS: ((), ListDrills) -> List<Drill> = get(ReadOnly, "/v1/drills");
     "Scrub the local data of volumes"

@@ -35,13 +35,17 @@ pub(super) fn routes() -> Routes {
         .on(operations::START_GROUP_BACKUP, backup_group)
         .on(operations::ESTIMATE_GROUP_BACKUP, estimate_group)
         .on(operations::START_RESTORE, restore)
-        .detached(operations::ESTIMATE_RESTORE, async |call| call.engine.restores.estimate(&call.input).await)
+        .on(operations::ESTIMATE_RESTORE, estimate_restore)
         .detached(operations::START_LAZY_RESTORE, async |call| {
             call.engine.restores.start_lazy_restore(&call.input).await
         })
         .detached(operations::START_IN_PLACE, async |call| {
             let volume = call.engine.names.whole_volume(&call.input.volume)?;
             call.engine.restores.start_in_place(&StartInPlace { volume, ..call.input }).await
+        })
+        .detached(operations::ESTIMATE_IN_PLACE, async |call| {
+            let volume = call.engine.names.whole_volume(&call.input.volume)?;
+            call.engine.restores.estimate_in_place(&StartInPlace { volume, ..call.input }).await
         })
         .detached(operations::START_DELETE, async |call| {
             call.engine.deletions.start_delete(&call.input).await
@@ -52,7 +56,7 @@ pub(super) fn routes() -> Routes {
         })
         .detached(operations::START_REPAIR, async |call| call.engine.repairs.start_repair(&call.input).await)
         .on(operations::START_DRILL, drill)
-        .detached(operations::ESTIMATE_DRILL, async |call| call.engine.drills.estimate(&call.input).await)
+        .on(operations::ESTIMATE_DRILL, estimate_drill)
         .detached(operations::START_GROUP_DRILL, async |call| {
             call.engine.drills.start_group(&call.input).await
         })
@@ -123,10 +127,20 @@ async fn restore(call: OperationCall<(), StartRestore>) -> Result<RestoreStarted
     detached(async move { call.engine.restores.start_restore(&call.input).await }).await
 }
 
+async fn estimate_restore(call: OperationCall<(), StartRestore>) -> Result<List<CostEstimate>, Failure> {
+    may_limit(&call.caller, call.input.limits)?;
+    detached(async move { call.engine.restores.estimate(&call.input).await }).await
+}
+
 async fn drill(call: OperationCall<(), StartDrill>) -> Result<TaskStarted, Failure> {
     // Drills run one at a time: a slow one delays all others.
     may_limit(&call.caller, call.input.limits)?;
     detached(async move { call.engine.drills.start(&call.input).await }).await
+}
+
+async fn estimate_drill(call: OperationCall<(), StartDrill>) -> Result<List<CostEstimate>, Failure> {
+    may_limit(&call.caller, call.input.limits)?;
+    detached(async move { call.engine.drills.estimate(&call.input).await }).await
 }
 
 async fn mark(call: OperationCall<(), MarkCloudsnap>) -> Result<CloudsnapMark, Failure> {

@@ -5,13 +5,14 @@
 
 use crate::{
     backup::{
-        BackupRequest, Backups, PointInTime, check_options, local_name,
+        BackupRequest, Backups, PointInTime, StartedBackup, check_options, local_name,
         planning::{FrozenBackup, make_plan},
         task::spec_of,
     },
     costs,
     error::{ServiceError, blocking},
     ids::random_id,
+    owner,
     quiesce::rules::QuiesceRequest,
     repositories::preflight::until_cancelled,
     tasks::{
@@ -59,6 +60,9 @@ impl Backups {
         if let Some(name) = local_name(request.keep_local, &request.options)? {
             self.refuse_taken(&name, &[entry.id]).await?;
         }
+        let started =
+            StartedBackup { volume: entry.id, credentials: credentials.clone(), snapshot: existing };
+        self.older_than(&[started], &owner::current()).await?;
         let _one = costs::begin_estimate(&entry)?;
         let point = match existing {
             Some(id) => self.existing_point(&entry, id).await?,

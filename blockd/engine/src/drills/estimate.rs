@@ -1,15 +1,15 @@
 //! Costs of a drill before it runs: those of the last drill of the volume, or of a read of all frames.
 
-use super::Drills;
-use crate::{costs, error::ServiceError, repositories::locate::Purpose};
+use super::{Drills, newest::GroupDrill};
+use crate::{costs, error::ServiceError};
 use blockd_api::{
     List,
-    costs::{CostEstimate, EstimateDrill, EstimateGroupDrill},
-    drills::DEFAULT_DRILL_FILES,
+    costs::CostEstimate,
+    drills::{StartDrill, StartGroupDrill},
     format_time,
 };
-use blockd_catalog::{CredentialRow, DrillRow, TaskRow, TaskSpec};
-use blockd_cloud::{CloudSnapshotId, Manifest};
+use blockd_catalog::{CredentialRow, DrillRow, DrillTask, TaskRow, TaskSpec};
+use blockd_cloud::Manifest;
 use blockd_store::RequestCounts;
 use std::sync::Arc;
 
@@ -40,33 +40,31 @@ fn all_frames(manifest: &Manifest) -> RequestCounts {
 }
 
 impl Drills {
-    /// Estimates the costs of a drill with default options.
+    /// Estimates the costs of a drill.
     ///
     /// # Errors
-    /// There is no such cloud snapshot or credential, or the location does not answer.
+    /// Those of [`start`](Self::start).
     pub async fn estimate(
         self: &Arc<Self>,
-        request: &EstimateDrill,
+        request: &StartDrill,
     ) -> Result<List<CostEstimate>, ServiceError> {
-        let id = request.cloud_snapshot_id;
-        let wanted = request.credential.as_ref();
-        let credential = self.repositories.credential_with(&id, wanted, Purpose::Read).await?;
-        Ok(vec![self.estimate_of(id, &credential).await?].into())
+        let (task, credential, manifest) = self.checked(request).await?;
+        Ok(vec![self.estimate_of(&task, &credential, &manifest).await?].into())
     }
 
-    /// Estimates the costs of the drills of a group with default options, one for each volume.
+    /// Estimates the costs of the drills of a group, one for each volume.
     ///
     /// # Errors
-    /// The group has no volume; no point in time is complete at the location, or it does not answer.
+    /// Those of [`start_group`](Self::start_group), or the location does not answer.
     pub async fn estimate_group(
         self: &Arc<Self>,
-        request: &EstimateGroupDrill,
+        request: &StartGroupDrill,
     ) -> Result<List<CostEstimate>, ServiceError> {
-        let (_, point, credential) =
-            self.newest_of_group(&request.group, request.credential.as_ref()).await?;
+        let GroupDrill { task, point, credential, .. } = self.checked_group(request).await?;
         let mut all = Vec::with_capacity(point.len());
         for id in point {
-            all.push(self.estimate_of(id, &credential).await?);
+            let manifest = self.repositories.preflight_manifest(credential.uuid, &id).await?;
+            all.push(self.estimate_of(&task, &credential, &manifest).await?);
         }
         all.sort_by(|one, other| one.volume_name.cmp(&other.volume_name));
         Ok(all.into())
@@ -74,17 +72,18 @@ impl Drills {
 
     async fn estimate_of(
         &self,
-        id: CloudSnapshotId,
+        task: &DrillTask,
         credential: &CredentialRow,
+        manifest: &Manifest,
     ) -> Result<CostEstimate, ServiceError> {
-        let uuid = credential.uuid;
+        let (uuid, id) = (credential.uuid, manifest.id());
         let drills = self.db.run(DrillRow::all).await?;
         let is_of = |row: &&DrillRow| {
             (row.cloudsnap.cluster, row.cloudsnap.volume) == (id.cluster, id.volume) && row.passed
         };
         let mut last = None;
         for drill in drills.iter().filter(is_of).filter(|row| row.credential == uuid) {
-            if let Some(counts) = self.counts_of(drill).await? {
+            if let Some(counts) = self.counts_of(drill, task).await? {
                 let basis = format!("last drill of the volume, {}", format_time(drill.ended));
                 last = Some((counts, basis));
                 break;
@@ -93,23 +92,27 @@ impl Drills {
         let (counts, basis) = match last {
             Some(found) => found,
             None => {
-                let manifest = self.repositories.preflight_manifest(uuid, &id).await?;
-                let why = "this host remembers no drill of the volume with default options at the location";
-                (all_frames(&manifest), format!("each frame is read once: {why}"))
+                let why = "this host remembers no drill of the volume with these options at the location";
+                (all_frames(manifest), format!("each frame is read once: {why}"))
             }
         };
         let volume = self.registry.source_name(&id, self.host.cluster);
         Ok(costs::estimate(&self.host.settings, credential, volume, &counts, basis))
     }
 
-    /// Returns the requests of the task of a drill, if this host remembers it and it had the options of the
-    /// estimate.
-    async fn counts_of(&self, drill: &DrillRow) -> Result<Option<RequestCounts>, ServiceError> {
+    /// Returns the requests of the task of a drill, if this host remembers it and its sample and probe were
+    /// those of the estimate.
+    async fn counts_of(
+        &self,
+        drill: &DrillRow,
+        estimated: &DrillTask,
+    ) -> Result<Option<RequestCounts>, ServiceError> {
         let id = drill.id;
         let task = self.db.run(move |tx| TaskRow::find(tx, id)).await?;
         let is_like = |task: &TaskRow| match &task.spec {
             TaskSpec::Drill(drill) => {
-                drill.files == DEFAULT_DRILL_FILES && drill.probe.is_none() && drill.group.is_none()
+                let is_same = drill.files == estimated.files && drill.probe == estimated.probe;
+                is_same && drill.group.is_none()
             }
             _ => false,
         };

@@ -26,7 +26,7 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    ErrorCode, VolumeRef,
+    ErrorCode, ProbeName, VolumeRef,
     drills::{
         self as api, DEFAULT_DRILL_FILES, DEFAULT_DRILL_TIMEOUT_S, ListDrills, MAX_DRILL_FILES, MAX_DRILLS,
         StartDrill,
@@ -34,7 +34,7 @@ use blockd_api::{
     tasks::{TaskLimits, TaskOwner, TaskStarted},
 };
 use blockd_catalog::{CredentialRow, Db, DbError, DrillRow, DrillTask, TaskRow, TaskSpec};
-use blockd_cloud::{CloudSnapshotId, DrillStage};
+use blockd_cloud::{CloudSnapshotId, DrillStage, Manifest};
 use clone_server::CloneHost;
 use std::sync::Arc;
 
@@ -57,20 +57,10 @@ impl Drills {
     /// # Errors
     /// There is no such cloud snapshot or credential, or a limit is out of range.
     pub async fn start(self: &Arc<Self>, request: &StartDrill) -> Result<TaskStarted, ServiceError> {
-        let id = request.cloud_snapshot_id;
-        check_limits(request.limits)?;
-        let task = drill_task(request.files, request.seed, request.timeout_seconds, &id.to_string())?;
-        if let Some(name) = &request.probe {
-            probe::check(&self.host, &self.clone_host(), name).await?;
-        }
-        let task = DrillTask { probe: request.probe.clone(), accept_layout: request.accept_layout, ..task };
-        let credential =
-            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
-        check_max_cost(&self.host.settings, &request.limits, credential.name.as_str())?;
-        self.repositories.preflight_manifest(credential.uuid, &id).await?;
+        let (task, credential, _) = self.checked(request).await?;
         let _admission = self.admission.lock().await;
         crate::repositories::preflight::check_cancelled()?;
-        let mut row = self.row(&id, &credential, task, crate::owner::current());
+        let mut row = self.row(&request.cloud_snapshot_id, &credential, task, crate::owner::current());
         let configured = row.detail.limits.limit_download_bytes_per_second;
         let asked = request.limits.limit_download_bytes_per_second;
         row.detail.limits = TaskLimits {
@@ -78,6 +68,30 @@ impl Drills {
             ..request.limits
         };
         self.runner.store_and_launch(row, |_| Ok(())).await
+    }
+
+    /// Checks the request of a drill; returns its task, its credential and the manifest.
+    async fn checked(
+        &self,
+        request: &StartDrill,
+    ) -> Result<(DrillTask, CredentialRow, Manifest), ServiceError> {
+        let id = request.cloud_snapshot_id;
+        check_limits(request.limits)?;
+        let task = drill_task(request.files, request.seed, request.timeout_seconds, &id.to_string())?;
+        let (probe, accept_layout) = (self.checked_probe(&request.probe).await?, request.accept_layout);
+        let wanted = request.credential.as_ref();
+        let credential = self.repositories.credential_with(&id, wanted, Purpose::Read).await?;
+        check_max_cost(&self.host.settings, &request.limits, credential.name.as_str())?;
+        let manifest = self.repositories.preflight_manifest(credential.uuid, &id).await?;
+        Ok((DrillTask { probe, accept_layout, ..task }, credential, manifest))
+    }
+
+    /// Returns the probe, if this daemon can run it.
+    async fn checked_probe(&self, probe: &Option<ProbeName>) -> Result<Option<ProbeName>, ServiceError> {
+        if let Some(name) = probe {
+            probe::check(&self.host, &self.clone_host(), name).await?;
+        }
+        Ok(probe.clone())
     }
 
     fn row(

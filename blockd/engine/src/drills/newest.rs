@@ -1,9 +1,9 @@
 //! Drills of the newest cloud snapshots: of a volume, or of all volumes of a group at one point in time.
 
-use super::{Drills, drill_task, probe, probe_step::volume_of};
+use super::{Drills, drill_task, probe_step::volume_of};
 use crate::{error::ServiceError, repositories::preflight::check_cancelled};
 use blockd_api::{
-    CredentialRef, ErrorCode, GroupName, VolumeName, VolumeRef,
+    CredentialRef, ErrorCode, VolumeName, VolumeRef,
     cloudsnaps::{Cloudsnap, ListCloudsnaps},
     drills::{DrillOptions, GroupDrillStarted, MemberDrill, StartGroupDrill},
     snapshots::CreateGroupSnapshot,
@@ -20,6 +20,16 @@ use uuid::Uuid;
 /// Volume with its name.
 pub(crate) type DrilledVolume = (VolumeId, VolumeName);
 
+/// Drills of a group before their start.
+pub(super) struct GroupDrill {
+    /// Task of each volume.
+    pub(super) task: DrillTask,
+    volumes: Vec<DrilledVolume>,
+    /// Newest cloud snapshots of one point in time.
+    pub(super) point: Vec<CloudSnapshotId>,
+    pub(super) credential: CredentialRow,
+}
+
 impl Drills {
     /// Starts drills for the runs of a schedule at one location, all of one point in time, or none. Their
     /// tasks are recorded by `and` in the same transaction.
@@ -34,16 +44,14 @@ impl Drills {
         is_group: bool,
         and: impl Fn(&Transaction<'_>, &RunRow, &TaskRow) -> Result<(), DbError> + Send + 'static,
     ) -> Result<(), ServiceError> {
-        if let Some(name) = &options.probe {
-            probe::check(&self.host, &self.clone_host(), name).await?;
-        }
+        let probe = self.checked_probe(&options.probe).await?;
         let credential = self.repositories.credential(Some(&CredentialRef::Id(credential))).await?;
         let named = |run: &RunRow| Some((run.volume?, run.volume_name.clone()?));
         let volumes: Vec<DrilledVolume> = runs.iter().filter_map(named).collect();
         let point = self.newest_point(&volumes, &credential).await?;
         let Some(schedule) = runs.first().map(|run| run.schedule) else { return Ok(()) };
         let task = drill_task(options.files, None, options.timeout_seconds, &format!("schedule {schedule}"))?;
-        let task = DrillTask { group: is_group.then(Uuid::new_v4), probe: options.probe.clone(), ..task };
+        let task = DrillTask { group: is_group.then(Uuid::new_v4), probe, ..task };
         let rows = point
             .iter()
             .map(|id| self.row(id, &credential, task.clone(), TaskOwner::Schedule { schedule_id: schedule }));
@@ -68,16 +76,9 @@ impl Drills {
         self: &Arc<Self>,
         request: &StartGroupDrill,
     ) -> Result<GroupDrillStarted, ServiceError> {
-        let object = format!("group {}", request.group);
-        let task = drill_task(request.files, request.seed, request.timeout_seconds, &object)?;
-        if let Some(name) = &request.probe {
-            probe::check(&self.host, &self.clone_host(), name).await?;
-        }
-        let (volumes, point, credential) =
-            self.newest_of_group(&request.group, request.credential.as_ref()).await?;
+        let GroupDrill { task, volumes, point, credential } = self.checked_group(request).await?;
         let group_id = Uuid::new_v4();
-        let (probe, accept_layout) = (request.probe.clone(), request.accept_layout);
-        let task = DrillTask { group: Some(group_id), probe, accept_layout, ..task };
+        let task = DrillTask { group: Some(group_id), ..task };
         let rows = point.iter().map(|id| self.row(id, &credential, task.clone(), crate::owner::current()));
         let rows = with_others(rows.collect());
         let started = volumes.into_iter().filter_map(|(volume, volume_name)| {
@@ -91,21 +92,21 @@ impl Drills {
         Ok(GroupDrillStarted { group_id, list })
     }
 
-    /// Returns the volumes of a group, their newest cloud snapshots of one point in time, and the credential.
+    /// Checks the request of the drills of a group.
     ///
     /// # Errors
-    /// The group has no volume; no point in time is complete at the location.
-    pub(super) async fn newest_of_group(
-        &self,
-        group: &GroupName,
-        credential: Option<&CredentialRef>,
-    ) -> Result<(Vec<DrilledVolume>, Vec<CloudSnapshotId>, CredentialRow), ServiceError> {
-        let group = Some(group.clone());
+    /// Those of [`start_group`](Self::start_group).
+    pub(super) async fn checked_group(&self, request: &StartGroupDrill) -> Result<GroupDrill, ServiceError> {
+        let object = format!("group {}", request.group);
+        let task = drill_task(request.files, request.seed, request.timeout_seconds, &object)?;
+        let (probe, accept_layout) = (self.checked_probe(&request.probe).await?, request.accept_layout);
+        let task = DrillTask { probe, accept_layout, ..task };
+        let group = Some(request.group.clone());
         let members = self.snapshots.members(&CreateGroupSnapshot { group, ..Default::default() })?;
         let volumes: Vec<_> = members.iter().map(|entry| (entry.id, entry.name.clone())).collect();
-        let credential = self.repositories.credential(credential).await?;
+        let credential = self.repositories.credential(request.credential.as_ref()).await?;
         let point = self.newest_point(&volumes, &credential).await?;
-        Ok((volumes, point, credential))
+        Ok(GroupDrill { task, volumes, point, credential })
     }
 
     /// Returns the newest cloud snapshots of volumes of this host at a location: one of each, and all of one

@@ -4,20 +4,16 @@ use crate::{
     costs::{self, begin_estimate},
     error::{ServiceError, blocking, spawned},
     ids::random_id,
-    repositories::{locate::Purpose, preflight::until_cancelled},
+    repositories::preflight::until_cancelled,
     restore::{
         Restores,
         in_place::{chunks, differing},
         lazy::source::SnapshotSource,
-        start_in_place::refuse_larger,
     },
     tasks::LiveTask,
     volumes::registry::VolumeEntry,
 };
-use blockd_api::{
-    List, SnapshotName,
-    costs::{CostEstimate, EstimateRestore},
-};
+use blockd_api::{List, SnapshotName, cloudsnaps::StartRestore, costs::CostEstimate, lazy::StartInPlace};
 use blockd_catalog::{CredentialRow, DbManifestCache, RestoreTask, SnapshotRow, TaskRow, TaskSpec};
 use blockd_cloud::{CloudSnapshotId, ManifestCache, ManifestKey, SnapshotReader, estimate_read};
 use blockd_extent::{Extent, SnapshotId};
@@ -25,33 +21,49 @@ use blockd_store::RequestCounts;
 use std::sync::Arc;
 
 impl Restores {
-    /// Estimates the costs of a restore.
+    /// Estimates the costs of a restore into a new volume.
     ///
     /// # Errors
-    /// There is no such cloud snapshot or volume, or the location does not answer.
+    /// Those of [`start_restore`](Self::start_restore).
     pub async fn estimate(
         self: &Arc<Self>,
-        request: &EstimateRestore,
+        request: &StartRestore,
     ) -> Result<List<CostEstimate>, ServiceError> {
         let id = request.cloud_snapshot_id;
-        let wanted = request.credential.as_ref();
-        let credential = self.repositories.credential_with(&id, wanted, Purpose::Read).await?;
-        if let Some(name) = &request.volume_name {
-            self.registry.check_free(name)?;
-        }
-        let (counts, basis) = match &request.in_place {
-            None => (self.planned_reads(&credential, id).await?, "planned from the indexes"),
-            Some(volume) => {
-                let entry = self.registry.find(volume)?;
-                let _one = begin_estimate(&entry)?;
-                // Other tasks leave the content as it is.
-                self.refuse_other_work(&entry, |task| task.spec.is_in_place()).await?;
-                Box::pin(self.planned_in_place(&credential, id, &entry)).await?
-            }
-        };
+        let credential = self.admit_new(request).await?.0;
+        let counts = self.planned_reads(&credential, id).await?;
+        Ok(self.estimated(&credential, id, &counts, "planned from the indexes"))
+    }
+
+    /// Estimates the costs of an in-place restore.
+    ///
+    /// # Errors
+    /// Those of [`start_in_place`](Self::start_in_place), except of a volume in use; another estimate of the
+    /// volume is running.
+    pub async fn estimate_in_place(
+        self: &Arc<Self>,
+        request: &StartInPlace,
+    ) -> Result<List<CostEstimate>, ServiceError> {
+        let id = request.cloud_snapshot_id;
+        // Other tasks leave the content as it is.
+        let (credential, entry, admission) =
+            self.admit_in_place(request, |task| task.spec.is_in_place()).await?;
+        drop(admission);
+        let _one = begin_estimate(&entry)?;
+        let (counts, basis) = Box::pin(self.planned_in_place(&credential, id, &entry)).await?;
+        Ok(self.estimated(&credential, id, &counts, basis))
+    }
+
+    fn estimated(
+        &self,
+        credential: &CredentialRow,
+        id: CloudSnapshotId,
+        counts: &RequestCounts,
+        basis: &'static str,
+    ) -> List<CostEstimate> {
         let volume = self.registry.source_name(&id, self.runner.host.cluster);
-        let estimate = costs::estimate(&self.runner.host.settings, &credential, volume, &counts, basis);
-        Ok(vec![CostEstimate { added_bytes: 0, ..estimate }].into())
+        let estimate = costs::estimate(&self.runner.host.settings, credential, volume, counts, basis);
+        vec![CostEstimate { added_bytes: 0, ..estimate }].into()
     }
 
     /// Returns the requests of a restore into a new volume.
@@ -87,7 +99,6 @@ impl Restores {
         let spec = TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: false });
         let live = LiveTask::new(TaskRow::new(spec, credential.uuid, id, crate::owner::current()), None);
         let source = until_cancelled(SnapshotSource::open(&self.lazy, &live, credential.uuid, id)).await?;
-        refuse_larger(&id, source.size_bytes(), entry)?;
         let before = SnapshotId::from_u64(random_id()?);
         let name: SnapshotName = format!("estimate-{before}").parse()?;
         let frozen = work.snapshots.freeze(entry, before, name).await?;

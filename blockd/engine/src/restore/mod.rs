@@ -62,6 +62,23 @@ impl Restores {
         Ok((credential, manifest, admission))
     }
 
+    /// Admits a restore into a new volume until the guard is dropped; returns its credential and the row of
+    /// the volume.
+    async fn admit_new(
+        &self,
+        request: &StartRestore,
+    ) -> Result<(CredentialRow, VolumeRow, MutexGuard<'_, ()>), ServiceError> {
+        check_limits(request.limits)?;
+        let id = &request.cloud_snapshot_id;
+        let (credential, manifest, admission) = self.admit(id, request.credential.as_ref()).await?;
+        check_max_cost(&self.runner.host.settings, &request.limits, credential.name.as_str())?;
+        let (name, labels) = (request.volume_name.as_ref(), request.labels.as_ref());
+        let row = self.lazy.row_of_restored(&manifest, name, labels, VolumeState::Restoring)?;
+        blockd_api::check_volume_size(row.size_bytes).map_err(blockd_api::ApiError::from)?;
+        self.registry.check_free(&row.name)?;
+        Ok((credential, row, admission))
+    }
+
     async fn admit_read_of(&self, id: &CloudSnapshotId) -> Result<MutexGuard<'_, ()>, ServiceError> {
         let admission = self.admission.lock().await;
         check_cancelled()?;
@@ -90,14 +107,10 @@ impl Restores {
         self: &Arc<Self>,
         request: &StartRestore,
     ) -> Result<RestoreStarted, ServiceError> {
-        check_limits(request.limits)?;
-        let id = request.cloud_snapshot_id;
-        let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
-        check_max_cost(&self.runner.host.settings, &request.limits, credential.name.as_str())?;
-        let (name, labels) = (request.volume_name.as_ref(), request.labels.as_ref());
-        let row = self.lazy.row_of_restored(&manifest, name, labels, VolumeState::Restoring)?;
+        let (credential, row, _admission) = self.admit_new(request).await?;
         let (entry, schedules) = self.reserve(&row, EntryState::Restoring).await?;
         let spec = TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: request.skip_damaged });
+        let id = request.cloud_snapshot_id;
         let mut task = TaskRow::new(spec, credential.uuid, id, crate::owner::current());
         task.volume = Some(row.id);
         task.detail.volume_name = Some(row.name.clone());

@@ -16,10 +16,11 @@ use blockd_api::{
     ErrorCode, SnapshotName, anomalies::AnomalyPolicy, cloudsnaps::RestoreStarted, lazy::StartInPlace,
     tasks::ways_to_end,
 };
-use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
+use blockd_catalog::{CredentialRow, InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::SnapshotId;
 use std::sync::Arc;
+use tokio::sync::MutexGuard;
 
 impl Restores {
     /// Starts an in-place restore of a volume.
@@ -30,16 +31,9 @@ impl Restores {
         self: &Arc<Self>,
         request: &StartInPlace,
     ) -> Result<RestoreStarted, ServiceError> {
-        check_limits(request.limits)?;
-        AnomalyPolicy::check(&request.labels)?;
-        let id = request.cloud_snapshot_id;
         self.tasks.stop_background_scrub(self.registry.find(&request.volume)?.id).await;
-        let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
-        check_max_cost(&self.runner.host.settings, &request.limits, credential.name.as_str())?;
-        let entry = self.registry.find(&request.volume)?;
-        self.refuse_other_work(&entry, |_| true).await?;
-        refuse_larger(&id, manifest.size_bytes, &entry)?;
-        with_labels(before_first_write(entry.tags(), &request.labels)?, &request.labels)?;
+        let (credential, entry, _admission) = self.admit_in_place(request, |_| true).await?;
+        let id = request.cloud_snapshot_id;
         self.attachments.check_delete(entry.id)?;
         let (_, mark) = entry.begin_rollback()?;
         let before = SnapshotId::from_u64(random_id()?);
@@ -72,8 +66,26 @@ impl Restores {
         }
     }
 
+    /// Admits a restore of a volume, on which no task that matters works, until the guard is dropped.
+    pub(super) async fn admit_in_place(
+        &self,
+        request: &StartInPlace,
+        matters: impl Fn(&TaskRow) -> bool,
+    ) -> Result<(CredentialRow, Arc<VolumeEntry>, MutexGuard<'_, ()>), ServiceError> {
+        check_limits(request.limits)?;
+        AnomalyPolicy::check(&request.labels)?;
+        let id = &request.cloud_snapshot_id;
+        let (credential, manifest, admission) = self.admit(id, request.credential.as_ref()).await?;
+        check_max_cost(&self.runner.host.settings, &request.limits, credential.name.as_str())?;
+        let entry = self.registry.find(&request.volume)?;
+        self.refuse_other_work(&entry, matters).await?;
+        refuse_larger(id, manifest.size_bytes, &entry)?;
+        with_labels(before_first_write(entry.tags(), &request.labels)?, &request.labels)?;
+        Ok((credential, entry, admission))
+    }
+
     /// Refuses a volume on which a task that matters works, or that another restore has left half done.
-    pub(super) async fn refuse_other_work(
+    async fn refuse_other_work(
         &self,
         entry: &VolumeEntry,
         matters: impl Fn(&TaskRow) -> bool,
@@ -94,11 +106,7 @@ impl Restores {
 }
 
 /// Refuses a cloud snapshot that is larger than the volume.
-pub(super) fn refuse_larger(
-    id: &CloudSnapshotId,
-    size_bytes: u64,
-    entry: &VolumeEntry,
-) -> Result<(), ServiceError> {
+fn refuse_larger(id: &CloudSnapshotId, size_bytes: u64, entry: &VolumeEntry) -> Result<(), ServiceError> {
     if size_bytes <= entry.size_bytes() {
         return Ok(());
     }

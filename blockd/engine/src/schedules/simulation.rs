@@ -184,7 +184,7 @@ impl World {
                 ..TaskRow::new(spec, self.credential, cloudsnap, TaskOwner::Daemon)
             };
             self.tx(|tx| {
-                // As `abandon_older` does.
+                // As `start_backups` does.
                 for mut kept in TaskRow::all(tx)?.into_iter().filter(|kept| kept.detail.resumable) {
                     if kept.volume == task.volume {
                         kept.detail.resumable = false;

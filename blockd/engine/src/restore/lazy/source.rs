@@ -365,10 +365,6 @@ impl SnapshotSource {
         self.id
     }
 
-    pub(crate) fn size_bytes(&self) -> u64 {
-        self.reader.size_bytes()
-    }
-
     pub(crate) fn repository(&self) -> &Repository {
         &self.repository
     }

@@ -18,7 +18,6 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, CredentialRef, ErrorCode, GroupName, List, ProbeName, VolumeRef,
     cloudsnaps::CloudSnapshotId,
-    costs::{EstimateDrill, EstimateGroupDrill},
     drills::{Drill, DrillOutcome, ListDrills, StartDrill, StartGroupDrill},
     format_time, operations,
 };
@@ -103,7 +102,7 @@ pub struct RunArgs {
     #[arg(long)]
     accept_layout: bool,
     /// Estimate requests, bytes and costs, and run nothing
-    #[arg(long, conflicts_with_all = ["wait", "files", "seed", "probe"])]
+    #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
     /// Budget of each drill.
     #[command(flatten)]
@@ -177,10 +176,7 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
     for snap in &args.snaps {
         ids.push(resolve(context, snap, args.credential.cred_id.as_ref()).await?);
     }
-    if args.dry_run {
-        return estimate(context, ids, args).await;
-    }
-    let (mut tasks, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tasks, mut lines, mut all, mut estimated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for id in ids {
         let request = StartDrill {
             cloud_snapshot_id: id,
@@ -192,6 +188,10 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
             accept_layout: args.accept_layout,
             limits: args.budget.limits(),
         };
+        if args.dry_run {
+            estimated.extend(context.client.call(operations::ESTIMATE_DRILL, &request).await?.items);
+            continue;
+        }
         let started = context.client.call(operations::START_DRILL, &request).await?;
         let line = format!("Restore drill of {id} started successfully with id: {}", started.task_id);
         if args.snaps.len() == 1 {
@@ -200,6 +200,9 @@ async fn start(context: &Context<'_>, args: RunArgs) -> Exit {
         tasks.push(started.task_id);
         lines.push(line);
         all.push(started);
+    }
+    if args.dry_run {
+        return costs::report(context.output, &List::from(estimated));
     }
     report_group_start(context, tasks, &List::from(all), &lines, args.wait.report()).await
 }
@@ -229,22 +232,8 @@ fn is_unknown(error: &Failure) -> bool {
     [ErrorCode::CloudsnapNotFound, ErrorCode::VolumeNotFound].iter().any(|code| error.code() == code.as_str())
 }
 
-async fn estimate(context: &Context<'_>, ids: Vec<CloudSnapshotId>, args: RunArgs) -> Exit {
-    let mut all = Vec::new();
-    for cloud_snapshot_id in ids {
-        let request = EstimateDrill { cloud_snapshot_id, credential: args.credential.cred_id.clone() };
-        all.extend(context.client.call(operations::ESTIMATE_DRILL, &request).await?.items);
-    }
-    costs::report(context.output, &List::from(all))
-}
-
 /// Starts the drills of a group, which fail together: any failure decides the exit status.
 async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> Exit {
-    if args.dry_run {
-        let request = EstimateGroupDrill { group, credential: args.credential.cred_id };
-        let estimated = context.client.call(operations::ESTIMATE_GROUP_DRILL, &request).await?;
-        return costs::report(context.output, &estimated);
-    }
     let request = StartGroupDrill {
         group: group.clone(),
         credential: args.credential.cred_id,
@@ -254,6 +243,10 @@ async fn start_group(context: &Context<'_>, group: GroupName, args: RunArgs) -> 
         probe: args.probe,
         accept_layout: args.accept_layout,
     };
+    if args.dry_run {
+        let estimated = context.client.call(operations::ESTIMATE_GROUP_DRILL, &request).await?;
+        return costs::report(context.output, &estimated);
+    }
     let started = context.client.call(operations::START_GROUP_DRILL, &request).await?;
     let count = counted(started.list.items.len() as u64, "volume");
     let mut lines = vec![format!(

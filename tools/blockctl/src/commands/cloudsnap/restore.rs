@@ -18,7 +18,6 @@ use crate::{
 use blockd_api::{
     ByteSize, Labels, VolumeId, VolumeName, VolumeRef,
     cloudsnaps::{CloudSnapshotId, InspectCloudsnap, RestoreStarted, StartRestore},
-    costs::EstimateRestore,
     format_time,
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -215,7 +214,9 @@ async fn confirm_in_place(
 async fn restore_in_place(context: &Context<'_>, args: RestoreArgs, volume: VolumeRef) -> Exit {
     let snap = args.source.snap()?;
     let cloud_snapshot_id = snap.resolve_own(context, args.credential.cred_id.as_ref()).await?;
-    confirm_in_place(context, &args, &volume, cloud_snapshot_id).await?;
+    if !args.dry_run {
+        confirm_in_place(context, &args, &volume, cloud_snapshot_id).await?;
+    }
     let request = StartInPlace {
         cloud_snapshot_id,
         volume,
@@ -224,6 +225,10 @@ async fn restore_in_place(context: &Context<'_>, args: RestoreArgs, volume: Volu
         labels: Labels::default(),
         limits: args.limits.limits(),
     };
+    if args.dry_run {
+        let estimated = context.client.call(operations::ESTIMATE_IN_PLACE, &request).await?;
+        return costs::report(context.output, &estimated);
+    }
     let reply = context.client.call(operations::START_IN_PLACE, &request).await?;
     if let Some(note) = note_on_previous(&reply).filter(|_| !context.output.is_json()) {
         context.output.note(note);
@@ -242,19 +247,7 @@ fn started(volume: VolumeId, task: Uuid) -> String {
     format!("Cloudsnap restore started successfully on volume: {volume} with task name:{task}")
 }
 
-async fn estimate(context: &Context<'_>, args: RestoreArgs) -> Exit {
-    let credential = args.credential.cred_id;
-    let cloud_snapshot_id = args.source.snap()?.resolve(context, credential.as_ref()).await?;
-    let (volume_name, in_place) = (args.volume, args.how.in_place);
-    let request = EstimateRestore { cloud_snapshot_id, volume_name, in_place, credential };
-    let estimated = context.client.call(operations::ESTIMATE_RESTORE, &request).await?;
-    costs::report(context.output, &estimated)
-}
-
 pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {
-    if args.dry_run {
-        return estimate(context, args).await;
-    }
     if let Some(volume) = args.how.in_place.take() {
         return restore_in_place(context, args, volume).await;
     }
@@ -271,6 +264,12 @@ pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {
             limits,
             labels,
         };
+        if args.dry_run {
+            return costs::report(
+                context.output,
+                &client.call(operations::ESTIMATE_RESTORE, &request).await?,
+            );
+        }
         let reply = client.call(operations::START_RESTORE, &request).await?;
         tell_schedules(context, &reply.volume_name, &reply.schedules).await?;
         let line = started(reply.volume_id, reply.task_id);
