@@ -74,7 +74,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 use uuid::Uuid;
 
 /// Database error.
@@ -166,6 +166,8 @@ impl DbError {
 #[derive(Debug)]
 pub struct Db {
     connection: Mutex<Connection>,
+    /// Runtime that opened the database: its threads hold the lock for callers of any priority.
+    runtime: Option<Handle>,
 }
 
 impl Db {
@@ -184,7 +186,7 @@ impl Db {
         }
         connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;").map_err(open)?;
         schema::apply(&mut connection, path)?;
-        Ok(Self { connection: Mutex::new(connection) })
+        Ok(Self { connection: Mutex::new(connection), runtime: Handle::try_current().ok() })
     }
 
     /// Reads the volumes of a database of any version without changing it. No other process may have it open.
@@ -272,7 +274,8 @@ impl Db {
         Ok(result)
     }
 
-    /// [`transaction`](Self::transaction) for asynchronous code.
+    /// [`transaction`](Self::transaction) for asynchronous code, on a thread of the runtime that opened the
+    /// database, or else of the caller's.
     ///
     /// # Errors
     /// Those of [`transaction`](Self::transaction), or a stop aborted the thread.
@@ -288,7 +291,8 @@ impl Db {
         let (reply, answer) = oneshot::channel();
         // One type for all work: the compiler generates much code for each type of task.
         let work: Box<dyn FnOnce() + Send> = Box::new(move || drop(reply.send(db.transaction(work))));
-        tokio::task::spawn_blocking(work).await.map_err(|error| DbError::Cut(error.to_string()))?;
+        let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
+        runtime.spawn_blocking(work).await.map_err(|error| DbError::Cut(error.to_string()))?;
         answer.await.map_err(|error| DbError::Cut(error.to_string()))?
     }
 
@@ -421,5 +425,16 @@ mod tests {
             })
             .unwrap();
         assert_eq!(rows, 0);
+    }
+
+    #[test]
+    fn transactions_run_on_the_runtime_that_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blockd.db");
+        let named = |name| tokio::runtime::Builder::new_multi_thread().thread_name(name).build().unwrap();
+        let (opening, other) = (named("opening"), named("other"));
+        let db = Arc::new(opening.block_on(async { Db::open(&path) }).unwrap());
+        let thread = |_: &Transaction<'_>| Ok::<_, DbError>(std::thread::current().name().map(str::to_owned));
+        assert_eq!(other.block_on(db.run(thread)).unwrap().unwrap(), "opening");
     }
 }

@@ -62,10 +62,11 @@ pub struct DrillWork {
 /// Runs a drill. Its error is the result of a failed one; a drill without a result, such as of an unreachable
 /// store or a missing key, makes no proof.
 pub(crate) async fn run(
-    work: &Arc<DrillWork>,
-    live: &Arc<LiveTask>,
+    work: Arc<DrillWork>,
+    live: Arc<LiveTask>,
     asked: DrillTask,
 ) -> Result<TaskRow, ServiceError> {
+    let (work, live) = (&work, &live);
     let _turn = tokio::select! {
         turn = work.turn.lock() => turn,
         () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
@@ -85,13 +86,10 @@ pub(crate) async fn run(
     let publication = requests.reserve(publication_of(&asked)).map_err(refused)?;
     // Before the first read, as the result is about no other location.
     let location = work.repositories.location_now(live.view().credential).await;
-    let workers = &work.repositories.task_workers;
-    let opening = Opened::open(Arc::clone(work), Arc::clone(live), repository.clone(), asked.timeout_s);
-    let opened = tokio::select! {
-        opened = workers.in_background(opening) => opened?,
-        () = live.cancel.cancelled() => Err(ServiceError::Stopping),
+    let (manifest, opened) = tokio::select! {
+        opened = Opened::open(work, live, &repository, asked.timeout_s) => opened?,
+        () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
     };
-    let (manifest, opened) = opened?;
     let id = live.view().cloudsnap;
     let (examined, opened) = match opened {
         Ok(opened) => (opened.examine(work, &id, &asked).await?, Some(opened)),
@@ -192,9 +190,9 @@ impl Opened {
     /// Opens the manifest and the indexes, without those that this host knows: a host that recovers knows
     /// none. All reads use the runtime of the caller.
     async fn open(
-        work: Arc<DrillWork>,
-        live: Arc<LiveTask>,
-        repository: Repository,
+        work: &DrillWork,
+        live: &LiveTask,
+        repository: &Repository,
         timeout_s: u32,
     ) -> Result<(Manifest, Result<Self, Examined>), ServiceError> {
         let row = live.view();
@@ -207,7 +205,7 @@ impl Opened {
             ..CacheOptions::default()
         };
         let cache = SnapshotCache::open(options)?;
-        let reader = Box::pin(cache.snapshot(&repository, &manifest)).await;
+        let reader = Box::pin(cache.snapshot(repository, &manifest)).await;
         let mut report = DrillReport::new(manifest.description.created, 0);
         let outcome = if reader.is_ok() { DrillOutcome::Passed } else { DrillOutcome::Failed };
         report.end(DrillStage::Open, outcome, started.elapsed(), "");
@@ -228,7 +226,7 @@ impl Opened {
         Ok((manifest, Ok(Self { started, deadline, data_bytes, cache, image, report })))
     }
 
-    /// Makes the steps to the sample of files, on a thread of the lowest priority.
+    /// Makes the steps to the sample of files.
     async fn examine(
         &self,
         work: &Arc<DrillWork>,
@@ -256,8 +254,7 @@ impl Opened {
                 DrillStage::Open | DrillStage::Probe => Ok(()),
             },
         };
-        let steps = async { blocking(|| steps.run()).await };
-        let examined = work.repositories.task_workers.in_background(steps).await?;
+        let examined = blocking(|| steps.run()).await;
         if let Some(failure) = self.image.failure() {
             failure.forget_damaged(&work.host.data_dir);
         }

@@ -374,8 +374,8 @@ async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, Servi
         TaskSpec::Delete(asked) => delete_task::run(&runner.delete_work, live, asked).boxed().await,
         TaskSpec::Verify(asked) => verify_task::run(&runner.verify_work, live, asked).boxed().await,
         TaskSpec::Drill(asked) => {
-            let ended = task_of_drill::run(&runner.drill_work, live, asked).boxed().await;
-            ended.map_err(task_of_drill::with_hint)
+            let drill = task_of_drill::run(Arc::clone(&runner.drill_work), Arc::clone(live), asked).boxed();
+            runner.task_workers.in_background(drill).await?.map_err(task_of_drill::with_hint)
         }
         TaskSpec::Repair(asked) => repair::task::run(&runner.repair_work, live, asked).boxed().await,
         TaskSpec::Scrub(asked) => scrub::task::run(&runner.scrub_work, live, asked).boxed().await,

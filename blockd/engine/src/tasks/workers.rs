@@ -107,9 +107,9 @@ impl TaskWorkers {
         Ok(Work::yielding(Workers::start("store-write", threads, raise_nice)?, Arc::clone(yielding)))
     }
 
-    /// Runs work that no guest waits for with the lowest priority: also its futures and blocking calls. It is
-    /// cancelled with the caller. It must not use the catalog or write much: a thread that gets no processor
-    /// would delay others that need the lock of the catalog or the journal of the filesystem.
+    /// Runs work that no guest waits for with the lowest priority: also its futures and blocking calls, but not
+    /// the catalog's. It is cancelled with the caller. It must not write much: a thread that gets no processor
+    /// would delay others that need the journal of the filesystem.
     ///
     /// # Errors
     /// The work panicked.
