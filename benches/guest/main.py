@@ -21,6 +21,7 @@ import subject
 from bench import MIB
 
 # Ratio of p99 beside a load and alone.
+KINDS = ("alone", "beside", "limit")
 GOALS = {"backup": 1.5, "scrub": 1.2, "drill": 1.2}
 # Rate of the plain reader before a scrub was measured, and the time in which it starts.
 READER_MIB_PER_S, READER_START_S = 100, 1
@@ -41,11 +42,11 @@ completed and dirty pages written back, and a snapshot is taken and deleted, so 
 With --load scrub, consecutive scrubs of the volume run beside the writes instead. With --load drill it is a restore drill each second, of another volume:
 an ext4 filesystem with files of half of SIZE.
 
-With --load scrub, a third pass shows the limit of the machine: instead of the scrub, fio reads a file of the same size with direct reads of 64 KiB
-at the lowest priority, at the rate of the scrubs of the passes before.
+A third pass shows the limit of the machine. With --load scrub, fio reads a file of the same size instead of the scrub, with direct reads of 64 KiB
+at the lowest priority, at the rate of the scrubs of the passes before. With other loads it is a second pass alone: its ratios are noise.
 
   alone, beside  p50, p99 and p99.9 of the writes, in microseconds; medians over the rounds
-  reader         the same beside the plain reader
+  limit          the same of the third pass
   ratio          p99 beside / p99 alone of each round: the median, and the worst and the best round
   load           number of tasks that ended, and MiB/s of blocks that backups and scrubs processed
 
@@ -319,33 +320,30 @@ class Bench:
         return {**found, "count": load.count, "load_mib_per_s": rate}
 
     def limit(self, seed):
+        if not self.reader:
+            return self.alone(seed)
         self.settle()
         with self.reader:
             return self.write(seed)
 
     def round(self, nth):
         # The same offsets in both passes, other ones in each round.
-        kinds = [("alone", self.alone), ("beside", self.beside)]
-        if self.reader:
-            kinds.append(("reader", self.limit))
+        kinds = [("alone", self.alone), ("beside", self.beside), ("limit", self.limit)]
         found = {name: act(nth + 1) for name, act in (kinds if nth % 2 == 0 else reversed(kinds))}
-        found["ratio"] = found["beside"]["p99"] / found["alone"]["p99"]
-        alone, beside = found["alone"], found["beside"]
-        if self.reader:
-            found["reader_ratio"] = found["reader"]["p99"] / alone["p99"]
+        alone, beside, limit = found["alone"], found["beside"], found["limit"]
+        found["ratio"] = beside["p99"] / alone["p99"]
+        found["limit_ratio"] = limit["p99"] / alone["p99"]
         say(f"round {nth + 1}: p99 alone {alone['p99']:.0f} us, beside {beside['p99']:.0f} us, {found['ratio']:.2f} x; "
-            f"load {self.given.load}: {beside['count']}")
+            f"limit {limit['p99']:.0f} us; load {self.given.load}: {beside['count']}")
         return found
 
 
 def summary(given, rounds):
     names = ("p50", "p99", "p99.9", "mean", "iops")
-    kinds = [kind for kind in ("alone", "beside", "reader") if kind in rounds[0]]
-    found = {kind: {name: statistics.median(one[kind][name] for one in rounds) for name in names} for kind in kinds}
-    if "reader" in kinds:
-        found["reader_ratio"] = statistics.median(one["reader_ratio"] for one in rounds)
-    ratios = [one["ratio"] for one in rounds]
-    found["ratio"] = {"median": statistics.median(ratios), "best": min(ratios), "worst": max(ratios)}
+    found = {kind: {name: statistics.median(one[kind][name] for one in rounds) for name in names} for kind in KINDS}
+    for name in ("ratio", "limit_ratio"):
+        ratios = [one[name] for one in rounds]
+        found[name] = {"median": statistics.median(ratios), "best": min(ratios), "worst": max(ratios)}
     found["load_mib_per_s"] = statistics.median(one["beside"]["load_mib_per_s"] for one in rounds)
     found["count"] = sum(one["beside"]["count"] for one in rounds)
     found["met"] = found["ratio"]["median"] <= GOALS[given.load]
@@ -356,7 +354,7 @@ def report(given, found):
     rate = f"{given.iops} a second" if given.iops else "at the maximum rate"
     print(f"4k randwrite over NBD, depth {given.depth}, {rate}; {given.rounds} rounds of {given.seconds} s; us")
     print(f"{'':8}{'p50':>10}{'p99':>10}{'p99.9':>10}{'mean':>10}{'writes/s':>10}")
-    for kind in (kind for kind in ("alone", "beside", "reader") if kind in found):
+    for kind in KINDS:
         one = found[kind]
         print(f"{kind:8}{one['p50']:10.1f}{one['p99']:10.1f}{one['p99.9']:10.1f}{one['mean']:10.1f}{one['iops']:10.0f}")
     ratio = found["ratio"]
@@ -364,8 +362,8 @@ def report(given, found):
     print(f"load {given.load}: {found['count']}{rate}")
     print(f"p99 beside / alone: {ratio['median']:.2f} x (best {ratio['best']:.2f}, worst {ratio['worst']:.2f}; "
           f"goal <= {GOALS[given.load]:g}: {'met' if found['met'] else 'NOT MET'})")
-    if "reader_ratio" in found:
-        print(f"p99 beside a plain reader of the same rate / alone: {found['reader_ratio']:.2f} x")
+    limit, what = found["limit_ratio"], "beside a plain reader of the same rate" if given.load == "scrub" else "of a second pass alone"
+    print(f"p99 {what} / alone: {limit['median']:.2f} x (best {limit['best']:.2f}, worst {limit['worst']:.2f})")
 
 
 def interrupted(_signal, _frame):
