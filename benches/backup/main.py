@@ -54,7 +54,7 @@ Copies are aligned to 32 KiB, which favours blocks over content-defined chunks. 
 seventh increment is a full backup. In the end both tools delete all but the last 7 backups. `clones` backs up 10 volumes of one image; in each, 5 %
 of the data are replaced by other files of this host, in extents of 1 to 16 blocks.
 
-`seal` is the rate of zstd:3 and AES-256-GCM-SIV in memory on all cores, with the same data.
+`seal` is the rate of zstd:4 and AES-256-GCM-SIV in memory on all cores, with the same data.
 """
 
 
@@ -104,12 +104,12 @@ def pack(image, target):
 
 
 def seal_rate(packed):
-    """Returns the rate of zstd:3, the fastest level of `auto` without guests, and AES-256-GCM-SIV on all cores."""
+    """Returns the rate of zstd:4, the fastest level of `auto` without guests, and AES-256-GCM-SIV on all cores."""
     command = ["cargo", "bench", "--locked", "-q", "-p", "blockd-benches", "--bench", "seal", "--", str(packed)]
     env = {**os.environ, "CARGO_TARGET_DIR": str(shared.TARGET.parent)}
     done = subprocess.run(command, cwd=shared.ROOT, env=env, check=True, capture_output=True, text=True)
     rates = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return next(rate for rate in rates if rate["compression"] == "zstd:3")
+    return next(rate for rate in rates if rate["compression"] == "zstd:4")
 
 
 class Bench:
@@ -235,7 +235,7 @@ def print_report(bench, limit, found):
     names = {tool: f"blockd, {tool}" for tool, _, _ in OURS}
     print(f"{bench.files} files, {bench.data_bytes / MIB:.0f} MiB of data on {VOLUME_BYTES >> 30} GiB, {os.cpu_count()} cores; "
           f"dirty before the incremental backup: {data.DIRTY_BYTES / MIB:.1f} MiB")
-    print(f"zstd:3 + AES-256-GCM-SIV in memory on {limit['threads']} threads: {limit['mib_per_s']} MiB/s")
+    print(f"zstd:4 + AES-256-GCM-SIV in memory on {limit['threads']} threads: {limit['mib_per_s']} MiB/s")
     for place in bench.places:
         for step in ("full", "incremental", "restore"):
             rows = [(names.get(tool, tool), took) for (what, tool, where), took in bench.steps.items()

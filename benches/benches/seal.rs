@@ -1,6 +1,6 @@
 //! Rate of each compression and AES-256-GCM-SIV over a file from memory to memory, on all cores: the upper
-//! bound of a backup. It uses the codec and cipher crates directly, so that the bound excludes losses of the
-//! backup.
+//! bound of a backup. It uses the codec and cipher crates directly, with the parameters of backups, so that
+//! the bound excludes losses of the backup.
 //!
 //! `cargo bench -p blockd-benches --bench seal -- FILE` prints JSON; `tools/bench backup` compares with it.
 
@@ -10,6 +10,7 @@ use aes_gcm_siv::{
     Aes256GcmSiv, KeyInit,
     aead::{AeadInOut, Nonce},
 };
+use blockd_cloud::ZstdSearch;
 use std::{fs::File, io::Read, time::Instant};
 use zstd_safe::{CCtx, CParameter, ResetDirective};
 
@@ -19,10 +20,10 @@ const MAX_BYTES: u64 = 1 << 30;
 const FRAME_BYTES: usize = 512 << 10;
 const ROUNDS: usize = 3;
 /// Levels of zstd; 0 is LZ4.
-const LEVELS: [i32; 5] = [0, 1, 3, 6, 9];
+const LEVELS: [u8; 6] = [0, 1, 3, 4, 6, 9];
 
 /// Compresses and encrypts each frame; returns the resulting number of bytes.
-fn seal(frames: &[u8], level: i32, cipher: &Aes256GcmSiv) -> usize {
+fn seal(frames: &[u8], level: u8, cipher: &Aes256GcmSiv) -> usize {
     let mut context = CCtx::create();
     let mut sealed = vec![0; lz4_flex::block::get_maximum_output_size(FRAME_BYTES)];
     let mut stored = 0;
@@ -31,9 +32,9 @@ fn seal(frames: &[u8], level: i32, cipher: &Aes256GcmSiv) -> usize {
             0 => lz4_flex::block::compress_into(frame, &mut sealed).unwrap(),
             _ => {
                 context.reset(ResetDirective::SessionAndParameters).unwrap();
-                context.set_parameter(CParameter::CompressionLevel(level)).unwrap();
-                // As in backups.
-                context.set_parameter(CParameter::MinMatch(if level < 3 { 0 } else { 4 })).unwrap();
+                let search = ZstdSearch::of(level, frame);
+                context.set_parameter(CParameter::CompressionLevel(search.level.into())).unwrap();
+                context.set_parameter(CParameter::MinMatch(search.min_match)).unwrap();
                 context.compress2(&mut sealed[..], frame).unwrap()
             }
         };
@@ -51,7 +52,7 @@ fn seal(frames: &[u8], level: i32, cipher: &Aes256GcmSiv) -> usize {
 }
 
 /// Seals the bytes on several threads; returns the duration in seconds and the resulting number of bytes.
-fn seal_all(raw: &[u8], level: i32, cipher: &Aes256GcmSiv, threads: usize) -> (f64, usize) {
+fn seal_all(raw: &[u8], level: u8, cipher: &Aes256GcmSiv, threads: usize) -> (f64, usize) {
     let share = raw.len().div_ceil(threads).next_multiple_of(FRAME_BYTES);
     let began = Instant::now();
     let stored = std::thread::scope(|scope| {

@@ -65,6 +65,7 @@ pub use cache::{CacheCounters, CacheOptions, SnapshotCache};
 pub use changed::changed_blocks;
 pub use cipher::EncryptionMode;
 pub use clock::{CLOCK_CHECK, MAX_CLOCK_DIFFERENCE_S, check_clock};
+pub use codec::ZstdSearch;
 pub use commit::check_base;
 pub use compression_report::{CompressionReport, LevelUse};
 pub use damage::{Damage, DamagedPart, MAX_DAMAGE_DESCRIBED};

@@ -58,8 +58,10 @@ async fn compression_of_the_request_precedes_the_location() {
         let mut write = || model.write(&volume, (index as u64) << 20, 1, 8192);
         write();
         host.backup_as(None).await;
-        let expected = if at == "auto" { (Compression::Auto, CompressionLevel::Zstd(3)) } else { fixed(at) };
-        assert_eq!(host.newest().await, expected);
+        let newest = host.newest().await;
+        // Guests count as active at the start of a backup, and limit the level.
+        let is_first_of_auto = matches!(newest, (Compression::Auto, CompressionLevel::Zstd(3..=4)));
+        assert!(if at == "auto" { is_first_of_auto } else { newest == fixed(at) }, "{at}: {newest:?}");
         write();
         host.backup_as(Some("zstd:1")).await;
         assert_eq!(host.newest().await, fixed("zstd:1"));
