@@ -2,7 +2,7 @@
 
 use crate::sim::disk::{Fault, FaultError, Rng};
 use crate::support::{
-    content, memory_disk, merge_all, names_in, open, open_after_power_loss, snapshot_content,
+    content, memory_dir, memory_disk, merge_all, names_in, open, open_after_power_loss, snapshot_content,
 };
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{Volume, VolumeErrorKind};
@@ -73,7 +73,7 @@ impl ClonedVolume {
 fn parents_and_clones_diverge_independently() {
     for seed in 0..40 {
         let mut rng = Rng::fixed(seed);
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         let volume = Volume::create(&dir.path().join("0"), VolumeId::from_u64(100), BLOCKS * BLOCK).unwrap();
         let model = content(&volume);
         let mut volumes = vec![ClonedVolume { volume, model, snapshots: vec![] }];
@@ -245,7 +245,7 @@ fn clone_to_invalid_target_is_refused() {
 
 #[test]
 fn stack_of_512_snapshots_reads_and_merges() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = memory_dir();
     let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 1024 * BLOCK).unwrap();
     let fill = |number: u64| number as u8 | 1;
     for number in 0..512 {
