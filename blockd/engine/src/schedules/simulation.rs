@@ -185,7 +185,7 @@ impl World {
             };
             self.tx(|tx| {
                 // As `start_backups` does.
-                for mut kept in TaskRow::all(tx)?.into_iter().filter(|kept| kept.detail.resumable) {
+                for mut kept in TaskRow::resumable(tx)? {
                     if kept.volume == task.volume {
                         kept.detail.resumable = false;
                         kept.put(tx)?;
@@ -357,7 +357,7 @@ impl World {
                     there.insert(task.cloudsnap.to_string());
                 }
             }
-            self.tx(|tx| task.put(tx));
+            self.tx(|tx| task.put(tx).and_then(|()| TaskRow::prune(tx, 100)));
         }
     }
 }
