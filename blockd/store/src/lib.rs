@@ -432,14 +432,16 @@ pub(crate) fn check_prefix(prefix: &str) -> bool {
     prefix.is_empty() || check_key(prefix.strip_suffix('/').unwrap_or(prefix))
 }
 
-/// Runs a blocking operation of a store.
+/// Runs a blocking operation of a store. The runtime of its connections, which may not be that of the caller,
+/// starts the thread: it inherits the priority of the one that starts it, and others use it later.
 pub(crate) async fn blocking<T: Send + 'static>(
     operation: &'static str,
     key: &str,
     store: &str,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    match tokio::task::spawn_blocking(work).await {
+    let running = tokio::spawn(async { tokio::task::spawn_blocking(work).await });
+    match running.await.flatten() {
         Ok(result) => result,
         Err(error) => Err(StoreError::new(StoreErrorKind::Other, operation, key, store)
             .with_detail(format!("the worker thread failed: {error}"))),

@@ -6,7 +6,13 @@ use object_store::{
     ClientOptions,
     client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService},
 };
-use reqwest::{Proxy, StatusCode, header, redirect::Policy, tls::Certificate};
+use reqwest::{
+    Proxy, StatusCode,
+    dns::{Addrs, Name, Resolve, Resolving},
+    header,
+    redirect::Policy,
+    tls::Certificate,
+};
 use std::{
     cell::Cell,
     future::Future,
@@ -61,6 +67,7 @@ impl HttpOptions {
             .http1_only()
             .https_only(!allow_http)
             .redirect(Policy::none())
+            .dns_resolver(Resolver)
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_keepalive(KEEPALIVE)
@@ -81,6 +88,19 @@ impl HttpOptions {
     pub(super) fn connector(&self, allow_http: bool) -> Result<Connector, String> {
         // Metadata services speak plain HTTP; the environment may name proxies too.
         Ok(Connector { client: self.client(allow_http)?, direct: build(self.builder(true)?.no_proxy())? })
+    }
+}
+
+/// Resolver whose threads are started as those of [`blocking`](crate::blocking).
+struct Resolver;
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let found = tokio::spawn(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            Ok::<_, std::io::Error>(found.collect::<Vec<_>>())
+        });
+        Box::pin(async move { Ok(Box::new(found.await??.into_iter()) as Addrs) })
     }
 }
 
@@ -247,6 +267,46 @@ pub(super) fn misconfigured(kind: &str, what: &str, detail: String) -> StoreErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{BlobStore, PutMode, ReloadStore, backends::s3};
+    use blockd_testkit::store::{FakeHttpServer, HttpReply};
+    use rustix::process::{getpriority_process, setpriority_process};
+    use std::sync::Arc;
+
+    /// Returns the nice values of the threads with a name: field 19 of their `stat` (proc_pid_stat(5)).
+    fn nice_values(name: &str) -> Vec<i32> {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+        let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.join("stat")).ok());
+        let named = stats.filter(|stat| stat.contains(&format!("({name}) ")));
+        let of =
+            |stat: String| stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap();
+        named.map(of).collect()
+    }
+
+    #[test]
+    fn threads_of_connections_have_no_priority_of_callers() {
+        let runtime = |name: &str| {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(1).thread_name(name).enable_all();
+            builder
+        };
+        let lower = || setpriority_process(None, 19).unwrap();
+        let caller = runtime("caller").on_thread_start(lower).build().unwrap();
+        let own = getpriority_process(None).unwrap();
+        // A name to resolve, and only the sum of the data.
+        for (host, name) in [("localhost", "resolving"), ("127.0.0.1", "summing")] {
+            let owner = runtime(name).build().unwrap();
+            let stored = HttpReply::status(200).header("ETag", "\"t\"");
+            let stored = stored.header("Content-MD5", "XUFAKrxLKna5cZ2REBfFkg==");
+            let server = owner.block_on(FakeHttpServer::start(move |_| stored.clone()));
+            let config = s3::tests::config(&server.url().replace("127.0.0.1", host));
+            let client = s3::open(&config, &HttpOptions::default()).unwrap();
+            let store = ReloadStore::new(Arc::new(client), None).with_runtime(owner.handle().clone());
+            let put = async move { store.put("a", "hello".into(), PutMode::Overwrite).await };
+            caller.block_on(caller.spawn(put)).unwrap().unwrap();
+            let found = nice_values(name);
+            assert!(found.len() > 1 && found.iter().all(|nice| *nice == own), "{name}: {found:?}");
+        }
+    }
 
     #[test]
     fn pauses_are_read_as_seconds_and_as_dates() {
