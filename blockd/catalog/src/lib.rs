@@ -292,7 +292,9 @@ impl Db {
         // One type for all work: the compiler generates much code for each type of task.
         let work: Box<dyn FnOnce() + Send> = Box::new(move || drop(reply.send(db.transaction(work))));
         let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
-        runtime.spawn_blocking(work).await.map_err(|error| DbError::Cut(error.to_string()))?;
+        // A new thread of its pool inherits the priority of the one that starts it: not of the caller.
+        let running = runtime.spawn(async { tokio::task::spawn_blocking(work).await });
+        running.await.flatten().map_err(|error| DbError::Cut(error.to_string()))?;
         answer.await.map_err(|error| DbError::Cut(error.to_string()))?
     }
 

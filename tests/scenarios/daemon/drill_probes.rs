@@ -66,6 +66,14 @@ fn sleeper() -> (String, String) {
     (format!("sleep {mark}; true"), mark)
 }
 
+/// Returns the number of threads with this name and the policy `SCHED_IDLE`: 5 in field 41 of their `stat`.
+pub(super) fn idle_threads(name: &str) -> usize {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.join("stat")).ok());
+    let named = stats.filter(|stat| stat.contains(&format!("({name}) ")));
+    named.filter(|stat| stat.rsplit_once(") ").unwrap().1.split(' ').nth(38) == Some("5")).count()
+}
+
 fn runs(mark: &str) -> bool {
     let found = std::process::Command::new("pgrep").args(["-f", &format!("^sleep {mark}")]).output().unwrap();
     !found.stdout.is_empty()

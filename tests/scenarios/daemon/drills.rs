@@ -1,6 +1,6 @@
 //! Restore drills: measured results, and planted faults, each noticed by the step that claims it.
 
-use super::*;
+use super::{drill_probes::idle_threads, *};
 use blockd_api::{
     drills::{Drill, DrillOptions, DrillOutcome, DrillStage, ListDrills, StartDrill},
     schedules::{CreateSchedule, Run, RunState, UpdateSchedule},
@@ -379,6 +379,7 @@ async fn drill_runs_again_after_a_crash_at_any_step() {
         assert_eq!(host.done(task).await.resumed, 1, "{step}");
         assert_eq!(host.drills().await.len(), before + 1, "{step}");
         assert_eq!(host.drill_proofs(), 1, "{step}");
+        assert_eq!(idle_threads("store-write"), 0, "the drill opened the store first");
         host.assert_tidy();
     }
 }

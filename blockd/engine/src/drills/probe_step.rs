@@ -114,7 +114,9 @@ impl Opened {
             images: images.clone(),
             host: CloneHost::new(&work.host, &work.attachments),
         };
-        let mut result = on_thread("drill", set_background_reader, move || probe.run()).await??;
+        // A thread that the background starts could not leave its priority: a probe writes.
+        let probed = on_thread("drill", set_background_reader, move || probe.run());
+        let mut result = work.repositories.task_workers.in_foreground(probed).await???;
         let mut unreadable = Vec::new();
         for (drill, one) in drills.iter_mut().zip(&images) {
             if let Some(failure) = one.image.failure() {

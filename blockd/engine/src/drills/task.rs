@@ -74,7 +74,9 @@ pub(crate) async fn run(
     let clone_host = CloneHost::new(&work.host, &work.attachments);
     let left = clone_host.clone();
     blocking(move || left.discard()).await?;
-    let (repository, requests) = secrets::repository(&work.tasks, live).await?;
+    let (tasks, of) = (Arc::clone(&work.tasks), Arc::clone(live));
+    let opening = async move { secrets::repository(&tasks, &of).await };
+    let (repository, requests) = work.repositories.task_workers.in_foreground(opening).await??;
     let mut repository = live.limited(&repository, &requests);
     let requests_per_s = work.host.settings.drill_limit_requests_per_s;
     if requests_per_s > 0 {

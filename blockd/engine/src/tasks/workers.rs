@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    runtime::{self, Runtime},
+    runtime::{self, Handle, Runtime},
     sync::Notify,
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -47,6 +47,8 @@ pub struct TaskWorkers {
     started: Notify,
     /// Runtime of the lowest priority; `None` if tasks have that of guests.
     background: Option<Background>,
+    /// Runtime that created this, whose threads have the priority of guests.
+    foreground: Option<Handle>,
 }
 
 /// Runtime whose threads have the lowest priority.
@@ -89,7 +91,8 @@ impl TaskWorkers {
             None => Work::default(),
         };
         let background = yielding.as_ref().map(|_| Background::start()).transpose()?;
-        Ok(Self { work, yielding, active: AtomicUsize::new(0), started: Notify::new(), background })
+        let (active, started) = (AtomicUsize::new(0), Notify::new());
+        Ok(Self { work, yielding, active, started, background, foreground: Handle::try_current().ok() })
     }
 
     /// Returns the threads of tasks.
@@ -107,9 +110,11 @@ impl TaskWorkers {
         Ok(Work::yielding(Workers::start("store-write", threads, raise_nice)?, Arc::clone(yielding)))
     }
 
-    /// Runs work that no guest waits for with the lowest priority: also its futures and blocking calls, but not
-    /// the catalog's. It is cancelled with the caller. It must not write much: a thread that gets no processor
-    /// would delay others that need the journal of the filesystem.
+    /// Runs work that no guest waits for with the lowest priority: also its futures and blocking calls, but
+    /// not the catalog's. It is cancelled with the caller. It must not write much: a thread that gets no
+    /// processor would delay others that need the journal of the filesystem. Threads inherit the priority of
+    /// the one that starts them: those that other work may use belong to
+    /// [`in_foreground`](Self::in_foreground).
     ///
     /// # Errors
     /// The work panicked.
@@ -117,13 +122,20 @@ impl TaskWorkers {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, ServiceError> {
-        match self.background.as_ref().and_then(|background| background.0.as_ref()) {
-            Some(runtime) => {
-                let running = AbortOnDropHandle::new(runtime.spawn(work.in_current_span()));
-                running.await.map_err(|error| ServiceError::Internal(error.to_string()))
-            }
-            None => Ok(work.await),
-        }
+        let background = self.background.as_ref().and_then(|background| background.0.as_ref());
+        run_on(background.map(Runtime::handle), work).await
+    }
+
+    /// Runs work of a background task on the runtime that created this, such as the opening of a store, whose
+    /// connections are shared. It is cancelled with the caller.
+    ///
+    /// # Errors
+    /// The work panicked.
+    pub(crate) async fn in_foreground<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        run_on(self.foreground.as_ref(), work).await
     }
 
     /// Returns true while guests send requests and tasks yield to them.
@@ -142,6 +154,16 @@ impl TaskWorkers {
         self.started.notify_one();
         ActiveTask(self)
     }
+}
+
+/// Runs work on a runtime, by default on that of the caller.
+async fn run_on<T: Send + 'static>(
+    runtime: Option<&Handle>,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, ServiceError> {
+    let Some(runtime) = runtime else { return Ok(work.await) };
+    let running = AbortOnDropHandle::new(runtime.spawn(work.in_current_span()));
+    running.await.map_err(|error| ServiceError::Internal(error.to_string()))
 }
 
 /// Guard of a task that moves data.
@@ -197,7 +219,7 @@ fn sum_of_guests(registry: &Registry, counter: impl Fn(&crate::metrics::Traffic,
 mod tests {
     use super::*;
     use crate::volumes::registry::VolumeEntry;
-    use blockd_catalog::VolumeRow;
+    use blockd_catalog::{Db, DbError, VolumeRow};
     use blockd_extent::VolumeId;
     use blockd_volume::Volume;
     use futures::FutureExt;
@@ -226,6 +248,20 @@ mod tests {
         assert!(low.in_background(endless).now_or_never().is_none());
         assert!(ended.await.is_err(), "it is cancelled");
         assert!(low.in_background(async { panic!("on purpose") }).await.map(|(): ()| ()).is_err());
+    }
+
+    #[tokio::test]
+    async fn background_work_starts_no_shared_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(Db::open(&dir.path().join("blockd.db")).unwrap());
+        let low = Arc::new(TaskWorkers::new(TaskPriority::Low, 1).unwrap());
+        let this = Arc::clone(&low);
+        let policies = low.in_background(async move {
+            let of_catalog = db.run(|_| Ok::<_, DbError>(policy())).await.unwrap();
+            let of_thread = this.in_foreground(async { spawn_blocking(policy).await });
+            (of_catalog, of_thread.await.unwrap().unwrap())
+        });
+        assert_eq!(policies.await.unwrap(), (policy(), policy()));
     }
 
     #[tokio::test(start_paused = true)]
