@@ -93,8 +93,12 @@ impl Scrubs {
         }
         let rows: HashMap<VolumeId, ScrubRow> =
             self.db.run(ScrubRow::all).await?.into_iter().map(|row| (row.volume, row)).collect();
-        let before = Timestamp::now() - SCRUB_AGAIN_AFTER;
-        let completed = |entry: &Arc<VolumeEntry>| rows.get(&entry.id).and_then(|row| row.completed);
+        let now = Timestamp::now();
+        let before = now - SCRUB_AGAIN_AFTER;
+        // A later one is of a clock that was set back since.
+        let completed = |entry: &Arc<VolumeEntry>| {
+            rows.get(&entry.id).and_then(|row| row.completed).filter(|at| *at <= now)
+        };
         let has_data = |entry: &Arc<VolumeEntry>| {
             // A volume that is not checked yet has its turn later: this runs periodically.
             let bytes = entry.known(Volume::scrub_bytes, |content| content.scrub_bytes);
