@@ -2,6 +2,7 @@
 
 use crate::{DbError, json, parsed, rows, stored, to_json};
 use blockd_anomaly::{BackupActivity, ContentProfile};
+use blockd_cloud::MAX_PROOF_AHEAD;
 use blockd_extent::{BlockSet, VolumeId};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -31,6 +32,19 @@ impl ActivityRow {
         let sql = "SELECT activity FROM backup_activity WHERE volume = ?1 AND credential = ?2
             ORDER BY point_in_time";
         rows(tx, sql, [self.volume.to_string(), self.credential.to_string()], |row| json(row, 0))
+    }
+
+    /// Deletes the activities of a clock that was set back since: they would be newer than each later one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn forget_ahead(&self, tx: &Transaction<'_>, now: Timestamp) -> Result<(), DbError> {
+        let latest = now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX);
+        tx.execute(
+            "DELETE FROM backup_activity WHERE volume = ?1 AND credential = ?2 AND point_in_time > ?3",
+            [self.volume.to_string(), self.credential.to_string(), sortable(latest)],
+        )?;
+        Ok(())
     }
 
     /// Returns the start of the history of each volume; of several locations, which are judged separately,

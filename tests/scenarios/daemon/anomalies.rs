@@ -171,6 +171,22 @@ async fn rollback_is_no_anomaly_and_hides_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn anomaly_is_found_after_the_clock_was_set_back() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.volume_of_text("").await;
+    host.backup("v", false).await;
+    host.sql(
+        "UPDATE backup_activity SET point_in_time = '2126-01-01T00:00:00.000000000Z',
+             activity = json_set(activity, '$.pointInTime', '2126-01-01T00:00:00Z')",
+    );
+    volume.write(0, &pattern(7, 100 * MIB), false).unwrap();
+    host.backup("v", false).await;
+    assert_eq!(host.anomalies(false).await.len(), 1);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unobserved_backup_is_no_reference() {
     let mut host = Host::new().await;
     host.create_credential().await;

@@ -132,6 +132,7 @@ impl ObservedBackup {
             profile.forget(written.into_iter().flat_map(BlockSet::extents));
             return of.put_profile(tx, &profile);
         };
+        of.forget_ahead(tx, Timestamp::now())?;
         let history = of.history(tx)?;
         let is_older = |last: &BackupActivity| last.point_in_time >= self.manifest.description.created;
         // A backup of an older local snapshot says nothing about the present.
