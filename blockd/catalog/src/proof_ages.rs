@@ -2,7 +2,7 @@
 
 use crate::{DbError, LastProof, NewestBackup, newest_backups::manifest_keys_of};
 use blockd_api::events::EventKind;
-use blockd_cloud::CloudSnapshotId;
+use blockd_cloud::{CloudSnapshotId, MAX_PROOF_AHEAD};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -51,13 +51,20 @@ impl ProofAge {
         Ok(ages)
     }
 
-    /// Returns true if there is an event that the age exceeds a limit since `exceeded`.
+    /// Returns true if there is an event that the age exceeds a limit since `exceeded`. One that is later
+    /// than now is of a clock that was set back since.
     ///
     /// # Errors
     /// The database fails.
-    pub fn is_reported(&self, tx: &Transaction<'_>, exceeded: Timestamp) -> Result<bool, DbError> {
+    pub fn is_reported(
+        &self,
+        tx: &Transaction<'_>,
+        exceeded: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool, DbError> {
         let last = event_time(tx, EventKind::ProofTooOld, self.credential, self.volume, "DESC")?;
-        Ok(last.is_some_and(|last| last >= exceeded))
+        let latest = now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX);
+        Ok(last.is_some_and(|last| (exceeded..=latest).contains(&last)))
     }
 }
 

@@ -22,7 +22,7 @@ impl Maintenance {
             for age in ProofAge::all(tx, cluster, &volumes, now)? {
                 let limit = age.since + max_age;
                 if days > 0 && limit < now {
-                    let is_reported = age.is_reported(tx, limit)?;
+                    let is_reported = age.is_reported(tx, limit, now)?;
                     exceeded.push((age, is_reported));
                 }
             }
