@@ -83,8 +83,7 @@ async fn flipped_bit_is_found_reported_and_repaired() {
     drop(volume);
     host.restart().await;
     let volume = host.volume("data");
-    host.engine().scrubs.report_damage();
-    assert_eq!(host.damage_problems().await.len(), 1, "as the maintenance does");
+    assert_eq!(host.damage_problems().await.len(), 1, "as the volume shows it");
     let readable: Vec<bool> = [39, 40, 41, 42, 200].map(|block| can_read(&volume, block)).into();
     assert_eq!(readable, [true, false, false, true, false]);
 
@@ -136,7 +135,6 @@ async fn unproven_content_is_not_written() {
     // The problem ends with its volume.
     drop(volume);
     host.delete_volume("data").await;
-    host.engine().scrubs.report_damage();
     assert_eq!(host.damage_problems().await, Vec::<String>::new());
 }
 

@@ -44,6 +44,8 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
     let locations = engine.cloud_snapshots.location_space().await?;
     let anomalies = engine.anomalies.list_anomalies(ListAnomalies::default()).await?.items;
     let damaged_cloudsnaps = engine.cloud_snapshots.known_damage().await?;
+    // As the volumes show it, before the first pass of the maintenance.
+    engine.scrubs.report_damage();
     let volumes: Vec<_> = engine.registry.all().iter().map(|entry| entry.view()).collect();
     let failed = volumes.iter().filter(|view| view.failure().is_some());
     let mut nbd = vec![blockd_api::nbd_unix_uri("", &engine.host.data_dir.nbd_socket())];
