@@ -128,6 +128,23 @@ impl AnomalyRow {
         Ok(())
     }
 
+    /// Holds the cloud snapshot that replaces the last normal backup of anomalies.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn replace_last_normal(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        old: &CloudSnapshotId,
+        new: &CloudSnapshotId,
+    ) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE anomalies SET last_normal = ?3 WHERE last_normal = ?1 AND credential = ?2",
+            [old.to_string(), credential.to_string(), new.to_string()],
+        )?;
+        Ok(())
+    }
+
     /// Acknowledges an anomaly, and deletes the oldest acknowledged ones.
     ///
     /// # Errors
@@ -229,6 +246,9 @@ mod tests {
             let holds = AnomalyHolds::all(tx)?;
             assert!(holds.is_held(row.volume) && !holds.is_held(observed.volume));
             assert!(holds.is_last_normal(&snap("59-61")) && !holds.is_last_normal(&row.cloudsnap));
+            AnomalyRow::replace_last_normal(tx, row.credential, &snap("59-61-incr"), &snap("59-63-incr"))?;
+            let holds = AnomalyHolds::all(tx)?;
+            assert!(holds.is_last_normal(&snap("59-63")) && !holds.is_last_normal(&snap("59-61")));
 
             AnomalyRow::acknowledge(tx, row.id, Timestamp::UNIX_EPOCH)?;
             assert_eq!(AnomalyHolds::all(tx)?, AnomalyHolds::default());

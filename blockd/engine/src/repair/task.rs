@@ -18,8 +18,8 @@ use crate::{
 };
 use blockd_api::{ApiError, CredentialRef, ErrorCode, tasks::Findings};
 use blockd_catalog::{
-    Chain, Db, DbError, DbManifestCache, RepairTask, RetentionOverride, RunRow, SnapshotRow, SnapshotState,
-    TaskRow,
+    AnomalyRow, Chain, Db, DbError, DbManifestCache, RepairTask, RetentionOverride, RunRow, SnapshotRow,
+    SnapshotState, TaskRow,
 };
 use blockd_cloud::{
     BackupType, CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestFilter, ManifestKey,
@@ -318,7 +318,7 @@ impl RepairWork {
 }
 
 /// Records a repaired cloud snapshot: it is the base of the next backup, unless its commit is in doubt, and
-/// has the schedule, the pin and the expiry date of the damaged one.
+/// has the schedule, the pin, the expiry date and the hold of an anomaly of the damaged one.
 fn replace(
     tx: &rusqlite::Transaction<'_>,
     credential: uuid::Uuid,
@@ -334,6 +334,7 @@ fn replace(
         }
     }
     RunRow::replace_cloudsnap(tx, credential, old, &id)?;
+    AnomalyRow::replace_last_normal(tx, credential, old, &id)?;
     if let Some(mark) = RetentionOverride::find(tx, old, credential)? {
         RetentionOverride { cloudsnap: id, ..mark }.put(tx)?;
         RetentionOverride::remove(tx, old, credential)?;
