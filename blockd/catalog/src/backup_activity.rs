@@ -1,8 +1,7 @@
 //! Rows of the activity of backups, and the content profiles that it is measured against.
 
-use crate::{DbError, json, parsed, rows, stored, to_json};
+use crate::{DbError, json, latest_credible, parsed, rows, stored, to_json};
 use blockd_anomaly::{BackupActivity, ContentProfile};
-use blockd_cloud::MAX_PROOF_AHEAD;
 use blockd_extent::{BlockSet, VolumeId};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -39,7 +38,7 @@ impl ActivityRow {
     /// # Errors
     /// The database fails.
     pub fn forget_ahead(&self, tx: &Transaction<'_>, now: Timestamp) -> Result<(), DbError> {
-        let latest = now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX);
+        let latest = latest_credible(now);
         tx.execute(
             "DELETE FROM backup_activity WHERE volume = ?1 AND credential = ?2 AND point_in_time > ?3",
             [self.volume.to_string(), self.credential.to_string(), sortable(latest)],

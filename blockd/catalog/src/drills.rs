@@ -1,7 +1,9 @@
 //! Rows of restore drills: their reports, also of cloud snapshots that were deleted since.
 
-use crate::{DbError, json, parsed, parsed_if_there, repository_location::Aliases, rows, to_json};
-use blockd_cloud::{CloudSnapshotId, DrillReport, MAX_PROOF_AHEAD};
+use crate::{
+    DbError, json, latest_credible, parsed, parsed_if_there, repository_location::Aliases, rows, to_json,
+};
+use blockd_cloud::{CloudSnapshotId, DrillReport};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
@@ -75,7 +77,7 @@ impl DrillRow {
     /// Returns true for a result that is dated in the future, which shows nothing: the clock was ahead.
     #[must_use]
     pub fn is_ahead(&self, now: Timestamp) -> bool {
-        self.ended > latest(now)
+        self.ended > latest_credible(now)
     }
 
     /// Returns the newest drill of each cloud snapshot in the location of a credential, without those that
@@ -114,7 +116,7 @@ impl DrillRow {
                                   AND catalog.key = 'blockd/manifests/' || drills.cloudsnap)
                    FROM drills";
         let mut drills = rows(tx, sql, [], BriefDrill::read)?;
-        drills.retain(|drill| drill.ended <= latest(now));
+        drills.retain(|drill| drill.ended <= latest_credible(now));
         drills.sort_by_key(|drill| drill.ended);
         let mut last: BTreeMap<_, BriefDrill> = BTreeMap::new();
         for drill in drills {
@@ -224,11 +226,6 @@ impl BriefDrill {
             is_of_existing: row.get(6)?,
         })
     }
-}
-
-/// Returns the latest time of a credible result.
-fn latest(now: Timestamp) -> Timestamp {
-    now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]

@@ -65,7 +65,9 @@ pub use tasks::{
 };
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 
+use blockd_cloud::MAX_PROOF_AHEAD;
 use blockd_extent::{SnapshotId, VolumeId};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, types::Type};
 use std::{
@@ -324,6 +326,11 @@ impl Db {
             Ok(count > 0)
         })
     }
+}
+
+/// Returns the latest time of a credible record: a later one is of a clock that was set back since.
+fn latest_credible(now: Timestamp) -> Timestamp {
+    now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX)
 }
 
 /// Parses a text column.

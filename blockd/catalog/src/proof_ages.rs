@@ -1,8 +1,8 @@
 //! Age of the last proof of each volume at each location.
 
-use crate::{DbError, LastProof, NewestBackup, newest_backups::manifest_keys_of};
+use crate::{DbError, LastProof, NewestBackup, latest_credible, newest_backups::manifest_keys_of};
 use blockd_api::events::EventKind;
-use blockd_cloud::{CloudSnapshotId, MAX_PROOF_AHEAD};
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -63,8 +63,7 @@ impl ProofAge {
         now: Timestamp,
     ) -> Result<bool, DbError> {
         let last = event_time(tx, EventKind::ProofTooOld, self.credential, self.volume, "DESC")?;
-        let latest = now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX);
-        Ok(last.is_some_and(|last| (exceeded..=latest).contains(&last)))
+        Ok(last.is_some_and(|last| (exceeded..=latest_credible(now)).contains(&last)))
     }
 }
 

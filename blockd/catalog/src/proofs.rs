@@ -1,7 +1,7 @@
 //! Rows of proofs: results of this host's last verification of each cloud snapshot.
 
-use crate::{DbError, parsed, parsed_if_there, repository_location::Aliases, rows};
-use blockd_cloud::{CloudSnapshotId, MAX_PROOF_AHEAD, VerifyDepth};
+use crate::{DbError, latest_credible, parsed, parsed_if_there, repository_location::Aliases, rows};
+use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::{BlockSet, Extent, MAX_VOLUME_BYTES, VolumeId};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params, types::Type};
@@ -71,7 +71,7 @@ impl ProofRow {
     /// clock was ahead.
     #[must_use]
     pub fn is_sound(&self, now: Timestamp) -> bool {
-        self.sound && self.verified <= now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX)
+        self.sound && self.verified <= latest_credible(now)
     }
 
     /// Returns true if the verification read the content and found no damage. A quick one only shows that the
