@@ -77,6 +77,20 @@ impl Middleware for SlowStore {
     }
 }
 
+/// Memory of two packs, with little more.
+const TWO_PACKS_BYTES: usize = 65 << 20;
+
+/// Returns a volume of incompressible packs.
+fn noise(packs: u64) -> MemoryVolume {
+    let live = MemoryVolume::default();
+    let mut noise = Noise(7);
+    for block in 0..packs * PACK_BLOCKS {
+        let words = (0..BLOCK / 8).flat_map(|_| noise.next().to_le_bytes());
+        live.set(block, &words.collect::<Vec<u8>>());
+    }
+    live
+}
+
 async fn backed_up(repo: &Repository, packs: u64, live: &MemoryVolume, options: &UploadOptions) -> Manifest {
     let data = Extent::new(BlockIndex(0), packs * PACK_BLOCKS);
     let spec = spec(1, data.len_bytes(), BlockSet::from_iter([data]), BlockSet::new(), None);
@@ -119,9 +133,8 @@ async fn requests_in_flight_rise_with_the_latency() {
 
 #[tokio::test]
 async fn exhausted_budget_ends_the_assembly_of_packs() {
-    const PACKS: u64 = 12;
-    let live = MemoryVolume::default();
-    (0..PACKS).for_each(|pack| live.set(pack * PACK_BLOCKS, &[1; BLOCK]));
+    const PACKS: u64 = 6;
+    let live = noise(PACKS);
     let data = Extent::new(BlockIndex(0), PACKS * PACK_BLOCKS);
     let spec = spec(1, data.len_bytes(), BlockSet::from_iter([data]), BlockSet::new(), None);
     let (store, requests) = task_store(Arc::new(MemoryStore::default()), RetryPolicy::default());
@@ -130,11 +143,12 @@ async fn exhausted_budget_ends_the_assembly_of_packs() {
     let check = |counts: &RequestCounts| (counts.total() > 2).then(|| "more than 2 requests".to_owned());
     requests.set_budget(RequestCounts::default(), Arc::new(check));
     let reader = Arc::new(live);
-    let (options, cancel) = (UploadOptions::default(), CancelToken::new());
-    let (progress, journal) = (Arc::new(Progress::new(requests)), Arc::new(MemoryJournal::default()));
+    let options = UploadOptions { memory_bytes: TWO_PACKS_BYTES, ..UploadOptions::default() };
+    let (journal, cancel) = (Arc::new(MemoryJournal::default()), CancelToken::new());
+    let progress = Arc::new(Progress::new(requests));
     let made = backup(&repo, Arc::new(spec), reader.clone(), journal, &options, progress, &cancel).await;
     assert!(made.unwrap_err().to_string().contains("budget"));
-    // The second one is assembled meanwhile.
+    // Two have the memory, and the third one that of the first one, which is refused.
     let packs = reader.blocks_read().len_blocks() / PACK_BLOCKS;
     assert!(packs <= 3, "{packs} packs were read");
 }
@@ -142,18 +156,12 @@ async fn exhausted_budget_ends_the_assembly_of_packs() {
 #[tokio::test(start_paused = true)]
 async fn packs_in_flight_stay_within_their_memory() {
     const PACKS: u64 = 4;
-    let live = MemoryVolume::default();
-    let mut noise = Noise(7);
-    for block in 0..PACKS * PACK_BLOCKS {
-        let words = (0..BLOCK / 8).flat_map(|_| noise.next().to_le_bytes());
-        live.set(block, &words.collect::<Vec<u8>>());
-    }
+    let live = noise(PACKS);
     let store = Arc::new(SlowStore { latency: Duration::from_secs(1), ..SlowStore::default() });
     let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
-    let memory_bytes = 65 << 20;
-    let options = UploadOptions { memory_bytes, ..UploadOptions::default() };
+    let options = UploadOptions { memory_bytes: TWO_PACKS_BYTES, ..UploadOptions::default() };
     backed_up(&repo, PACKS, &live, &options).await;
     let peak = store.take_peak();
     assert_eq!(peak.requests, 2, "{peak:?}");
-    assert!(peak.sent_bytes <= memory_bytes as u64, "{peak:?}");
+    assert!(peak.sent_bytes <= TWO_PACKS_BYTES as u64, "{peak:?}");
 }
