@@ -1,14 +1,14 @@
 //! Manifest cache of a credential.
 
 use crate::{Db, DbError, json, newest_backups::manifest_keys_of, number, parsed_if_there, rows, to_json};
-use blockd_cloud::{CloudSnapshotId, Delta, Manifest, ManifestCache, ManifestKey};
-use blockd_extent::SnapshotId;
+use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey};
+use blockd_extent::{SnapshotId, VolumeId};
 use blockd_store::ObjectInfo;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params, types::Type};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 use uuid::Uuid;
@@ -62,12 +62,8 @@ impl DbManifestCache {
         version: Option<&str>,
         manifest: &Manifest,
     ) -> Result<(), DbError> {
-        let snapshot = |delta: &Delta| {
-            let Delta { cluster, volume, snapshot, .. } = *delta;
-            CloudSnapshotId { cluster, volume, snapshot, incremental: false }.to_string()
-        };
         let deltas: BTreeMap<String, u64> =
-            manifest.deltas().map(|delta| (snapshot(delta), delta.stored_bytes)).collect();
+            manifest.deltas().map(|delta| (delta.cloud_snapshot().to_string(), delta.stored_bytes)).collect();
         let sql = "INSERT OR REPLACE INTO catalog (credential, key, version, created_ns, deltas, manifest)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         tx.prepare_cached(sql)?.execute(params![
@@ -169,6 +165,24 @@ impl DbManifestCache {
         let mut deltas = Vec::new();
         self.for_each(|manifest| deltas.extend(manifest.deltas().map(|delta| delta.snapshot)))?;
         Ok(deltas)
+    }
+
+    /// Returns the deltas that the cached manifests of a volume need, as
+    /// [`cloud_snapshot`](blockd_cloud::Delta::cloud_snapshot) names them.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn needed_by(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        cluster: Uuid,
+        volume: VolumeId,
+    ) -> Result<BTreeSet<CloudSnapshotId>, DbError> {
+        let (first, last) = manifest_keys_of(cluster, volume);
+        let sql = "SELECT DISTINCT delta.key FROM catalog, json_each(deltas) AS delta
+            WHERE credential = ?1 AND catalog.key BETWEEN ?2 AND ?3";
+        let needed: Vec<String> = rows(tx, sql, [credential.to_string(), first, last], |row| row.get(0))?;
+        Ok(needed.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
     /// Returns a cloud snapshot of any location that repairs this one, if its manifest is cached.
@@ -318,7 +332,7 @@ impl ManifestCache for DbManifestCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_cloud::{NoCache, OpenOptions, Repository};
+    use blockd_cloud::{Delta, NoCache, OpenOptions, Repository};
     use blockd_testkit::cloud::put_many_snapshots;
     use blockd_testkit::store::MemoryStore;
     use std::cell::Cell;
@@ -343,6 +357,52 @@ mod tests {
         (result, turns.get())
     }
 
+    /// Returns an empty catalog with a credential.
+    fn catalog(dir: &std::path::Path) -> DbManifestCache {
+        let db = Arc::new(Db::open(&dir.join("blockd.db")).unwrap());
+        let credential = Uuid::from_u128(7);
+        db.transaction::<_, DbError>(|tx| {
+            let sql =
+                "INSERT INTO credentials (uuid, name, created, store, data_keys, encrypted, capabilities, key_slots, write_key, write_key_created)
+                VALUES (?1, 'here', '', '{}', x'', 0, '{}', x'', '', 0)";
+            tx.execute(sql, [credential.to_string()])?;
+            Ok(())
+        })
+        .unwrap();
+        DbManifestCache::new(db, credential)
+    }
+
+    #[tokio::test]
+    async fn deltas_that_a_volume_needs_are_found() {
+        let store = Arc::new(MemoryStore::default());
+        let repository = Repository::open(store, None, &OpenOptions::default()).await.unwrap();
+        put_many_snapshots(&repository, 3, 2).await.unwrap();
+        let listed = repository.list_manifests(&Default::default(), &NoCache).await.unwrap();
+        let mut manifests: Vec<Manifest> = listed.into_iter().map(|one| one.manifest.unwrap()).collect();
+        manifests.sort_unstable_by_key(Manifest::id);
+        // The newest of the second volume references blocks of the first one.
+        let of_first = manifests[0].delta.clone();
+        manifests[3].sources.push(of_first.clone());
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let DbManifestCache { db, credential } = catalog(dir.path());
+        let needed_by = |volume: u64| {
+            let (cluster, volume) = (of_first.cluster, VolumeId::from_u64(volume));
+            let needed = |tx: &Transaction<'_>| DbManifestCache::needed_by(tx, credential, cluster, volume);
+            db.transaction::<_, DbError>(needed).unwrap()
+        };
+        let put = |tx: &Transaction<'_>, one: &Manifest| {
+            DbManifestCache::put(tx, credential, &one.id().manifest_key(), one)
+        };
+        db.transaction::<_, DbError>(|tx| manifests[..4].iter().try_for_each(|one| put(tx, one))).unwrap();
+        let deltas = |of: &[Manifest]| {
+            of.iter().flat_map(Manifest::deltas).map(Delta::cloud_snapshot).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(needed_by(1), deltas(&manifests[..2]));
+        assert_eq!(needed_by(2), deltas(&manifests[2..4]));
+        assert!(needed_by(2).contains(&of_first.cloud_snapshot()), "a source");
+        assert_eq!(needed_by(3), BTreeSet::new(), "not cached");
+    }
+
     #[tokio::test]
     async fn thousands_are_read_and_written_beside_the_runtime_in_pieces() {
         let store = Arc::new(MemoryStore::default());
@@ -359,17 +419,7 @@ mod tests {
             .collect();
         // In memory: each of the many commits would be synced.
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let db = Arc::new(Db::open(&dir.path().join("blockd.db")).unwrap());
-        let credential = Uuid::from_u128(7);
-        db.transaction::<_, DbError>(|tx| {
-            let sql =
-                "INSERT INTO credentials (uuid, name, created, store, data_keys, encrypted, capabilities, key_slots, write_key, write_key_created)
-                VALUES (?1, 'here', '', '{}', x'', 0, '{}', x'', '', 0)";
-            tx.execute(sql, [credential.to_string()])?;
-            Ok(())
-        })
-        .unwrap();
-        let catalog = DbManifestCache::new(db, credential);
+        let catalog = catalog(dir.path());
         let parts: Vec<(&ObjectInfo, &Manifest)> =
             known.iter().map(|(object, manifest)| (object, manifest)).collect();
         let ((), turns) = turns_during(catalog.store_versions(&parts)).await;

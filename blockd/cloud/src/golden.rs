@@ -343,7 +343,7 @@ async fn synthetic_full_equals_its_golden_files() {
             },
             size_bytes: base.size_bytes,
             started: Timestamp::now(),
-            references: unchanged_since(&repo, &base, &data).await.unwrap().references,
+            references: unchanged_since(&repo, &base, &data, |_| false).await.unwrap().references,
             data,
             zero: BlockSet::new(),
             base: Some(base),

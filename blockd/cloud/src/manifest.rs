@@ -78,6 +78,12 @@ pub struct Delta {
 }
 
 impl Delta {
+    /// Returns the full cloud snapshot that it would be the delta of; it may be an incremental one instead.
+    pub fn cloud_snapshot(&self) -> CloudSnapshotId {
+        let Self { cluster, volume, snapshot, .. } = *self;
+        CloudSnapshotId { cluster, volume, snapshot, incremental: false }
+    }
+
     /// Returns true for the delta of this snapshot.
     pub fn is_of(&self, id: &CloudSnapshotId) -> bool {
         (self.cluster, self.volume, self.snapshot) == (id.cluster, id.volume, id.snapshot)

@@ -41,7 +41,8 @@ impl Unchanged {
     }
 }
 
-/// Finds the stored content of all blocks but `changed`. Reads the indexes of the base, and no pack.
+/// Finds the stored content of all blocks but `changed`. Reads the indexes of the base, and no pack. The
+/// blocks of sparse sources are stored again; a source that `stays` is not sparse.
 ///
 /// # Errors
 /// [`CloudError::Damaged`] if an index of the base is damaged; [`CloudError::UnknownKey`]; errors of the
@@ -50,6 +51,7 @@ pub async fn unchanged_since(
     repo: &Repository,
     base: &Manifest,
     changed: &BlockSet,
+    stays: impl Fn(&Delta) -> bool,
 ) -> Result<Unchanged, CloudError> {
     let reader = SnapshotReader::open(repo, base).await?;
     let what = BulkRead { skip: Some(changed), ..BulkRead::default() };
@@ -73,7 +75,8 @@ pub async fn unchanged_since(
     }
     again.union_with(&take_smallest_groups(&mut found, MAX_UNCHANGED_GROUPS));
     again.union_with(&take_smallest(&mut found, MAX_PLANNED_SOURCES));
-    let data_blocks = base.deltas().map(|delta| (delta.id(), delta.data_blocks)).collect();
+    let deltas = base.deltas().filter(|delta| !stays(delta));
+    let data_blocks = deltas.map(|delta| (delta.id(), delta.data_blocks)).collect();
     again.union_with(&take_sparse(&mut found, &data_blocks));
     let references = References::new(found, base.deltas(), None).map_err(|missing| {
         let what = format!("its references name {}, which the manifest does not", missing.prefix());

@@ -176,7 +176,8 @@ async fn planned(
         (Some(base), 0 | 1) => {
             let mut changed = data.clone();
             changed.union_with(&zero);
-            let Unchanged { references, again } = unchanged_since(&host.repo, base, &changed).await.unwrap();
+            let Unchanged { references, again } =
+                unchanged_since(&host.repo, base, &changed, |_| false).await.unwrap();
             let mut data = data;
             data.union_with(&again);
             BackupSpec { references, synthetic: true, ..spec(n, SIZE, data, zero, Some(base)) }

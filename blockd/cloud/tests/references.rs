@@ -1,7 +1,7 @@
 //! Tests of references: synthetic full backups against a model, displaced references, and damage of sources.
 use crate::common::{BLOCK, CHECKED, Noise, requests, restored, restored_with, run, set, with_slot};
 use blockd_cloud::{
-    BackupSpec, BackupType, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions,
+    BackupSpec, BackupType, CancelToken, CloudError, CloudSnapshotId, Delta, EncryptionMode, GarbageOptions,
     Manifest, ManifestKey, NoCache, Progress, References, Repository, SnapshotReader, Unchanged, VerifyDepth,
     VerifyOptions, VerifyReport, collect_garbage, delete_snapshot, unchanged_since, verify,
 };
@@ -25,7 +25,7 @@ async fn synthetic(
 ) -> BackupSpec {
     let mut changed = data.clone();
     changed.union_with(&zero);
-    let Unchanged { references, again } = unchanged_since(repo, base, &changed).await.unwrap();
+    let Unchanged { references, again } = unchanged_since(repo, base, &changed, |_| false).await.unwrap();
     let mut data = data;
     data.union_with(&again);
     BackupSpec { references, synthetic: true, ..spec(snapshot, SIZE, data, zero, Some(base)) }
@@ -203,6 +203,23 @@ async fn synthetic_full_stores_the_change_only() {
     let report = delete_snapshot(&repo, &third.id(), &[], &NoCache, CHECKED).await.unwrap();
     assert_eq!(report.deltas_deleted, 3);
     assert!(store.objects().keys().all(|key| key.starts_with("blockd/keys")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sparse_source_is_stored_again_unless_it_stays() {
+    let (_, repo, live, [full, next, _]) = sample().await;
+    let mut noise = Noise(4);
+    (100..500).for_each(|block| live.set(block, &noise.block()));
+    let base = spec(4, SIZE, set(100..500), set([]), Some(&next));
+    let base = run(&repo, base, &live).await.unwrap().manifest;
+    let found = async |kept: &[&Manifest]| {
+        let stays = |delta: &Delta| kept.iter().any(|manifest| manifest.delta == *delta);
+        unchanged_since(&repo, &base, &set([]), stays).await.unwrap()
+    };
+    // The base references a sixth of the first backup. A 32nd of all blocks is stored again.
+    let Unchanged { references, again } = found(&[&next]).await;
+    assert_eq!((again, references.len_blocks()), (set(500..518), 582));
+    assert_eq!(found(&[&full]).await.again, set([]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

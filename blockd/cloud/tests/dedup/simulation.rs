@@ -166,7 +166,7 @@ impl Simulation {
                 let mut changed = data.clone();
                 changed.union_with(&zero);
                 // Another host may have deleted the base.
-                unchanged_since(&self.host.repo, base, &changed).await.ok()
+                unchanged_since(&self.host.repo, base, &changed, |_| false).await.ok()
             }
             _ => None,
         };

@@ -21,13 +21,13 @@ use crate::{
 };
 use blockd_catalog::{BackupTask, Chain, DbError, DbManifestCache, ProofRow, SnapshotRow, TaskRow};
 use blockd_cloud::{
-    BackupSpec, CloudError, CloudSnapshotId, Deduplicated, Manifest, ManifestCache, ManifestKey, References,
-    Repository, Unchanged, new_delta_salt, unchanged_since,
+    BackupSpec, CloudError, CloudSnapshotId, Deduplicated, Delta, Manifest, ManifestCache, ManifestKey,
+    References, Repository, Unchanged, new_delta_salt, unchanged_since,
 };
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use uuid::Uuid;
 
 /// Reason for a backup without references to other snapshots, after a restart.
@@ -273,7 +273,8 @@ async fn based_on(
         let found = Based { changes, again, base: manifest, synthetic: None };
         return Ok((Some(found), "incremental to the last backup"));
     };
-    match referenced(volume, repository, &manifest, until, changes, &proofs).await {
+    let needed = needed_by_owners(work, credential, snapshot.volume, &manifest).await?;
+    match referenced(volume, repository, &manifest, until, changes, (&proofs, &needed)).await {
         Ok((changes, references, sparse)) => {
             again.union_with(&sparse);
             Ok((Some(Based { changes, again, base: manifest, synthetic: Some(references) }), why))
@@ -302,19 +303,39 @@ async fn heal(
     Ok((store_again(volume, until, changes, lost.clone()).await?, lost))
 }
 
-/// Finds the stored content of the blocks that did not change since the base. Blocks that verifications found
-/// damaged in a source are stored again, and returned with those of sparse sources.
+/// Returns the deltas of other volumes that these volumes need themselves. Those that only further volumes
+/// need are left out: if each of them kept a delta for the others, it would stay for ever.
+async fn needed_by_owners(
+    work: &BackupWork,
+    credential: Uuid,
+    own: VolumeId,
+    base: &Manifest,
+) -> Result<BTreeSet<CloudSnapshotId>, ServiceError> {
+    let own = (work.host.cluster, own);
+    let owners: BTreeSet<_> = base.deltas().map(|delta| (delta.cluster, delta.volume)).collect();
+    let mut needed = BTreeSet::new();
+    for (cluster, volume) in owners.into_iter().filter(|owner| *owner != own) {
+        let of_owner = work.db.run(move |tx| DbManifestCache::needed_by(tx, credential, cluster, volume));
+        needed.extend(of_owner.await?);
+    }
+    Ok(needed)
+}
+
+/// Finds the stored content of the blocks that did not change since the base. Blocks that verifications
+/// found damaged in a source are stored again, and returned with those of sparse sources. The deltas of
+/// `needed` are not sparse: they stay.
 async fn referenced(
     volume: &Arc<Volume>,
     repository: &Repository,
     base: &Manifest,
     until: Epoch,
     changes: Changes,
-    proofs: &[ProofRow],
+    (proofs, needed): (&[ProofRow], &BTreeSet<CloudSnapshotId>),
 ) -> Result<(Changes, References, BlockSet), ServiceError> {
     let mut changed = changes.data.clone();
     changed.union_with(&changes.zero);
-    let unchanged = unchanged_since(repository, base, &changed).await?;
+    let stays = |delta: &Delta| needed.contains(&delta.cloud_snapshot());
+    let unchanged = unchanged_since(repository, base, &changed, stays).await?;
     let Unchanged { references, again } = unchanged.without(|source| damaged_in(source, proofs));
     Ok((store_again(volume, until, changes, again.clone()).await?, references, again))
 }
