@@ -2,6 +2,7 @@
 
 use crate::{CloudError, Repository, cipher::Cipher, error::random, keys::derived_bytes};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex};
+use parking_lot::Mutex;
 use std::{io, path::Path};
 
 /// Length of the random part of the key, in bytes.
@@ -60,6 +61,9 @@ impl FingerprintKey {
     /// # Errors
     /// The file cannot be read or written.
     pub fn open(repo: &Repository, path: &Path) -> Result<Self, CloudError> {
+        // Two first backups must not make two keys.
+        static OPENING: Mutex<()> = Mutex::new(());
+        let _opening = OPENING.lock();
         let failed = |what| move |source| CloudError::Journal { path: path.to_owned(), what, source };
         match std::fs::read(path) {
             Ok(bytes) => {
@@ -105,4 +109,31 @@ fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OpenOptions;
+    use blockd_testkit::store::MemoryStore;
+    use std::sync::{Arc, Barrier};
+
+    #[tokio::test]
+    async fn first_backups_share_one_key() {
+        let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
+        let repo = Repository::open(store, None, &OpenOptions::default()).await.unwrap();
+        for round in 0..32 {
+            let (path, start) = (dir.path().join(format!("key-{round}")), Barrier::new(4));
+            let open = || {
+                start.wait();
+                FingerprintKey::open(&repo, &path).unwrap().check()
+            };
+            let checks = std::thread::scope(|scope| {
+                let opening: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+                opening.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+            });
+            let kept = FingerprintKey::open(&repo, &path).unwrap().check();
+            assert_eq!(checks, [kept; 4]);
+        }
+    }
 }
