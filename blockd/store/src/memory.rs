@@ -12,8 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Unit in which memory is reserved.
 const UNIT_BYTES: usize = 256 << 10;
-/// Capacity of reused buffers. The kernel backs only written pages with memory.
-const REUSED_CAPACITY_BYTES: usize = 34 << 20;
+/// Capacities of reused buffers: pieces of objects, and whole packs. The kernel backs only written pages with
+/// memory, but a host without overcommit counts all of them.
+const REUSED_CAPACITIES_BYTES: [usize; 2] = [(2 << 20) + (64 << 10), 34 << 20];
 /// Minimum length of reused buffers.
 const REUSED_FROM_BYTES: usize = 256 << 10;
 /// Written bytes beyond the content with which a buffer is still reused.
@@ -86,22 +87,24 @@ impl Shared {
     /// Returns a buffer and its written bytes. Frees unused ones until all buffers are within the limit.
     fn take(&self, len_bytes: usize) -> (Vec<u8>, usize) {
         let (needed, room_bytes) = (len_bytes + ALIGNMENT_BYTES, self.units(len_bytes) * UNIT_BYTES);
-        let is_reused = (REUSED_FROM_BYTES..=REUSED_CAPACITY_BYTES).contains(&needed);
+        let reused = REUSED_CAPACITIES_BYTES.into_iter().find(|capacity| needed <= *capacity);
+        let reused = reused.filter(|_| needed >= REUSED_FROM_BYTES);
         let mut buffers = self.buffers.lock();
-        let taken = if is_reused { buffers.take(room_bytes) } else { None };
+        let taken = reused.and_then(|capacity| buffers.take(capacity, room_bytes));
         buffers.taken_bytes += room_bytes;
         buffers.shrink_to(self.limit_bytes);
         drop(buffers);
-        let capacity = if is_reused { REUSED_CAPACITY_BYTES } else { needed };
-        taken.unwrap_or_else(|| (Vec::with_capacity(capacity), 0))
+        taken.unwrap_or_else(|| (Vec::with_capacity(reused.unwrap_or(needed)), 0))
     }
 }
 
 impl Buffers {
-    /// Returns the unused buffer with the most written bytes up to a maximum.
-    fn take(&mut self, max_written_bytes: usize) -> Option<(Vec<u8>, usize)> {
-        let fitting =
-            self.unused.iter().enumerate().filter(|(_, (_, written))| *written <= max_written_bytes);
+    /// Returns the unused buffer of this capacity with the most written bytes up to a maximum.
+    fn take(&mut self, capacity: usize, max_written_bytes: usize) -> Option<(Vec<u8>, usize)> {
+        let is_fitting = |(bytes, written): &(Vec<u8>, usize)| {
+            bytes.capacity() == capacity && *written <= max_written_bytes
+        };
+        let fitting = self.unused.iter().enumerate().filter(|(_, buffer)| is_fitting(buffer));
         let (at, _) = fitting.max_by_key(|(_, (_, written))| *written)?;
         Some(self.unused.swap_remove(at))
     }
@@ -206,7 +209,7 @@ impl Drop for TransferBuffer {
     fn drop(&mut self) {
         let written_bytes = self.written_bytes.max(self.len_bytes());
         // Neither a buffer that grew, nor one that occupies much more than its last content.
-        let is_reused = self.bytes.capacity() == REUSED_CAPACITY_BYTES
+        let is_reused = REUSED_CAPACITIES_BYTES.contains(&self.bytes.capacity())
             && written_bytes <= 2 * self.len_bytes() + MAX_SLACK_BYTES;
         self.room.release(0, is_reused.then(|| (mem::take(&mut self.bytes), written_bytes)));
     }
@@ -236,6 +239,9 @@ mod tests {
         let mut first = memory.reserve(4 * MIB).await;
         fill(&mut first, 4 * MIB);
         let place = first.as_ref().as_ptr();
+        let piece = memory.reserve(2 * MIB).await;
+        assert!(piece.bytes.capacity() < 3 * MIB, "pieces do not occupy address space of packs");
+        drop(piece);
         assert_eq!((first.len_bytes(), place.align_offset(ALIGNMENT_BYTES)), (4 * MIB, 0));
         drop(first);
         let second = memory.reserve(32 * MIB).await;
