@@ -49,7 +49,7 @@ class Azure:
         signature = base64.b64encode(hmac.new(base64.b64decode(self.key), text.encode(), hashlib.sha256).digest()).decode()
         headers = {"x-ms-date": date, "x-ms-version": "2021-12-02", "Authorization": f"SharedKey {self.account}:{signature}"}
         url = f"{self.endpoint}/{self.account}/{self.container}?restype=container"
-        return urllib.request.urlopen(urllib.request.Request(url, b"", headers, method="PUT"), timeout=5).status == 201
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers, method="PUT"), timeout=5).status == 201
 
     def credential(self, _label):
         options = ["--provider", "azure", "--azure-endpoint", self.endpoint, "--bucket", self.container]
