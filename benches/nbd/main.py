@@ -23,7 +23,7 @@ that of fio, per operation, without later work of kernel threads.
 
 Goals: {best} x the best file-backed peer that runs fdatasync for a FLUSH (unlike the null plugin),
 or {null} x the null plugin; {high} x the best such peer for {high_names}. With snapshots {snapshots} x without: for
-reads on an allocated disk; for writes, which first allocate memory and disk space, on a fresh one or an allocated
+reads on an allocated disk; for writes, which first allocate memory and disk space, on a fresh one and an allocated
 one (both ratios are printed, and beside them the ratio of a new and an allocated file without a server).
 
 workloads:
@@ -159,8 +159,9 @@ def one_pass(server, workload, state, given):
         if given.flame and server.process:
             recorder = flame.Recorder(server.process.pid, given.flame, f"{workload.name}-{state}-{server.label}")
         try:
-            with server.during_pass(state):
+            with server.during_pass(state) as more:
                 figures = workloads.measure(uri, workload, state, given.size, given.seconds)
+            figures.update(more)
         finally:
             if recorder:
                 recorder.stop()
@@ -187,7 +188,8 @@ def run(given, running, passes):
                 key = {"workload": workload.name, "state": state, "server": server.label, "round": round_number + 1}
                 passes.append({**key, **figures})
                 unit = f"{figures['mib_per_s']:,.0f} MiB/s" if workload.in_mib else f"{figures['iops']:,.0f} IOPS"
-                end = "" if sys.stderr.isatty() else f": {unit}, {figures['server_cpu_us_per_op']:.1f} us/op\n"
+                stack = f", {figures['layers']} layers with {figures['allocated_bytes'] >> 20} MiB" if "layers" in figures else ""
+                end = "" if sys.stderr.isatty() else f": {unit}, {figures['server_cpu_us_per_op']:.1f} us/op{stack}\n"
                 print(end, end="", file=sys.stderr, flush=True)
     print("\r\033[K" if sys.stderr.isatty() else "", end="", file=sys.stderr)
 

@@ -86,7 +86,7 @@ def goal_of_snapshots(table, subject, workload, state, ours):
         return None
     parts = [f"{ratio:.2f} x {state} without snapshots" for state, ratio in ratios.items()]
     text = f"{', '.join(parts)} (goal {SNAPSHOT_FACTOR})"
-    passed = max(ratios.values()) >= SNAPSHOT_FACTOR
+    passed = min(ratios.values()) >= SNAPSHOT_FACTOR
     limit = limit_of_first_writes(table, workload) if first else None
     if limit:
         text += f"; limit of the kernel: a new file {limit:.2f} x an allocated one"

@@ -1,6 +1,7 @@
 """The compared servers, each with one export in a given state at a time."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -44,8 +45,8 @@ class Server:
 
     @contextlib.contextmanager
     def during_pass(self, state):
-        """Runs what the state needs beside the pass."""
-        yield
+        """Runs what the state needs beside the pass; yields a dictionary that has further figures at its end."""
+        yield {}
 
     def release(self, state):
         """Ends the pass."""
@@ -192,19 +193,22 @@ class Blockd(Server):
 
     @contextlib.contextmanager
     def during_pass(self, state):
+        more = {}
         if state != workloads.SCHEDULED:
-            yield
+            yield more
             return
         ended, failures = threading.Event(), []
         thread = threading.Thread(target=self.take_snapshots, args=(self.volumes[state], ended, failures))
         thread.start()
         try:
-            yield
+            yield more
         finally:
             ended.set()
             thread.join()
         if failures:
             raise failures[0]
+        volume = json.loads(self.blockctl("--json", "volume", "inspect", self.volumes[state]))
+        more.update(layers=volume["layers"], allocated_bytes=volume["allocatedBytes"])
 
     def take_snapshots(self, volume, ended, failures):
         """Takes a snapshot each second, and deletes all but the last ones."""
