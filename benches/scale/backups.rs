@@ -5,7 +5,8 @@ use crate::{
     costs::{Area, PACK_BYTES, Scripts, Step},
     engine::{Engine, Event, Work},
     fleet::{
-        DELETE_MS, HOST_BYTES_PER_S, Policy, REQUEST_MS, STORED_PERCENT, TASKS, UPLOADS, VOLUMES, policies,
+        DELETE_MS, HOST_BYTES_PER_S, Kind, Policy, REQUEST_MS, STORED_PERCENT, TASKS, UPLOADS, VOLUMES,
+        policies,
     },
     history::{History, settled},
     size::Size,
@@ -88,7 +89,7 @@ struct Backup {
     volume: u32,
     nominal_s: i64,
     packs: u64,
-    is_full: bool,
+    kind: Kind,
     resumed: u32,
 }
 
@@ -142,17 +143,17 @@ fn backup_works(script: &[Step], packs: u64, size: &Size) -> Vec<Work> {
     works
 }
 
-/// Returns the work of a deletion of `objects` below `blockd/data/`.
-fn deletion_works(script: &[Step], objects: u64, size: &Size) -> Vec<Work> {
-    let is_object = |work: &Work| work.step.kind == RequestKind::Delete && work.step.area == Area::Data;
+/// Returns the work of a script that repeats its first request of a kind for `blockd/data/`, and omits the
+/// others.
+fn works_with(script: &[Step], size: &Size, kind: RequestKind, (times, ms): (u64, i64)) -> Vec<Work> {
+    let is_one = |work: &Work| work.step.kind == kind && work.step.area == Area::Data;
     let mut works = works(script, size);
-    if let Some(first) = works.iter().position(is_object) {
-        works[first] =
-            Work { times: objects.div_ceil(DELETE_MAX_KEYS as u64), ms: DELETE_MS, ..works[first] };
+    if let Some(first) = works.iter().position(is_one) {
+        works[first] = Work { times, ms, ..works[first] };
         let mut seen = 0;
         works.retain(|work| {
-            seen += usize::from(is_object(work));
-            !is_object(work) || seen == 1
+            seen += usize::from(is_one(work));
+            !is_one(work) || seen == 1
         });
     }
     works
@@ -270,15 +271,19 @@ impl<'a> Simulation<'a> {
             state.running += 1;
             let due_ms = (nominal_s + i64::from(state.delay_s) - START_S) * 1000;
             self.runs.queued_ms.add((self.engine.now_ms - due_ms).max(0).unsigned_abs());
-            let is_full = self.volumes[volume as usize].history.is_next_full();
-            let packs = self.policies[state.policy].packs(is_full);
-            self.send(host, Backup { volume, nominal_s, packs, is_full, resumed: 0 });
+            let kind = self.volumes[volume as usize].history.next_kind();
+            let packs = self.policies[state.policy].packs(kind);
+            self.send(host, Backup { volume, nominal_s, packs, kind, resumed: 0 });
         }
     }
 
     /// Sends a backup: a resumed one completely, although the product sends only the remaining packs.
     fn send(&mut self, host: u32, backup: Backup) {
-        let script = if backup.is_full { &self.scripts.full } else { &self.scripts.incremental };
+        let script = match backup.kind {
+            Kind::First => &self.scripts.first,
+            Kind::Full => &self.scripts.full,
+            Kind::Incremental => &self.scripts.incremental,
+        };
         let works = backup_works(script, backup.packs, &Size::default());
         self.engine.start(host, Tag::Backup(backup), works, false);
     }
@@ -311,10 +316,12 @@ impl<'a> Simulation<'a> {
                 of.history.add(now, packs);
                 let surplus = of.history.expire(&policy.retain, now);
                 if !surplus.is_empty() {
+                    let lists = (of.history.listings(), REQUEST_MS);
                     let size = self.size(host);
-                    let mut work = works(&self.scripts.retention, &size);
+                    let mut work = works_with(&self.scripts.retention, &size, RequestKind::List, lists);
                     for objects in surplus {
-                        work.extend(deletion_works(&self.scripts.deletion, objects, &size));
+                        let deletes = (objects.div_ceil(DELETE_MAX_KEYS as u64), DELETE_MS);
+                        work.extend(works_with(&self.scripts.deletion, &size, RequestKind::Delete, deletes));
                     }
                     self.engine.start(host, Tag::Retention, work, false);
                 }

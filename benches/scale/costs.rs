@@ -1,9 +1,10 @@
 //! Requests of each operation, recorded from the crates of the product in front of a store in memory.
 
+use crate::fleet::FULL_EVERY;
 use blockd_cloud::{
-    CancelToken, DeleteMode, GarbageOptions, Lease, Manifest, ManifestFilter, MemoryCache, OpenOptions,
-    Progress, Repository, SnapshotReader, VerifyDepth, VerifyOptions, check_clock, collect_garbage,
-    delete_snapshot, verify,
+    BackupSpec, CancelToken, DeleteMode, GarbageOptions, Lease, Manifest, ManifestFilter, MemoryCache,
+    OpenOptions, Progress, Repository, SnapshotReader, Unchanged, VerifyDepth, VerifyOptions, check_clock,
+    collect_garbage, delete_snapshot, unchanged_since, verify,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{
@@ -76,8 +77,11 @@ pub struct Step {
 /// Requests of each operation, in order.
 #[derive(Clone, Debug)]
 pub struct Scripts {
-    /// Full backup of one pack: `prove_key_slot`, which `make_plan` (`blockd/engine/src/backup/planning.rs`)
-    /// calls, then `backup`.
+    /// First backup of a volume, of one pack: `prove_key_slot`, which `make_plan`
+    /// (`blockd/engine/src/backup/planning.rs`) calls, then `backup`.
+    pub first: Vec<Step>,
+    /// Synthetic full backup of one pack on a chain of [`FULL_EVERY`] deltas: `unchanged_since`, then
+    /// `backup`.
     pub full: Vec<Step>,
     /// Incremental backup of one pack.
     pub incremental: Vec<Step>,
@@ -131,6 +135,16 @@ impl Subject {
     ) -> Result<Manifest, Box<dyn Error>> {
         let data = BlockSet::from_iter([Extent::new(BlockIndex(0), blocks)]);
         let spec = spec(snapshot, SIZE_BYTES, data, BlockSet::default(), base);
+        Ok(back_up(&self.repository, spec, Arc::new(self.volume.fork())).await?)
+    }
+
+    /// Makes a synthetic full backup with one changed block.
+    async fn full_backup(&self, snapshot: u64, base: &Manifest) -> Result<Manifest, Box<dyn Error>> {
+        let changed = BlockSet::from_iter([Extent::new(BlockIndex(0), 1)]);
+        let Unchanged { references, .. } =
+            unchanged_since(&self.repository, base, &changed, |_| false).await?;
+        let spec = spec(snapshot, SIZE_BYTES, changed, BlockSet::default(), Some(base));
+        let spec = BackupSpec { references, synthetic: true, ..spec };
         Ok(back_up(&self.repository, spec, Arc::new(self.volume.fork())).await?)
     }
 
@@ -222,7 +236,7 @@ async fn record_all() -> Result<Scripts, Box<dyn Error>> {
 
     subject.repository.prove_key_slot().await?;
     let mut newest = subject.back_up(1, PACK_BLOCKS / 2, None).await?;
-    let full = log.take();
+    let first = log.take();
     let mut incremental = Vec::new();
     for snapshot in 2..=CHAIN {
         newest = subject.back_up(snapshot, 1, Some(&newest)).await?;
@@ -247,7 +261,13 @@ async fn record_all() -> Result<Scripts, Box<dyn Error>> {
     let hydration = log.take();
     subject.deletion(&surplus).await?;
     let deletion = log.take();
-    Ok(Scripts { full, incremental, retention, deletion, collection, exchange, lazy, hydration })
+    for snapshot in CHAIN + 2..=FULL_EVERY + 1 {
+        newest = subject.back_up(snapshot, 1, Some(&newest)).await?;
+    }
+    log.take();
+    subject.full_backup(FULL_EVERY + 2, &newest).await?;
+    let full = log.take();
+    Ok(Scripts { first, full, incremental, retention, deletion, collection, exchange, lazy, hydration })
 }
 
 /// Reads what one step of a hydration fetches.

@@ -1,9 +1,15 @@
-//! Cloud snapshots of a volume: chains of deltas, and the product's retention.
+//! Cloud snapshots of a volume: the deltas that they need, and the product's retention.
 
-use crate::fleet::{FULL_EVERY, Policy};
+use crate::{
+    bucket::PAGE_KEYS,
+    fleet::{FULL_EVERY, Kind, Policy, Sources},
+};
 use blockd_schedule::{Condition, Health, Retention, Snapshot, decide};
 use jiff::Timestamp;
 use std::error::Error;
+
+/// Number of needed deltas from which on all objects of a volume are listed at once.
+const MANY_DELTAS: u64 = 8;
 
 /// Packs and index of a delta.
 #[derive(Clone, Copy)]
@@ -13,25 +19,49 @@ struct Delta {
 }
 
 /// Cloud snapshots and deltas of a volume, oldest first.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct History {
     /// Number of the next backup.
     next: u64,
+    sources: Sources,
     /// Numbers and times.
     snapshots: Vec<(u64, Timestamp)>,
     deltas: Vec<Delta>,
 }
 
 impl History {
-    /// Returns true if the next backup is full.
-    pub const fn is_next_full(&self) -> bool {
-        self.next.is_multiple_of(FULL_EVERY)
+    /// Creates the history of a new volume.
+    pub const fn new(sources: Sources) -> Self {
+        Self { next: 0, sources, snapshots: Vec::new(), deltas: Vec::new() }
+    }
+
+    /// Returns the kind of the next backup.
+    pub const fn next_kind(&self) -> Kind {
+        match self.next {
+            0 => Kind::First,
+            next if next.is_multiple_of(FULL_EVERY) => Kind::Full,
+            _ => Kind::Incremental,
+        }
     }
 
     pub fn add(&mut self, created: Timestamp, packs: u64) {
         self.snapshots.push((self.next, created));
         self.deltas.push(Delta { number: self.next, objects: packs + 1 });
         self.next += 1;
+    }
+
+    /// Returns true if a snapshot needs a delta that is not newer: its chain begins with a full backup, which
+    /// references earlier ones.
+    const fn needs(&self, snapshot: u64, delta: u64) -> bool {
+        let full = snapshot - snapshot % FULL_EVERY;
+        let is_source = delta.is_multiple_of(FULL_EVERY) || !self.sources.only_full;
+        delta >= full || (is_source && delta + self.sources.backups >= full)
+    }
+
+    /// Returns the number of deltas that the newest snapshot needs.
+    pub fn needed(&self) -> u64 {
+        let Some((newest, _)) = self.snapshots.last() else { return 0 };
+        self.deltas.iter().filter(|delta| self.needs(*newest, delta.number)).count() as u64
     }
 
     /// Deletes surplus snapshots; returns for each the number of objects of deltas that no other one needs.
@@ -53,16 +83,23 @@ impl History {
 
     fn delete(&mut self, id: u64) -> u64 {
         self.snapshots.retain(|(number, _)| *number != id);
-        let chain = id / FULL_EVERY;
-        let newest = self.snapshots.iter().map(|(number, _)| *number).filter(|it| it / FULL_EVERY == chain);
-        // The newest snapshot of a chain needs all deltas before its own.
-        let first_free = newest.max().map_or(chain * FULL_EVERY, |newest| newest + 1);
+        // If the next snapshot does not need a delta, no later one does.
         let is_free = |delta: &Delta| {
-            delta.number / FULL_EVERY == chain && delta.number >= first_free && delta.number <= id
+            let later = self.snapshots.partition_point(|(number, _)| *number < delta.number);
+            self.snapshots.get(later).is_none_or(|(next, _)| !self.needs(*next, delta.number))
         };
-        let freed = self.deltas.iter().filter(|delta| is_free(delta)).map(|delta| delta.objects).sum();
-        self.deltas.retain(|delta| !is_free(delta));
-        freed
+        let (freed, kept): (Vec<Delta>, Vec<Delta>) = self.deltas.iter().partition(|delta| is_free(delta));
+        self.deltas = kept;
+        freed.iter().map(|delta| delta.objects).sum()
+    }
+
+    /// Returns the requests that list the deltas of the newest snapshot, or of many the whole volume
+    /// (`blockd/cloud/src/delta_listings.rs`).
+    pub fn listings(&self) -> u64 {
+        match self.needed() {
+            few @ ..MANY_DELTAS => few,
+            _ => self.objects().div_ceil(PAGE_KEYS),
+        }
     }
 
     pub fn snapshots(&self) -> u64 {
@@ -78,8 +115,9 @@ impl History {
 /// Returns the histories of volumes at `now` whose schedule has run long enough to delete as many snapshots
 /// as it makes, one for each position in a chain.
 pub fn settled(policy: &Policy, now: Timestamp) -> Result<Vec<History>, Box<dyn Error>> {
-    // A year of monthly snapshots, and some weeks of the others.
+    // A year of monthly snapshots or some weeks of the others, and the deltas that the oldest one needs.
     let days = if policy.interval_s < 86_400 { 35 } else { 400 };
+    let days = days + policy.sources().backups as i64 * policy.interval_s / 86_400;
     let mut nominals = Vec::new();
     let mut at = now.checked_sub(jiff::SignedDuration::from_hours(24 * days))?;
     while let Some(next) = policy.when.next_after(at).filter(|next| *next <= now) {
@@ -87,9 +125,9 @@ pub fn settled(policy: &Policy, now: Timestamp) -> Result<Vec<History>, Box<dyn 
         at = next;
     }
     let after = |skipped: usize| {
-        let mut history = History::default();
+        let mut history = History::new(policy.sources());
         for nominal in nominals.iter().skip(skipped) {
-            history.add(*nominal, policy.packs(history.is_next_full()));
+            history.add(*nominal, policy.packs(history.next_kind()));
             history.expire(&policy.retain, *nominal);
         }
         history

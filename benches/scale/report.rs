@@ -6,7 +6,7 @@ use crate::{
     collection,
     costs::{Area, CHAIN, Scripts, Step, count},
     fleet::{
-        DAILY_CHANGE_PERCENT, FULL_EVERY, FULL_HOSTS, HOST_BYTES_PER_S, VOLUME_BYTES, VOLUMES, policies,
+        DAILY_CHANGE_PERCENT, FULL_EVERY, FULL_HOSTS, HOST_BYTES_PER_S, Kind, VOLUME_BYTES, VOLUMES, policies,
     },
     hydration,
     size::Size,
@@ -41,11 +41,12 @@ pub fn fleet(hosts: u32) {
     for policy in policies().into_iter().flatten() {
         let (when, retain) = (policy.when.to_string(), policy.retain.to_string());
         println!(
-            "{:3} % of hosts: {:10} {when:14} keep {retain:28} packs: {} full, {} incremental",
+            "{:3} % of hosts: {:10} {when:14} keep {retain:28} packs: {} full, {} incremental; {} sources of a full one",
             policy.share,
             policy.name,
-            policy.packs(true),
-            policy.packs(false)
+            policy.packs(Kind::Full),
+            policy.packs(Kind::Incremental),
+            policy.sources().count()
         );
     }
 }
@@ -53,7 +54,7 @@ pub fn fleet(hosts: u32) {
 /// Prints the recorded requests.
 pub fn requests(scripts: &Scripts) {
     println!(
-        "\nrequests, as recorded; P packs, O objects, L pages of each listing of all manifests, D of all data"
+        "\nrequests, as recorded; P packs, O objects, V pages of the data of a volume, L pages of each listing of all manifests, D of all data"
     );
     println!("                                       PUT  GET  LIST  DELETE");
     let fixed = |script: &[Step], kind| count(script, kind, &|_| 0);
@@ -71,9 +72,13 @@ pub fn requests(scripts: &Scripts) {
         script.iter().filter(|step| step.kind == RequestKind::Delete && step.area == Area::Data).count()
             as u64
     };
+    row("first backup, and P PUT", &scripts.first, [1, 0, 0, 0]);
     row("full backup, and P PUT", &scripts.full, [1, 0, 0, 0]);
     row("incremental backup, and P PUT", &scripts.incremental, [1, 0, 0, 0]);
-    row(&format!("retention check of a volume, chain {CHAIN}"), &scripts.retention, [0; 4]);
+    let deltas = |script: &[Step]| {
+        script.iter().filter(|step| step.kind == RequestKind::List && step.area == Area::Data).count() as u64
+    };
+    row("retention check of a volume, and V LIST", &scripts.retention, [0, 0, deltas(&scripts.retention), 0]);
     row("deletion, and O / 1000 DELETE", &scripts.deletion, [0, 0, 0, objects(&scripts.deletion)]);
     row("garbage collection", &scripts.collection, [0; 4]);
     row("exchange, each hour", &scripts.exchange, [0; 4]);

@@ -3,7 +3,7 @@ use crate::{
     bucket::{Answer, Bucket, Settings},
     collection,
     costs::{self, Area, Scripts, Step, count},
-    fleet::{HOST_BYTES_PER_S, STORED_PERCENT, VOLUME_BYTES, VOLUMES, policies},
+    fleet::{HOST_BYTES_PER_S, Kind, STORED_PERCENT, Sources, VOLUME_BYTES, VOLUMES, policies},
     history::{History, settled},
     hydration,
     size::Size,
@@ -27,8 +27,11 @@ fn simulated(bucket: Settings, jitter_s: Option<u32>) -> backups::Outcome {
 #[test]
 fn recorded_requests_are_those_of_the_format() {
     let of = |script: &[Step]| [Put, Get, List, Delete].map(|kind| count(script, kind, &|_| 1));
-    // The pack, the index and the manifest; the key slot of a full one, the base of an incremental.
-    assert_eq!(of(&SCRIPTS.full), [3, 1, 0, 0]);
+    // The pack, the index and the manifest; the key slot of the first one, the base of an incremental.
+    assert_eq!(of(&SCRIPTS.first), [3, 1, 0, 0]);
+    let [put, get, list, delete] = of(&SCRIPTS.full);
+    assert!((7..=15).contains(&get), "seven indexes and the base: {get} GETs");
+    assert_eq!([put, list, delete], [3, 0, 0]);
     assert_eq!(of(&SCRIPTS.incremental), [3, 1, 0, 0]);
     assert_eq!(of(&SCRIPTS.exchange), [0, 0, 3, 0]);
     let [put, get, list, delete] = of(&SCRIPTS.hydration);
@@ -56,18 +59,25 @@ fn bucket_throttles_requests_above_its_limit() {
 }
 
 #[test]
-fn chain_is_deleted_with_its_newest_snapshot() {
+fn deltas_are_deleted_with_the_last_snapshot_that_needs_them() {
     let at = |hours| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours);
-    let mut history = History::default();
+    let mut history = History::new(Sources { backups: 2, only_full: false });
     let mut freed = Vec::new();
     let retain = "last=2".parse().unwrap();
     for hour in 0..10 {
-        history.add(at(hour), if history.is_next_full() { 9 } else { 1 });
+        history.add(at(hour), if history.next_kind() == Kind::First { 9 } else { 1 });
         freed.push(history.expire(&retain, at(hour)).iter().sum::<u64>());
     }
-    // Two snapshots of a chain of ten objects and six of two each; the next chain begins at hour 7.
-    assert_eq!(freed, [0, 0, 0, 0, 0, 0, 0, 0, 22, 0]);
-    assert_eq!((history.snapshots(), history.objects()), (2, 10 + 2 * 2));
+    // The first one has ten objects, the others two each. That of hour 7 is full and references two deltas.
+    assert_eq!(freed, [0, 0, 0, 0, 0, 0, 0, 0, 10 + 4 * 2, 0]);
+    assert_eq!((history.snapshots(), history.objects(), history.needed()), (2, 5 * 2, 5));
+    // With too many sources, those of full backups only.
+    let mut history = History::new(Sources { backups: 14, only_full: true });
+    for hour in 0..23 {
+        history.add(at(hour), 1);
+        history.expire(&retain, at(hour));
+    }
+    assert_eq!((history.objects(), history.needed()), (4 * 2, 4), "of hours 7, 14, 21 and 22");
 }
 
 #[test]
