@@ -43,7 +43,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use uuid::Uuid;
 
 /// Maximum memory of cached index pages.
@@ -61,10 +64,13 @@ const OWN_OPEN_CONCURRENCY: usize = 8;
 const PAGE_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Number of locks for single-flight reads of pages.
 const PAGE_LOCKS: usize = 64;
-/// Maximum number of frame requests in flight.
+/// Maximum number of frame requests of readers in flight, also of those whose frames are being opened.
 const FETCH_CONCURRENCY: usize = 20;
-/// Maximum number of readahead requests among them.
+/// Maximum number of readahead requests beside them.
 const AHEAD_CONCURRENCY: usize = 12;
+/// Maximum number of requests whose frames are being added to the disk cache. If the disk is slower than the
+/// store, the frames of further ones are not kept.
+const KEEP_CONCURRENCY: usize = 24;
 /// Maximum gap that is read to merge two requests.
 const MAX_GAP_BYTES: u32 = 64 << 10;
 /// Maximum length of a frame request.
@@ -149,6 +155,7 @@ pub(crate) struct CacheShared {
     deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
     next_delta: AtomicU64,
     pub fetches: Arc<Semaphore>,
+    pub keeping: Arc<Semaphore>,
     pub ahead: Arc<Semaphore>,
     counters: Counters,
 }
@@ -212,6 +219,7 @@ impl SnapshotCache {
                 deltas: Mutex::default(),
                 next_delta: AtomicU64::new(1),
                 fetches: Arc::new(Semaphore::new(FETCH_CONCURRENCY)),
+                keeping: Arc::new(Semaphore::new(KEEP_CONCURRENCY)),
                 ahead: Arc::new(Semaphore::new(AHEAD_CONCURRENCY)),
                 counters: Counters::default(),
             }),
@@ -379,15 +387,22 @@ impl CacheShared {
         delta: &Arc<SharedDelta>,
         job: FetchJob,
         flights: Vec<Obligation>,
-        limit: &Semaphore,
+        limit: &Arc<Semaphore>,
     ) {
         assert_eq!(job.frames.len(), flights.len(), "an obligation for each frame");
         match self.fetch_bytes(delta, &job, limit).await {
-            Ok((start, bytes)) => {
+            Ok((start, bytes, permit)) => {
                 let (delta, disk, memory) = (delta.clone(), self.disk.clone(), self.memory.clone());
+                let keeping = Arc::clone(&self.keeping);
                 self.counters.fetched.fetch_add(flights.len() as u64, Relaxed);
                 let opened = tokio::task::spawn_blocking(move || {
-                    land_all(&delta, disk.as_deref(), &memory, &job.frames, flights, (start, &bytes));
+                    let opened = open_all(&delta, &memory, &job.frames, flights, (start, &bytes));
+                    // Held until now: otherwise received bytes would gather while the processor is slow.
+                    drop(permit);
+                    if let Some((disk, kept)) = disk.zip(keeping.try_acquire().ok()) {
+                        keep_all(&delta, &disk, opened, (start, &bytes));
+                        drop(kept);
+                    }
                 });
                 // After a panic the dropped obligations fail their waiters.
                 let _ = opened.await;
@@ -412,27 +427,28 @@ impl CacheShared {
         &self,
         delta: &SharedDelta,
         job: &FetchJob,
-        limit: &Semaphore,
-    ) -> Result<(u32, bytes::Bytes), CloudError> {
+        limit: &Arc<Semaphore>,
+    ) -> Result<(u32, bytes::Bytes, Option<OwnedSemaphorePermit>), CloudError> {
         let object = job.frames.first().map_or_else(String::new, |frame| delta.reader.pack_key_of(frame));
         let work = async {
             // Cannot fail: the semaphores are never closed.
-            let _permit = limit.acquire().await;
+            let permit = Arc::clone(limit).acquire_owned().await.ok();
             self.counters.requests.fetch_add(1, Relaxed);
-            delta.reader.fetch(job).await
+            let (start, bytes) = delta.reader.fetch(job).await?;
+            Ok((start, bytes, permit))
         };
         self.with_stall_timeout(delta.store.describe(), &object, work).await
     }
 }
 
-fn land_all(
+/// Opens frames for their waiters, and returns the sound ones.
+fn open_all<'a>(
     delta: &SharedDelta,
-    disk: Option<&DiskCache>,
     memory: &Arc<FrameMemory>,
-    frames: &[WantedFrame],
+    frames: &'a [WantedFrame],
     flights: Vec<Obligation>,
     (start, bytes): (u32, &[u8]),
-) {
+) -> Vec<&'a WantedFrame> {
     let mut room = Vec::new();
     let mut good = Vec::with_capacity(frames.len());
     for (frame, flight) in frames.iter().zip(flights) {
@@ -456,12 +472,14 @@ fn land_all(
         }
     }
     debug_assert!(good.len() <= frames.len() && good.is_sorted_by_key(|frame| frame.ordinal()));
-    // The waiters have their results: the disk cache must not delay them.
-    if let Some(disk) = disk {
-        for frame in good {
-            if let Some(stored) = frame.stored(start, bytes) {
-                disk.put(&delta.piece(frame), stored);
-            }
+    good
+}
+
+/// Adds frames to the disk cache. Their waiters have the results: it must not delay them.
+fn keep_all(delta: &SharedDelta, disk: &DiskCache, frames: Vec<&WantedFrame>, (start, bytes): (u32, &[u8])) {
+    for frame in frames {
+        if let Some(stored) = frame.stored(start, bytes) {
+            disk.put(&delta.piece(frame), stored);
         }
     }
 }
