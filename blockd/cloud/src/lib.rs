@@ -18,6 +18,7 @@ mod compression_report;
 mod damage;
 mod dedup;
 mod delete;
+mod delta_listings;
 mod drill;
 mod error;
 mod estimate;

@@ -70,6 +70,11 @@ pub(crate) struct DeltaId {
 }
 
 impl DeltaId {
+    /// Returns the prefix of all deltas of its volume.
+    pub fn volume_prefix(&self) -> String {
+        format!("{DATA_PREFIX}{}/{}/", self.cluster, self.volume)
+    }
+
     pub fn prefix(&self) -> String {
         format!("{DATA_PREFIX}{}/{}/{}/", self.cluster, self.volume, self.snapshot)
     }

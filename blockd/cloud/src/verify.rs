@@ -10,6 +10,7 @@ use trace::trace;
 use crate::{
     CloudError, CloudSnapshotId, Damage, Manifest, ManifestKey, Repository, SnapshotReader,
     damage::DamageList,
+    delta_listings::DeltaListings,
     fetch::{BlockSink, DeltaReader},
     listing::ManifestCache,
     manifest::Delta,
@@ -30,8 +31,8 @@ use std::{
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifyDepth {
-    /// Manifests decrypt, and their objects exist with the right lengths: one listing for each delta, no
-    /// reads.
+    /// Manifests decrypt, and their objects exist with the right lengths: one listing for each delta, or for
+    /// many of a volume, and no reads.
     Quick,
     /// Every frame of every delta decrypts.
     Full,
@@ -228,10 +229,12 @@ async fn read_all(
             manifests.iter().flat_map(Manifest::layers).map(read).sum()
         }
     });
+    let mut listings = DeltaListings::of(deltas.values().map(|(manifest, at)| nth(manifest, *at)));
     for (manifest, at) in deltas.values() {
         let alone = alone(manifest, *at);
         report.objects += 1 + u64::from(nth(manifest, *at).pack_count);
-        quick(repo, &alone, &mut found).await?;
+        let lens = listings.lens(repo, &alone.delta.id()).await?;
+        quick(repo, &alone, lens, &mut found).await?;
         if options.depth == VerifyDepth::Full {
             let discard = Arc::new(|_, _: &[u8]| Ok(()));
             let (damage, blocks) = frames(repo, &alone, options, discard, progress, true).await?;
@@ -360,19 +363,24 @@ fn alone(manifest: &Manifest, at: usize) -> Manifest {
 /// Returns true if all objects of a manifest's deltas exist with the right lengths.
 pub(crate) async fn is_whole(repo: &Repository, manifest: &Manifest) -> Result<bool, CloudError> {
     let mut found = Damage::default();
+    let mut listings = DeltaListings::of(manifest.deltas());
     for at in 0..manifest.deltas().count() {
-        quick(repo, &alone(manifest, at), &mut found).await?;
+        let alone = alone(manifest, at);
+        let lens = listings.lens(repo, &alone.delta.id()).await?;
+        quick(repo, &alone, lens, &mut found).await?;
     }
     Ok(found.is_empty())
 }
 
 /// Checks existence and lengths of the objects of a manifest's only delta.
-async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Result<(), CloudError> {
+async fn quick(
+    repo: &Repository,
+    alone: &Manifest,
+    lens: BTreeMap<String, u64>,
+    found: &mut Damage,
+) -> Result<(), CloudError> {
     let delta = &alone.delta;
     let id = delta.id();
-    let listed = repo.store().list(&id.prefix()).await?;
-    let lens: BTreeMap<String, u64> =
-        listed.into_iter().map(|object| (object.key, object.size_bytes)).collect();
     let index_len = lens.get(&id.index_key()).copied();
     let total: u64 = lens.values().sum();
     // Also by name: a foreign object could hide a missing one of the same size.

@@ -6,6 +6,7 @@ use blockd_cloud::{
     Repository, RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore, verify,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::{RetryPolicy, task_store};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::MemoryStore;
 use std::{collections::BTreeMap, io, sync::Arc};
@@ -128,6 +129,30 @@ async fn damaged_frame_is_named_with_the_lost_extents() {
     // A deep verification of the incremental alone finds nothing.
     let report = sample.verify(&[sample.incremental.id()], VerifyDepth::Deep).await;
     assert_eq!(report.findings_total, 0);
+}
+
+#[tokio::test]
+async fn many_deltas_of_a_volume_are_listed_at_once() {
+    let sample = sample().await;
+    let mut newest = sample.incremental.clone();
+    for snapshot in 3..=10 {
+        let next = spec(snapshot, SIZE, set([snapshot]), set([]), Some(&newest));
+        newest = run(&sample.repo, next, &sample.live).await.unwrap().manifest;
+    }
+    let found = async |ids: &[CloudSnapshotId]| {
+        let (store, requests) = task_store(sample.repo.store().clone(), RetryPolicy::default());
+        let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
+        let (repo, progress) = (sample.repo.with_store(store), Arc::new(Progress::new(requests.clone())));
+        let cancel = CancelToken::new();
+        let report = verify(&repo, ids, &options, &|_| None, &NoCache, progress, &cancel).await.unwrap();
+        (report.deltas, requests.snapshot().list, report.findings_total)
+    };
+    assert_eq!(found(&sample.ids()).await, (2, 2, 0));
+    assert_eq!(found(&[newest.id()]).await, (10, 1, 0));
+    // Its number begins like that of the first one.
+    sample.store.remove(&sample.pack_of(&newest)).unwrap();
+    let (deltas, _, findings) = found(&[newest.id()]).await;
+    assert_eq!((deltas, findings), (10, 1));
 }
 
 #[tokio::test]
