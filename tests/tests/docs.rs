@@ -210,7 +210,9 @@ fn execute(page: &Path) -> Result<(usize, usize), String> {
     for (index, step) in steps.iter().enumerate() {
         let read = |kind: &str| fs::read_to_string(home.path().join(format!("{kind}-{index}"))).ok();
         let Some(status) = read("status") else {
-            return Err(format!("line {}: not reached\n{}", step.line, both(&session)));
+            // Setup that failed ended the session.
+            let output = read("out").unwrap_or_default();
+            return Err(format!("line {}: not reached\n{output}{}", step.line, both(&session)));
         };
         let output = read("out").unwrap_or_default();
         let status: i32 = status.trim().parse().unwrap();
