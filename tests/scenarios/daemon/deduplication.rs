@@ -106,6 +106,27 @@ async fn volumes_of_one_image_share_blocks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sparse_image_is_referenced_as_long_as_its_volume_needs_it() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    host.image("one", 0).await;
+    let image = id_of(host.backup("one", false).await);
+    let (volume, mut two) = host.image("two", 0).await;
+    host.backup("two", false).await;
+    // An eighth of the image stays.
+    two.write(&volume, 0, 7, IMAGE / 8 * 7);
+    host.backup("two", false).await;
+    let options = BackupOptions { full: true, ..BackupOptions::default() };
+    let synthetic = StartBackup { options, ..backup_of("two") };
+    let full = host.run_backup(&synthetic).await;
+    assert_eq!((full.backup_type, full.dirty_bytes), (Some(BackupType::Full), 0));
+    host.delete_cloudsnap(&delete_of(&image)).await;
+    let full = host.run_backup(&synthetic).await;
+    assert_eq!((full.backup_type, full.dirty_bytes), (Some(BackupType::Full), IMAGE as u64 / 32));
+    two.assert_is(&*host.restore(&id_of(full), "copy").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn estimate_knows_the_shared_blocks() {
     let host = Host::new().await;
     host.create_credential().await;
