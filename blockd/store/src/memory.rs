@@ -118,6 +118,14 @@ impl Buffers {
     fn shrink_to(&mut self, bytes: usize) {
         while self.occupied_bytes() > bytes && self.unused.pop().is_some() {}
     }
+
+    /// Frees unused buffers until they occupy at most as much as those in use, but keeps one: a memory that
+    /// is used little does not keep what it once had.
+    fn shrink_to_use(&mut self) {
+        while self.unused.len() > 1 && self.occupied_bytes() > 2 * self.taken_bytes {
+            self.unused.pop();
+        }
+    }
 }
 
 /// Room of a buffer.
@@ -138,6 +146,7 @@ impl Room {
         buffers.taken_bytes -= surplus_bytes;
         buffers.unused.extend(buffer);
         buffers.shrink_to(self.shared.limit_bytes);
+        buffers.shrink_to_use();
         drop(buffers);
         drop(self.permit.as_mut().and_then(|permit| permit.split(surplus_bytes / UNIT_BYTES)));
     }
@@ -311,7 +320,7 @@ mod tests {
         assert!(in_flight.len() >= 3);
         in_flight.clear();
         assert_eq!(memory.reserved_bytes(), 0);
-        assert!(!memory.shared.buffers.lock().unused.is_empty());
+        assert_eq!(memory.shared.buffers.lock().unused.len(), 1, "what is not used again is freed");
     }
 
     #[tokio::test]

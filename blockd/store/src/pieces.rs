@@ -2,7 +2,7 @@
 //! their memory is free again, while the others arrive.
 
 use crate::{StoreError, StoreErrorKind, TransferBuffer, TransferMemory, middleware::wait_locally};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Receiver of a range in pieces. A repeated request continues after the last complete piece.
@@ -74,9 +74,51 @@ impl Pieces {
         wait_locally(self.memory.reserve(missing as usize)).await
     }
 
+    /// Receives the missing pieces one after the other: calls `read` with the offset in the range and the
+    /// length of each, once there is room for it.
+    ///
+    /// # Errors
+    /// Those of `read`; a repeated call continues.
+    pub(crate) async fn read_each<F>(&self, read: impl Fn(u64, u64) -> F) -> Result<Received, StoreError>
+    where
+        F: Future<Output = Result<Bytes, StoreError>>,
+    {
+        let first_bytes = self.offset_bytes();
+        for piece in self.complete.load(Relaxed)..self.ends.len() {
+            let (start, end) = (self.start(piece), self.ends[piece]);
+            let room = wait_locally(self.memory.reserve((end - start) as usize)).await;
+            self.pass(piece, room.hold(read(start, end - start).await?));
+        }
+        Ok(Received(self.len_bytes() - first_bytes))
+    }
+
     /// Begins to receive the body of the missing pieces.
     pub(crate) fn begin(&self) -> PieceWriter<'_> {
         PieceWriter { pieces: self, piece: self.complete.load(Relaxed), buffer: None }
+    }
+}
+
+/// Destination of the body of a response.
+pub(crate) enum Body<'a> {
+    Whole(BytesMut),
+    Pieces(PieceWriter<'a>),
+}
+
+impl Body<'_> {
+    /// Appends a part; see [`PieceWriter::append`].
+    pub async fn append(&mut self, part: &[u8]) {
+        match self {
+            Self::Whole(content) => content.extend_from_slice(part),
+            Self::Pieces(pieces) => pieces.append(part).await,
+        }
+    }
+
+    /// Returns the content, unless pieces received it.
+    pub fn content(self) -> Bytes {
+        match self {
+            Self::Whole(content) => content.freeze(),
+            Self::Pieces(_) => Bytes::new(),
+        }
     }
 }
 

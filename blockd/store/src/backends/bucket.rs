@@ -8,11 +8,12 @@
 mod deletions;
 mod reads;
 
-use self::{deletions::Batches, reads::Body};
+use self::deletions::Batches;
 use super::{
     classify::{classify, is_about_access},
     http::{Hints, with_hints},
 };
+use crate::pieces::Body;
 use crate::{
     BlobStore, Deletions, ListPage, ObjectInfo, Pieces, PutMode, Received, StoreError, StoreErrorKind,
     StoreFuture, blocking, check_key, check_prefix,

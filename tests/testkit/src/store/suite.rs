@@ -1,7 +1,11 @@
 //! Test suite for stores.
 
-use blockd_store::{BlobStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, delete_objects};
+use blockd_store::{
+    BlobStore, PART_LEN_BYTES, Pieces, PutMode, StoreError, StoreErrorKind, TransferMemory, delete_objects,
+};
 use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// Tests all operations of a store; it must be empty below `suite/`.
 ///
@@ -72,10 +76,25 @@ async fn objects(store: &dyn BlobStore, key: &str) {
         assert_eq!(error.kind, StoreErrorKind::RangeBeyondEnd, "{offset}+{len}: {error}");
         assert!(error.to_string().contains(key), "{error}");
     }
+    assert_eq!(in_pieces(store, key, 500, &[100, 70_000, 99_000]).await, body.slice(500..99_500));
     store.put(key, Bytes::from_static(b"new"), PutMode::Overwrite).await.unwrap();
     assert_eq!(store.get(key, 100).await.unwrap(), b"new"[..]);
     store.put(key, Bytes::new(), PutMode::Overwrite).await.unwrap();
     assert_eq!(store.get(key, 100).await.unwrap(), b""[..]);
+}
+
+/// Reads a range in pieces with these ends.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+async fn in_pieces(store: &dyn BlobStore, key: &str, offset_bytes: u64, ends: &[u64]) -> Vec<u8> {
+    let passed = Arc::<Mutex<Vec<u8>>>::default();
+    let into = passed.clone();
+    let pieces = Pieces::new(TransferMemory::new(1 << 20), ends.to_vec(), move |at, content| {
+        let mut passed = into.lock();
+        assert_eq!(at, passed.len() as u64, "pieces arrive in their order");
+        passed.extend_from_slice(&content);
+    });
+    assert_eq!(store.get_pieces(key, offset_bytes, &pieces).await.unwrap().0, pieces.len_bytes());
+    std::mem::take(&mut *passed.lock())
 }
 
 /// Tests complete and sorted listings by prefix; returns the keys of all objects.

@@ -1,16 +1,10 @@
 //! Reads of a bucket.
 
 use super::BucketStore;
-use crate::{StoreError, StoreErrorKind, middleware::note_received, pieces::PieceWriter};
+use crate::{StoreError, StoreErrorKind, middleware::note_received, pieces::Body};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use object_store::{GetOptions, GetRange};
-
-/// Destination of the body of a response.
-pub(super) enum Body<'a> {
-    Whole(BytesMut),
-    Pieces(PieceWriter<'a>),
-}
 
 /// Received body.
 pub(super) struct Fetched {
@@ -78,19 +72,12 @@ impl BucketStore {
                     "the body is longer than its announced length".into(),
                 ));
             }
-            match &mut body {
-                Body::Whole(content) => content.extend_from_slice(&part),
-                Body::Pieces(pieces) => pieces.append(&part).await,
-            }
+            body.append(&part).await;
         }
         if received != len_bytes {
             return Err(fail(StoreErrorKind::ShortBody, format!("{received} of {len_bytes} bytes received")));
         }
-        let content = match body {
-            Body::Whole(content) => content.freeze(),
-            Body::Pieces(_) => Bytes::new(),
-        };
-        Ok(Fetched { len_bytes, content })
+        Ok(Fetched { len_bytes, content: body.content() })
     }
 }
 

@@ -10,8 +10,8 @@ mod open_at;
 
 use crate::Work;
 use crate::{
-    BlobStore, ListPage, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
-    check_key, check_prefix,
+    BlobStore, ListPage, PART_LEN_BYTES, Pieces, PutMode, Received, StoreError, StoreErrorKind, StoreFuture,
+    blocking, check_key, check_prefix,
 };
 use bytes::Bytes;
 use location::{ObjectLocation, kind_of, parts_file, sync_dir};
@@ -168,6 +168,16 @@ impl BlobStore for LocalStore {
             })?;
             Ok(body.into())
         })
+    }
+
+    fn get_pieces<'a>(
+        &'a self,
+        key: &'a str,
+        offset_bytes: u64,
+        pieces: &'a Pieces,
+    ) -> StoreFuture<'a, Received> {
+        let read = move |start, len_bytes| self.get_range(key, offset_bytes.saturating_add(start), len_bytes);
+        Box::pin(pieces.read_each(read))
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {

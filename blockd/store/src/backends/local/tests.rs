@@ -1,7 +1,7 @@
 //! Tests of this module.
 
 use super::{location::Temporary, *};
-use crate::backends::direct::write_file;
+use crate::{TransferMemory, backends::direct::write_file};
 use rustix::{fs::CWD, io::Errno};
 use std::fs::File;
 
@@ -192,4 +192,20 @@ fn fallback_without_o_tmpfile_publishes_once() {
     }
     assert_eq!(fs::read(&to).unwrap(), b"three");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn pieces_are_read_one_after_the_other() {
+    const PIECE_BYTES: u64 = 256 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let body = Bytes::from(vec![7; 4 * PIECE_BYTES as usize]);
+    store.put("object", body, PutMode::Overwrite).await.unwrap();
+    let memory = TransferMemory::new(4 * PIECE_BYTES as usize);
+    let seen = memory.clone();
+    let ends = (1..=4).map(|piece| piece * PIECE_BYTES).collect();
+    let pieces = Pieces::new(memory, ends, move |_, content| {
+        assert_eq!((content.len() as u64, seen.reserved_bytes() as u64), (PIECE_BYTES, PIECE_BYTES));
+    });
+    assert_eq!(store.get_pieces("object", 0, &pieces).await.unwrap(), Received(4 * PIECE_BYTES));
 }

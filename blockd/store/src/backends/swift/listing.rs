@@ -66,7 +66,7 @@ impl SwiftStore {
         let after = escaped(marker);
         let query = format!("?format=json&limit={MAX_PAGE_OBJECTS}&prefix={prefix}&marker={after}");
         let answer = self.ask("LIST", prefix, &Method::GET, &query, |request| request).await?;
-        let body = self.body("LIST", prefix, answer, MAX_PAGE_BYTES).await?;
+        let body = self.whole_body("LIST", prefix, answer, MAX_PAGE_BYTES).await?;
         let fail = |detail: String| self.fail(StoreErrorKind::Other, "LIST", prefix, detail);
         let page: Vec<Listed> = match body.is_empty() {
             true => Vec::new(),
@@ -168,7 +168,7 @@ impl SwiftStore {
         if text_of(&answer, "x-static-large-object").is_none_or(|text| text != "True") {
             return Ok(false);
         }
-        let body = self.body("GET", key, answer, MAX_PAGE_BYTES).await?;
+        let body = self.whole_body("GET", key, answer, MAX_PAGE_BYTES).await?;
         let parts: Vec<Part> = serde_json::from_slice(&body).map_err(|error| {
             let detail = format!("invalid list of segments: {error}");
             self.fail(StoreErrorKind::Other, "GET", key, detail)

@@ -16,8 +16,8 @@ use super::{
     http::{HttpOptions, chain, date_unix_s, misconfigured, retry_after_s},
 };
 use crate::{
-    BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key, check_prefix,
-    middleware::note_received,
+    BlobStore, ListPage, Pieces, PutMode, Received, StoreError, StoreErrorKind, StoreFuture, blocking,
+    check_key, check_prefix, middleware::note_received, pieces::Body,
 };
 use blockd_store_config::{Secret, SwiftAuth, SwiftConfig};
 use bytes::{Bytes, BytesMut};
@@ -177,28 +177,29 @@ impl SwiftStore {
         error
     }
 
-    /// Reads the body of a response and checks its announced length.
+    /// Reads the body of a response and checks its announced length. Returns its length.
     async fn body(
         &self,
         operation: &'static str,
         key: &str,
         mut answer: Response,
         max_len_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
+        body: &mut Body<'_>,
+    ) -> Result<u64, StoreError> {
         let announced = answer.content_length();
         if announced.is_some_and(|len| len > max_len_bytes) {
             let detail =
                 format!("{} bytes, at most {max_len_bytes} are expected", announced.unwrap_or_default());
             return Err(self.fail(StoreErrorKind::TooLarge, operation, key, detail));
         }
-        let mut body = BytesMut::with_capacity(announced.unwrap_or(1 << 16) as usize);
+        if let Body::Whole(content) = body {
+            content.reserve(announced.unwrap_or(1 << 16) as usize);
+        }
+        let mut received = 0;
         loop {
             let Ok(next) = tokio::time::timeout(self.stall_timeout, answer.chunk()).await else {
-                let detail = format!(
-                    "no data received for {} s after {} bytes",
-                    self.stall_timeout.as_secs(),
-                    body.len()
-                );
+                let detail =
+                    format!("no data received for {} s after {received} bytes", self.stall_timeout.as_secs());
                 return Err(self.fail(StoreErrorKind::Timeout, operation, key, detail));
             };
             let next = next.map_err(|error| {
@@ -207,18 +208,66 @@ impl SwiftStore {
             })?;
             let Some(piece) = next else { break };
             note_received(piece.len());
-            if (body.len() + piece.len()) as u64 > max_len_bytes {
+            received += piece.len() as u64;
+            if received > max_len_bytes {
                 let detail = format!("more than the expected {max_len_bytes} bytes");
                 return Err(self.fail(StoreErrorKind::TooLarge, operation, key, detail));
             }
-            body.extend_from_slice(&piece);
+            body.append(&piece).await;
         }
-        match announced {
-            Some(announced) if announced != body.len() as u64 => {
-                let detail = format!("{} of {announced} bytes received", body.len());
+        match announced.filter(|announced| *announced != received) {
+            Some(announced) => {
+                let detail = format!("{received} of {announced} bytes received");
                 Err(self.fail(StoreErrorKind::ShortBody, operation, key, detail))
             }
-            _ => Ok(body.freeze()),
+            None => Ok(received),
+        }
+    }
+
+    /// Reads a body of at most `max_len_bytes` bytes into memory.
+    async fn whole_body(
+        &self,
+        operation: &'static str,
+        key: &str,
+        answer: Response,
+        max_len_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let mut body = Body::Whole(BytesMut::new());
+        self.body(operation, key, answer, max_len_bytes, &mut body).await?;
+        Ok(body.content())
+    }
+
+    /// Reads a range, at least one byte, into a body.
+    async fn range(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        body: &mut Body<'_>,
+    ) -> Result<(), StoreError> {
+        let last = offset_bytes.saturating_add(len_bytes) - 1;
+        let range = format!("bytes={offset_bytes}-{last}");
+        let with = |request: RequestBuilder| request.header("Range", &range);
+        let answer = self.ask("GET", key, &Method::GET, "", with).await?;
+        let beyond = |len: u64| {
+            let detail = format!("{len} bytes from {offset_bytes} on exist");
+            self.fail(StoreErrorKind::RangeBeyondEnd, "GET", key, detail)
+        };
+        match answer.content_length() {
+            Some(len) if answer.status() == StatusCode::PARTIAL_CONTENT && len < len_bytes => {
+                return Err(beyond(len));
+            }
+            _ if answer.status() == StatusCode::PARTIAL_CONTENT => {}
+            // For an empty object Swift ignores the range and responds with the whole object.
+            Some(0) => return Err(beyond(0)),
+            _ => {
+                let detail = "the server ignores the range".to_owned();
+                return Err(self.fail(StoreErrorKind::Unsupported, "GET", key, detail));
+            }
+        }
+        match self.body("GET", key, answer, len_bytes, body).await? {
+            received if received == len_bytes => Ok(()),
+            received => Err(beyond(received)),
         }
     }
 
@@ -272,7 +321,7 @@ impl SwiftStore {
                 #[serde(rename = "Response Status")]
                 status: String,
             }
-            let body = self.body("DELETE", key, answer, 1 << 20).await?;
+            let body = self.whole_body("DELETE", key, answer, 1 << 20).await?;
             let status = serde_json::from_slice(&body)
                 .map_or_else(|_| "invalid response".to_owned(), |deleted: Deleted| deleted.status);
             if !status.starts_with("200") {
@@ -307,7 +356,7 @@ impl BlobStore for SwiftStore {
             // The tag of a segmented object is not the MD5 of its content.
             let in_parts = text_of(&answer, "x-static-large-object").is_some();
             let tag = text_of(&answer, "etag").map(|tag| tag.trim_matches('"').to_owned());
-            let body = self.body("GET", key, answer, max_len_bytes).await?;
+            let body = self.whole_body("GET", key, answer, max_len_bytes).await?;
             if let Some(tag) = tag.filter(|tag| !in_parts && tag.len() == 32)
                 && self.md5("GET", key, &body).await? != tag
             {
@@ -321,34 +370,29 @@ impl BlobStore for SwiftStore {
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
         Box::pin(async move {
             self.check("GET", key)?;
-            if len_bytes == 0 {
-                return Ok(Bytes::new());
+            let mut body = Body::Whole(BytesMut::new());
+            if len_bytes > 0 {
+                self.range(key, offset_bytes, len_bytes, &mut body).await?;
             }
-            let last = offset_bytes.saturating_add(len_bytes) - 1;
-            let range = format!("bytes={offset_bytes}-{last}");
-            let with = |request: RequestBuilder| request.header("Range", &range);
-            let answer = self.ask("GET", key, &Method::GET, "", with).await?;
-            let beyond = |len: u64| {
-                let detail = format!("{len} bytes from {offset_bytes} on exist");
-                self.fail(StoreErrorKind::RangeBeyondEnd, "GET", key, detail)
-            };
-            match answer.content_length() {
-                Some(len) if answer.status() == StatusCode::PARTIAL_CONTENT && len < len_bytes => {
-                    return Err(beyond(len));
-                }
-                _ if answer.status() == StatusCode::PARTIAL_CONTENT => {}
-                // For an empty object Swift ignores the range and responds with the whole object.
-                Some(0) => return Err(beyond(0)),
-                _ => {
-                    let detail = "the server ignores the range".to_owned();
-                    return Err(self.fail(StoreErrorKind::Unsupported, "GET", key, detail));
-                }
+            Ok(body.content())
+        })
+    }
+
+    fn get_pieces<'a>(
+        &'a self,
+        key: &'a str,
+        offset_bytes: u64,
+        pieces: &'a Pieces,
+    ) -> StoreFuture<'a, Received> {
+        Box::pin(async move {
+            self.check("GET", key)?;
+            let done_bytes = pieces.offset_bytes();
+            let len_bytes = pieces.len_bytes() - done_bytes;
+            if len_bytes > 0 {
+                let offset_bytes = offset_bytes.saturating_add(done_bytes);
+                self.range(key, offset_bytes, len_bytes, &mut Body::Pieces(pieces.begin())).await?;
             }
-            let body = self.body("GET", key, answer, len_bytes).await?;
-            if body.len() as u64 != len_bytes {
-                return Err(beyond(body.len() as u64));
-            }
-            Ok(body)
+            Ok(Received(len_bytes))
         })
     }
 
