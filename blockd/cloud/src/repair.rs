@@ -335,7 +335,7 @@ async fn readable_blocks(
             found.lock().insert_extent(Extent::new(start, content.len() as u64 / BLOCK_SIZE_BYTES));
             Ok(())
         };
-        blocks.subtract(&reader.read_sound_blocks_to(part, take).await?.blocks);
+        blocks.subtract(&reader.read_sound_blocks_to(part, false, take).await?.blocks);
     }
     let data = data.lock().clone();
     Ok(RepairSource { blocks, data, reader: Arc::new(Stored { reader, runtime: Handle::current() }) })

@@ -1,7 +1,7 @@
 //! Restore of a snapshot into an empty volume.
 //!
 //! Packs are fetched concurrently and decrypted on all cores while they arrive; each nonzero block is written
-//! exactly once, in any order. Chunks of frames have 97 MiB from their arrival until they are written; index
+//! exactly once, in any order. Chunks of frames have 32 MiB from their arrival until they are written; index
 //! pages take up to 64 MiB. A [`Window`](crate::window::Window) limits the requests.
 
 use crate::{
@@ -123,8 +123,7 @@ async fn run(
         skip: Some(&request.skip),
         settled: Some(Arc::new(settled)),
         damage: damage.as_ref(),
-        by_frame: false,
-        check_references: false,
+        ..BulkRead::default()
     };
     let totals = reader.read_in_bulk(everything, Arc::new(sink), options.download_concurrency, &what).await?;
     debug_assert!(request.skip_damaged || totals.blocks <= listed, "{} of {listed} blocks", totals.blocks);

@@ -7,7 +7,6 @@ use super::{
 };
 use crate::{
     CloudError, Damage,
-    backup::TRANSFER_MEMORY_BYTES,
     buffers::Reused,
     damage::DamageList,
     fetch::{BlockSink, DeltaReader},
@@ -22,11 +21,17 @@ use blockd_store::TransferMemory;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream::FuturesUnordered};
 use parking_lot::Mutex;
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Weak},
+};
 use tokio::sync::mpsc::{self, UnboundedSender};
 
-/// Frames that one thread decrypts at a time: 2 MiB of blocks.
-const CHUNK_FRAMES: usize = 4;
+/// Frames that one thread decrypts at a time: 1 MiB of blocks. Each request in flight has memory for as many.
+const CHUNK_FRAMES: usize = 2;
+/// Memory of received chunks, as many as requests in flight. More of it does not raise the rate: chunks wait
+/// in it when the store is faster than the processor.
+const READ_MEMORY_BYTES: usize = 32 << 20;
 /// Concurrent requests of reads other than restores.
 const READ_CONCURRENCY: usize = 4;
 
@@ -61,24 +66,45 @@ pub(crate) struct BulkRead<'a> {
     pub by_frame: bool,
     /// Checks that the sources of references have their blocks, in place of reading these.
     pub check_references: bool,
+    /// A reader waits for it: it shares no memory with the reads of the background.
+    pub is_urgent: bool,
 }
 
-/// Limits of the requests of a bulk read. Each chunk of a request takes memory from its arrival, until its
-/// blocks have been written.
+/// Memory of concurrent bulk reads of a snapshot; the last of them frees it. A lazy volume has many short
+/// ones: fresh memory for each would take as long as opening its frames.
+struct BulkMemory {
+    /// Received chunks: each takes room from its arrival, until its blocks have been written.
+    transfers: TransferMemory,
+    readers: Reused<FrameReader>,
+}
+
+/// The memory of the bulk reads in flight, if any.
+#[derive(Default)]
+pub(super) struct SharedBulkMemory(Mutex<Weak<BulkMemory>>);
+
+impl SharedBulkMemory {
+    /// Returns the memory; it is new if no bulk read is in flight.
+    fn get(&self) -> Arc<BulkMemory> {
+        let mut shared = self.0.lock();
+        shared.upgrade().unwrap_or_else(|| {
+            let transfers = TransferMemory::new(READ_MEMORY_BYTES);
+            let memory = Arc::new(BulkMemory { transfers, readers: Reused::default() });
+            *shared = Arc::downgrade(&memory);
+            memory
+        })
+    }
+}
+
+/// Limits of the requests of a bulk read.
 struct Downloads {
     window: Window,
-    memory: TransferMemory,
-    readers: Arc<Reused<FrameReader>>,
+    memory: Arc<BulkMemory>,
 }
 
 impl Downloads {
-    fn new(concurrency: usize, what: &BulkRead<'_>) -> Self {
+    fn new(concurrency: usize, what: &BulkRead<'_>, memory: Arc<BulkMemory>) -> Self {
         let latency = what.progress.and_then(Progress::latency);
-        Self {
-            window: Window::new(concurrency, latency),
-            memory: TransferMemory::new(TRANSFER_MEMORY_BYTES),
-            readers: Arc::default(),
-        }
+        Self { window: Window::new(concurrency, latency), memory }
     }
 
     /// Reads the bytes of a job; passes on those of each chunk of frames, with their offset in the pack.
@@ -91,7 +117,7 @@ impl Downloads {
         let in_flight = self.window.enter().await;
         // Cannot fail: the receiver is dropped together with this future.
         let pass = move |chunk| drop(chunks.send(chunk));
-        let len_bytes = delta.fetch_chunks(job, CHUNK_FRAMES, &self.memory, pass).await?;
+        let len_bytes = delta.fetch_chunks(job, CHUNK_FRAMES, &self.memory.transfers, pass).await?;
         in_flight.complete(len_bytes);
         Ok(())
     }
@@ -167,20 +193,21 @@ impl SnapshotReader {
 
     /// Passes the non-zero blocks of an extent to `take`, unordered and on several threads, which may still
     /// run after a cancellation. Damaged frames, and blocks behind a damaged index page, are skipped and
-    /// reported.
+    /// reported. An urgent read does not wait for the memory of others.
     ///
     /// # Errors
     /// Those of the store and of `take`.
     pub async fn read_sound_blocks_to(
         &self,
         extent: Extent,
+        is_urgent: bool,
         take: impl Fn(BlockIndex, &[u8]) -> io::Result<()> + Send + Sync + 'static,
     ) -> Result<Damage, CloudError> {
         let sink = move |start: BlockIndex, data: &[u8]| {
             take(start, data).map_err(|source| CloudError::WriteVolume { start, source })
         };
         let damage = Arc::new(DamageList::default());
-        let what = BulkRead { damage: Some(&damage), by_frame: true, ..BulkRead::default() };
+        let what = BulkRead { damage: Some(&damage), by_frame: true, is_urgent, ..BulkRead::default() };
         self.read_in_bulk(extent, Arc::new(sink), READ_CONCURRENCY, &what).await?;
         Ok(damage.take())
     }
@@ -230,7 +257,8 @@ impl SnapshotReader {
             let job = receive.recv().await?;
             Some((job, receive))
         });
-        let downloads = Downloads::new(concurrency, what);
+        let memory = if what.is_urgent { &self.inner.urgent_memory } else { &self.inner.bulk_memory };
+        let downloads = Downloads::new(concurrency, what, memory.get());
         let fetch = jobs
             .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), what, &downloads).boxed())
             .buffer_unordered(concurrency.max(1))
@@ -328,8 +356,8 @@ impl SnapshotReader {
                         // Without a chunk, the request has failed.
                         let (Some((start, fetched)), Some(frames)) = (chunk, chunks.next()) else { break };
                         delta.check_header(job, start, &fetched)?;
-                        let readers = downloads.readers.clone();
-                        opening.push(self.open_chunk(delta, frames, (start, fetched), sink, what, readers));
+                        let memory = Arc::clone(&downloads.memory);
+                        opening.push(self.open_chunk(delta, frames, (start, fetched), sink, what, memory));
                     }
                     else => break,
                 }
@@ -361,7 +389,7 @@ impl SnapshotReader {
         (start, fetched): (u32, Bytes),
         sink: &Arc<BlockSink>,
         what: &BulkRead<'_>,
-        readers: Arc<Reused<FrameReader>>,
+        memory: Arc<BulkMemory>,
     ) -> Result<(), CloudError> {
         let (delta, frames, sink) = (delta.clone(), frames.to_vec(), sink.clone());
         let (damage, cores) = (what.damage.cloned(), self.inner.cores.clone());
@@ -378,9 +406,27 @@ impl SnapshotReader {
                 }
             })
         };
-        let opened = self.inner.work.run(move || readers.with(decode));
+        let opened = self.inner.work.run(move || memory.readers.with(decode));
         let opened = opened.await;
         drop(core);
         opened?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn concurrent_reads_share_memory_that_the_last_one_frees() {
+        let shared = SharedBulkMemory::default();
+        let (first, second) = (shared.get(), shared.get());
+        assert!(Arc::ptr_eq(&first, &second));
+        drop(first);
+        let freed = Arc::downgrade(&second);
+        assert!(freed.ptr_eq(&Arc::downgrade(&shared.get())));
+        drop(second);
+        assert!(freed.upgrade().is_none());
+        shared.get();
     }
 }

@@ -16,6 +16,7 @@ mod run;
 mod visible;
 
 pub(crate) use bulk::BulkRead;
+use bulk::SharedBulkMemory;
 use references::Source;
 
 use crate::{
@@ -51,6 +52,8 @@ struct Inner {
     readahead: Mutex<Readahead>,
     /// Data blocks of one extent.
     map: Mutex<Option<(Extent, Arc<BlockSet>)>>,
+    bulk_memory: SharedBulkMemory,
+    urgent_memory: SharedBulkMemory,
     runtime: Handle,
     cores: Arc<Semaphore>,
     work: Work,
@@ -110,6 +113,8 @@ impl SnapshotReader {
                 limits,
                 readahead: Mutex::default(),
                 map: Mutex::default(),
+                bulk_memory: SharedBulkMemory::default(),
+                urgent_memory: SharedBulkMemory::default(),
                 runtime: Handle::current(),
                 cores: Arc::new(Semaphore::new(cpu_threads(threads))),
                 work: repo.work().clone(),

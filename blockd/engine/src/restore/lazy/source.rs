@@ -190,14 +190,19 @@ impl CloudSource {
     }
 
     /// Writes the remaining blocks to a sink; damaged blocks remain.
-    async fn read_to(&self, left: &Mutex<BlockSet>, sink: &FetchSink) -> Result<(), SourceError> {
+    async fn read_to(
+        &self,
+        left: &Mutex<BlockSet>,
+        urgency: Urgency,
+        sink: &FetchSink,
+    ) -> Result<(), SourceError> {
         let reader = self.reader().await?;
         let wanted: Vec<Extent> = left.lock().extents().collect();
         let mut first = None;
         for extent in wanted {
             let sink = sink.clone();
             let take = move |start, data: &[u8]| sink.put(start, data).map_err(io::Error::other);
-            let read = reader.read_sound_blocks_to(extent, take).await;
+            let read = reader.read_sound_blocks_to(extent, urgency == Urgency::Reader, take).await;
             let damage = read.map_err(|error| source_error(&error.into()))?;
             if let Some(lazy) = self.lazy.upgrade() {
                 fingerprints::forget_objects(&lazy.host.data_dir, damage.objects());
@@ -263,13 +268,13 @@ impl CloudSource {
 pub struct SharedSource(pub Arc<CloudSource>);
 
 impl LazySource for SharedSource {
-    fn fetch(&self, extent: Extent, _: Urgency, reply: FetchReply) {
+    fn fetch(&self, extent: Extent, urgency: Urgency, reply: FetchReply) {
         let source = Arc::clone(&self.0);
         self.0.fetcher.submit(&self.0.handle, move || async move {
             let sink = reply.sink();
             let left = Mutex::new(BlockSet::from_iter([extent]));
             let attempt = || async {
-                match source.read_to(&left, &sink).await {
+                match source.read_to(&left, urgency, &sink).await {
                     // The volume no longer needs the fetch.
                     Err(_) if sink.has_failed() => Ok(()),
                     result => result,
