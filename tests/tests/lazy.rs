@@ -68,7 +68,7 @@ impl Origin {
 
     /// Returns the offsets of blocks with data in separate fetch units.
     fn all_data_offsets(&self) -> Vec<u64> {
-        let units = (MIB..FILES).step_by(256 << 10);
+        let units = (MIB..FILES).step_by(512 << 10);
         let has_data = |offset: u64| {
             let block = &self.content[offset as usize..][..BLOCK as usize];
             block.iter().any(|&byte| byte != 0)

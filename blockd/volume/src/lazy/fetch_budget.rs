@@ -18,8 +18,8 @@ use std::{
     },
 };
 
-/// Maximum length of a fetch: 4 MiB.
-pub(crate) const MAX_FETCH_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
+/// Maximum length of a fetch, that of readahead: 8 MiB.
+pub(crate) const MAX_FETCH_BLOCKS: u64 = (8 << 20) / BLOCK_SIZE_BYTES;
 /// Budget of all fetches of all volumes: 192 MiB.
 const MAX_BLOCKS: u64 = (192 << 20) / BLOCK_SIZE_BYTES;
 /// Part of the budget for background fetches: 160 MiB. The rest is reserved for readers.
@@ -45,13 +45,25 @@ struct BudgetState {
     taken_blocks: u64,
     /// Blocks of background fetches among them.
     background_blocks: u64,
-    urgent: VecDeque<Weak<dyn FetchStarter>>,
-    background: VecDeque<Weak<dyn FetchStarter>>,
-    /// Starters with an unused grant, with true for a background grant. Each holds budget for the
-    /// longest fetch.
-    grants: Vec<(Weak<dyn FetchStarter>, bool)>,
+    urgent: VecDeque<Waiting>,
+    background: VecDeque<Waiting>,
+    grants: Vec<Grant>,
     /// True while a thread issues grants.
     is_granting: bool,
+}
+
+/// Starter that waits for budget.
+struct Waiting {
+    starter: Weak<dyn FetchStarter>,
+    /// Length of its next fetch.
+    blocks: u64,
+}
+
+/// Budget of a starter that has not started its fetch yet.
+struct Grant {
+    starter: Weak<dyn FetchStarter>,
+    blocks: u64,
+    is_background: bool,
 }
 
 /// Budget of one fetch, returned on drop.
@@ -86,18 +98,19 @@ impl BudgetState {
 
     /// Ends the grant of a starter; returns true if it had one.
     fn end_grant(&mut self, starter: &Weak<dyn FetchStarter>) -> bool {
-        let Some(at) = self.grants.iter().position(|(other, _)| is_same(other, starter)) else {
+        let Some(at) = self.grants.iter().position(|grant| is_same(&grant.starter, starter)) else {
             return false;
         };
-        let (_, is_background) = self.grants.swap_remove(at);
-        self.free(MAX_FETCH_BLOCKS, is_background);
+        let Grant { blocks, is_background, .. } = self.grants.swap_remove(at);
+        self.free(blocks, is_background);
         true
     }
 
-    fn enqueue(&mut self, starter: Weak<dyn FetchStarter>, is_background: bool) {
+    fn enqueue(&mut self, starter: Weak<dyn FetchStarter>, blocks: u64, is_background: bool) {
         let queue = if is_background { &mut self.background } else { &mut self.urgent };
-        if !queue.iter().any(|other| is_same(other, &starter)) {
-            queue.push_back(starter);
+        match queue.iter_mut().find(|waiting| is_same(&waiting.starter, &starter)) {
+            Some(waiting) => waiting.blocks = blocks,
+            None => queue.push_back(Waiting { starter, blocks }),
         }
     }
 }
@@ -140,14 +153,14 @@ impl FetchBudget {
         urgency: Urgency,
     ) -> Option<BudgetShare> {
         let is_background = urgency == Urgency::Background;
-        assert!(blocks <= MAX_FETCH_BLOCKS, "a grant suffices for the longest fetch");
+        assert!(blocks <= MAX_FETCH_BLOCKS, "the budget suffices for a fetch");
         let mut state = self.state.lock();
         let has_grant = state.end_grant(&starter);
         self.grants.store(state.grants.len(), Ordering::Release);
         let is_next =
             has_grant || (state.urgent.is_empty() && (!is_background || state.background.is_empty()));
         if !is_next || !self.has_budget(&state, blocks, is_background) {
-            state.enqueue(starter, is_background);
+            state.enqueue(starter, blocks, is_background);
             return None;
         }
         state.take(blocks, is_background);
@@ -186,14 +199,19 @@ impl FetchBudget {
     fn next_grant(&self) -> Option<Arc<dyn FetchStarter>> {
         let mut state = self.state.lock();
         for is_background in [false, true] {
-            while self.has_budget(&state, MAX_FETCH_BLOCKS, is_background) {
+            loop {
+                let queue = if is_background { &state.background } else { &state.urgent };
+                let Some(blocks) = queue.front().map(|waiting| waiting.blocks) else { break };
+                if !self.has_budget(&state, blocks, is_background) {
+                    break;
+                }
                 let queue = if is_background { &mut state.background } else { &mut state.urgent };
-                let Some(starter) = queue.pop_front() else { break };
+                let Some(Waiting { starter, blocks }) = queue.pop_front() else { break };
                 // `None`: its volume was dropped.
                 let Some(next) = starter.upgrade() else { continue };
-                state.take(MAX_FETCH_BLOCKS, is_background);
+                state.take(blocks, is_background);
                 assert!(state.taken_blocks <= self.max_blocks, "grants stay within the budget");
-                state.grants.push((starter, is_background));
+                state.grants.push(Grant { starter, blocks, is_background });
                 self.grants.store(state.grants.len(), Ordering::Release);
                 return Some(next);
             }
@@ -248,7 +266,7 @@ mod tests {
     }
 
     const LONG: (u64, Urgency) = (MAX_FETCH_BLOCKS, Urgency::Background);
-    const READ: (u64, Urgency) = (64, Urgency::Reader);
+    const READ: (u64, Urgency) = (MAX_FETCH_BLOCKS / 16, Urgency::Reader);
 
     #[test]
     fn waiters_are_served_fairly_with_readers_first() {

@@ -1,13 +1,15 @@
 //! Order of hydration: around recent reads, newest first, then preferred extents, then the rest in order.
 
-use crate::{lazy::fetch_budget::MAX_FETCH_BLOCKS, lazy::prefetch_queue::PrefetchQueue};
-use blockd_extent::{BlockIndex, Extent};
+use crate::lazy::prefetch_queue::PrefetchQueue;
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use std::collections::{HashSet, VecDeque};
 
 /// Maximum number of hot areas.
 const MAX_HOT: usize = 256;
-/// Length and alignment of the hot area around a read: 4 MiB.
-const HOT_BLOCKS: u64 = MAX_FETCH_BLOCKS;
+/// Maximum length of a fetch of hydration: 4 MiB. A reader of one of its blocks waits for all of it.
+pub(crate) const STEP_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
+/// Length and alignment of the hot area around a read.
+const HOT_BLOCKS: u64 = STEP_BLOCKS;
 
 /// Order of hydration.
 #[derive(Default)]

@@ -5,7 +5,7 @@
 
 use crate::{
     lazy::fetch_budget::MAX_FETCH_BLOCKS,
-    lazy::hydration_order::HydrationOrder,
+    lazy::hydration_order::{HydrationOrder, STEP_BLOCKS},
     lazy::prefetch_queue::MISS_BLOCKS,
     lazy::waiters::{OnDone, PendingCallback, WaiterId, Waiters},
     lazy::{FetchFailure, Urgency},
@@ -16,20 +16,20 @@ use std::{
     time::Instant,
 };
 
-/// Maximum number of running fetches of a volume. Each holds its blocks in memory, at most 160 MiB in total.
-/// A [budget](super::fetch_budget) limits all volumes together.
+/// Maximum number of running fetches of a volume. A [budget](super::fetch_budget) limits the blocks of all
+/// volumes together.
 const MAX_ACTIVE: usize = 40;
 /// Readahead limits of a lazy volume. The window, 128 MiB, equals the data that a restore has in flight: with
-/// half of it, sequential readers wait for a slow store twice as often. A step is one fetch, 4 MiB.
+/// half of it, sequential readers wait for a slow store twice as often. A step is one fetch, 8 MiB: short
+/// ones cost more requests, and the frames at their ends are fetched twice.
 const READAHEAD: ReadaheadLimits = ReadaheadLimits {
     first_window_blocks: 256,
     max_window_blocks: 32_768,
-    max_step_blocks: 1024,
+    max_step_blocks: MAX_FETCH_BLOCKS,
     slack_blocks: 256,
     min_reads: 2,
 };
-/// Maximum number of background fetches, among the running and among the queued ones. A full
-/// readahead window is 32.
+/// Maximum number of background fetches, among the running and among the queued ones.
 const MAX_BACKGROUND: usize = 34;
 /// Queued or running fetch.
 struct InFlightFetch {
@@ -337,14 +337,31 @@ impl InFlightTable {
                 callbacks.extend(self.waiters.fetch_ended(id, loss));
             }
         }
-        // The whole extent again: a retryable failure concerns all blocks of a fetch.
-        if !late_waiters.is_empty() {
-            let retry =
-                InFlightFetch { extent, urgency: Urgency::Reader, is_active: false, waiters: late_waiters };
-            self.by_start.insert(extent.start.0, retry);
-            self.urgent.push_back(extent.start.0);
-        }
+        self.retry(extent, late_waiters);
         callbacks
+    }
+
+    /// Fetches the part of a failed fetch again that its late waiters need: a retryable failure concerns all
+    /// blocks, and a long fetch may have been too slow.
+    fn retry(&mut self, extent: Extent, waiters: Vec<FetchWaiter>) {
+        if waiters.is_empty() {
+            return;
+        }
+        let wanted = waiters.iter().flat_map(|waiter| self.waiters.wanted(waiter.id));
+        let wanted = wanted.map(|wanted| wanted.intersection(extent)).filter(|wanted| !wanted.is_empty());
+        let hull = wanted.reduce(|a, b| Extent::between(a.start.min(b.start), a.end().max(b.end())));
+        debug_assert!(hull.is_some(), "a waiter of a fetch awaits some of its blocks");
+        let hull = hull.unwrap_or(extent);
+        let from = BlockIndex(hull.start.0 / MISS_BLOCKS * MISS_BLOCKS).max(extent.start);
+        let to = BlockIndex(hull.end().0.next_multiple_of(MISS_BLOCKS)).min(extent.end());
+        let retry = InFlightFetch {
+            extent: Extent::between(from, to),
+            urgency: Urgency::Reader,
+            is_active: false,
+            waiters,
+        };
+        self.by_start.insert(from.0, retry);
+        self.urgent.push_back(from.0);
     }
 
     /// Returns the time of the next timeout check, which the caller must schedule; `None` if one is scheduled
@@ -413,13 +430,13 @@ impl InFlightTable {
         found
     }
 
-    /// Returns the first extent that is neither present, in flight nor refused, clipped to one fetch.
+    /// Returns the first extent that is neither present, in flight nor refused, clipped to one step.
     fn first_missing(&self, extent: Extent) -> Option<Extent> {
         let gaps = self.present.gaps_in(extent).flat_map(|gap| self.refused.gaps_in(gap));
         for gap in gaps {
             let mut at = gap.start;
             while at < gap.end() {
-                let end = BlockIndex((at.0 / MAX_FETCH_BLOCKS + 1) * MAX_FETCH_BLOCKS).min(gap.end());
+                let end = BlockIndex((at.0 / STEP_BLOCKS + 1) * STEP_BLOCKS).min(gap.end());
                 let mut free = Extent::between(at, end);
                 for start in self.overlapping(free) {
                     let Some(fetch) = self.by_start.get(&start) else { continue };

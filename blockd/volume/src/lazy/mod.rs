@@ -28,7 +28,7 @@ pub enum Urgency {
 ///
 /// The content never changes; beyond its end it is zeroes.
 pub trait LazySource: Send + Sync {
-    /// Fetches an extent of at most 4 MiB and passes blocks to the reply as they arrive, from threads
+    /// Fetches an extent of at most 8 MiB and passes blocks to the reply as they arrive, from threads
     /// that may block.
     ///
     /// Each fetch must complete its reply in limited time: without a [`time_limit`](Self::time_limit),

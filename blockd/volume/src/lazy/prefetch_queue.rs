@@ -3,10 +3,10 @@
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use std::collections::VecDeque;
 
-/// Length and alignment of a fetch for a missed block: 256 KiB, two frames of a cloud snapshot.
-pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
-/// Unit of a fetch: the length fetched for a missed read, 256 KiB.
-pub(crate) const UNIT_BLOCKS: u64 = MISS_BLOCKS;
+/// Length and alignment of a fetch for a missed block: 512 KiB, a frame of a cloud snapshot.
+pub(crate) const MISS_BLOCKS: u64 = (512 << 10) / BLOCK_SIZE_BYTES;
+/// Unit of the queue.
+const UNIT_BLOCKS: u64 = MISS_BLOCKS;
 /// Maximum number of queued extents.
 const MAX_PREFERRED: usize = 131_072;
 
@@ -52,13 +52,13 @@ mod tests {
     #[test]
     fn prefetch_queue_yields_aligned_units_in_order() {
         let mut preferred = PrefetchQueue::default();
-        preferred.push(&[at(70, 1), at(80, 2), at(5000, 0), at(3, 100), at(70, 1)]);
+        preferred.push(&[at(140, 1), at(160, 2), at(5000, 0), at(3, 200), at(140, 1)]);
         let mut seen = vec![];
         while let Some(first) = preferred.first() {
             seen.push(first);
             preferred.pop();
         }
-        assert_eq!(seen, [at(64, 64), at(0, 128), at(64, 64)]);
+        assert_eq!(seen, [at(128, 128), at(0, 256), at(128, 128)]);
         preferred.push(&[at(0, 1); 3]);
         (0..2 * MAX_PREFERRED as u64).for_each(|unit| preferred.push(&[at(unit * UNIT_BLOCKS, 1)]));
         assert_eq!(preferred.0.len(), MAX_PREFERRED);

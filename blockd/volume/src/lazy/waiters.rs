@@ -71,6 +71,11 @@ impl Waiters {
         self.by_id.contains_key(&id)
     }
 
+    /// Returns the awaited blocks of a waiter; none of an expired one.
+    pub(crate) fn wanted(&self, id: WaiterId) -> &[Extent] {
+        self.by_id.get(&id).map_or(&[], |waiter| &waiter.wanted)
+    }
+
     /// Records the end of a fetch, with its failed blocks if any. Returns the callback after the waiter's
     /// last fetch; `None` for an expired waiter.
     pub(crate) fn fetch_ended(

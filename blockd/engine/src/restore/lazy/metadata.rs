@@ -50,10 +50,10 @@ pub(crate) fn prefer_metadata(lazy: &Arc<LazyVolumes>, volume: &Arc<Volume>) {
     });
 }
 
-/// Blocks per read of a snapshot: 256 KiB.
-const UNIT_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
+/// Blocks per read of a snapshot: 512 KiB, a frame.
+const UNIT_BLOCKS: u64 = (512 << 10) / BLOCK_SIZE_BYTES;
 /// Maximum number of units read to find metadata, 64 MiB: a hostile image may scatter it.
-const MAX_UNITS: u64 = 256;
+const MAX_UNITS: u64 = 128;
 /// Timeout of a unit.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of concurrent searches.

@@ -29,7 +29,7 @@ fn concurrent_readers_share_one_fetch() {
         assert!(matches!(table.request(&[at(70, 2)], None, counting(&done)), FetchRequest::Waiting));
     }
     let (extent, urgency) = table.next_to_start().unwrap();
-    assert_eq!((extent, urgency), (at(64, 64), Urgency::Reader));
+    assert_eq!((extent, urgency), (at(0, MISS_BLOCKS), Urgency::Reader));
     assert!(table.next_to_start().is_none());
     table.finish_fetch(extent, Ok(&BlockSet::new())).into_iter().for_each(PendingCallback::run);
     assert_eq!(done.load(Ordering::Relaxed), 3);
@@ -78,6 +78,21 @@ fn late_waiter_ignores_early_failure() {
 }
 
 #[test]
+fn late_waiter_repeats_only_its_part_of_a_fetch() {
+    let mut table = InFlightTable::new(10_000, BlockSet::new());
+    table.launch(at(0, MAX_FETCH_BLOCKS), MISS_BLOCKS, Urgency::Background);
+    let (extent, _) = table.next_to_start().unwrap();
+    let (late, on_done) = recorder();
+    assert!(matches!(table.request(&[at(300, 2), at(500, 20)], None, on_done), FetchRequest::Waiting));
+    let failure = FetchFailure::from(SourceError::new("timeout", true));
+    assert_eq!(table.finish_fetch(extent, Err(&failure)).len(), 0);
+    let (retry, _) = table.next_to_start().unwrap();
+    assert_eq!(retry, at(256, 3 * MISS_BLOCKS));
+    table.finish_fetch(retry, Ok(&BlockSet::new())).into_iter().for_each(PendingCallback::run);
+    assert_eq!((*late.lock(), table.waiting(), table.next_to_start()), (Some(true), 0, None));
+}
+
+#[test]
 fn expired_waiters_are_called_and_fetches_dropped() {
     let began = Instant::now();
     let after = |ms| began + Duration::from_millis(ms);
@@ -116,8 +131,8 @@ fn expired_waiters_are_called_and_fetches_dropped() {
 
 #[test]
 fn awaited_fetches_start_first() {
-    let mut table = InFlightTable::new(100_000, BlockSet::new());
-    table.launch(at(0, 50_000), 1, Urgency::Background);
+    let mut table = InFlightTable::new(300_000, BlockSet::new());
+    table.launch(at(0, 200_000), 1, Urgency::Background);
     let mut background = 0;
     while let Some((_, urgency)) = table.next_to_start() {
         assert_eq!(urgency, Urgency::Background);
@@ -126,7 +141,7 @@ fn awaited_fetches_start_first() {
     assert_eq!(background, MAX_BACKGROUND);
     let done = Arc::new(AtomicU64::new(0));
     // A queued fetch and a new one.
-    for start in [40_000, 60_000] {
+    for start in [190_000, 250_000] {
         assert!(matches!(table.request(&[at(start, 1)], None, counting(&done)), FetchRequest::Waiting));
         let (extent, urgency) = table.next_to_start().unwrap();
         assert!(extent.start.0 <= start && start < extent.end().0);
@@ -135,10 +150,30 @@ fn awaited_fetches_start_first() {
 }
 
 #[test]
+fn readahead_has_longer_fetches_than_hydration() {
+    let mut table = InFlightTable::new(100_000, BlockSet::new());
+    let mut longest = 0;
+    for nth in 0..64 {
+        table.record_read(at(nth * 256, 256));
+        while let Some((extent, _)) = table.next_to_start() {
+            longest = longest.max(extent.len_blocks);
+            assert_eq!(table.finish_fetch(extent, Ok(&BlockSet::new())).len(), 0);
+        }
+    }
+    assert_eq!(longest, MAX_FETCH_BLOCKS);
+    let steps = std::iter::from_fn(|| {
+        let next = table.next_in_background()?;
+        table.mark_present(next, &BlockSet::new());
+        Some(next.len_blocks)
+    });
+    assert_eq!(steps.max(), Some(STEP_BLOCKS));
+}
+
+#[test]
 fn hydration_starts_at_reads_and_completes() {
     let mut table = InFlightTable::new(9000, BlockSet::new());
     let done = Arc::new(AtomicU64::new(0));
-    assert!(matches!(table.request(&[at(5000, 1)], None, counting(&done)), FetchRequest::Waiting));
+    assert!(matches!(table.request(&[at(4500, 1)], None, counting(&done)), FetchRequest::Waiting));
     let (extent, _) = table.next_to_start().unwrap();
     assert_eq!(table.finish_fetch(extent, Ok(&BlockSet::new())).len(), 1);
     let mut starts = vec![];
@@ -147,7 +182,7 @@ fn hydration_starts_at_reads_and_completes() {
         table.mark_present(next, &BlockSet::new());
     }
     assert!(table.is_complete());
-    assert_eq!(starts[..2], [4096, 5056], "{starts:?}");
+    assert_eq!(starts[..2], [4096, 4608], "{starts:?}");
     assert_eq!(starts[2], 0, "{starts:?}");
 }
 
