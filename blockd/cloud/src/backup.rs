@@ -152,7 +152,7 @@ pub(crate) async fn job_of(
         planned.check()?;
         Layout::new(&planned.data, &planned.references.blocks(), planned.size_bytes)
     });
-    let layout = layout.await?;
+    let layout = Arc::new(layout.await?);
     let was_committing = recorder.journal().may_be_committed();
     let is_resumed = options.resumed || !recorder.journal().completed().is_empty();
     let key = repo.key().clone();

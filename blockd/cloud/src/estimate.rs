@@ -5,7 +5,7 @@
 //! plans its requests from the indexes.
 
 use crate::{
-    CloudError, CloudSnapshotId, CompressionLevel, MemoryJournal, Repository, SnapshotReader,
+    BackupJournal, CloudError, CloudSnapshotId, CompressionLevel, Repository, SnapshotReader,
     backup::{UploadOptions, job_of},
     backup_spec::BackupSpec,
     frame::{BLOCK, FrameWriter, MAX_STORED_LEN, MIN_STORED_LEN},
@@ -13,14 +13,16 @@ use crate::{
     job::{Job, Recorder},
     pack::OBJECT_HEADER_LEN,
     packing::CHUNK_FRAMES,
+    plan::Layout,
     progress::Progress,
+    repository::run_blocking,
 };
 use blockd_extent::{BlockSource, Extent};
 use blockd_store::{DryStore, MeterStore, RequestCounts, Requests, Work};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::Range,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -60,10 +62,11 @@ pub async fn estimate_backup(
     let requests = Arc::new(Requests::default());
     let dry = Arc::new(DryStore::new(Arc::clone(repo.store()), 1));
     let repo = repo.with_store(Arc::new(MeterStore::new(dry, requests.clone())));
-    let recorder = Recorder::new(Arc::new(MemoryJournal::default()));
+    let journal = Arc::new(EstimateJournal::default());
+    let recorder = Recorder::new(journal.clone());
     let progress = Arc::new(Progress::new(requests.clone()));
     let job = Arc::new(job_of(&repo, spec, reader, recorder, options, progress).await?);
-    let (packs, uncertainty_percent) = job.estimate_packs().await?;
+    let (packs, uncertainty_percent) = job.estimate_packs(&journal).await?;
     let index = write_index(&job).await?;
     let deleted = match job.commit(&repo, index).await {
         Ok(_) => None,
@@ -118,44 +121,113 @@ fn standard_error(lens: &[(u32, u64)], frames: u64) -> f64 {
     (variance * count * (1.0 - count / frames as f64)).sqrt() / sum
 }
 
-impl Job {
-    /// Records the estimated lengths of all frames; returns the requests that store the packs, and the
-    /// uncertainty of their bytes in percent.
-    async fn estimate_packs(self: &Arc<Self>) -> Result<(RequestCounts, u32), CloudError> {
-        let level = match self.layout.pack_count {
-            0 => CompressionLevel::None,
-            _ => self.levels.of_pack(0).await?,
-        };
-        let (lens, error) = self.sampled(level).await?;
-        let unknown = self.find_data(level, &lens).await?;
-        let mut counts = RequestCounts::default();
-        for pack_no in 0..self.layout.pack_count {
-            let mut pack = self.extrapolated(pack_no, &lens);
-            let mut stored: u64 = pack.iter().map(|len| u64::from(*len)).sum();
-            if let Some(first) = pack.first_mut().filter(|_| unknown.with_data.contains(&pack_no)) {
-                *first = MIN_STORED_LEN as u32;
-                stored += MIN_STORED_LEN as u64;
-            }
-            if stored > 0 {
-                counts.put += 1;
-                counts.bytes_up += OBJECT_HEADER_LEN as u64 + stored;
-            }
-            self.recorder.journal().record(pack_no, level, &pack)?;
-        }
-        let unread = unknown.unread as f64 / counts.put.max(1) as f64;
-        Ok((counts, (100.0 * unread.max(2.0 * error)).ceil() as u32))
-    }
+/// Estimated lengths of all frames of a backup, computed for each pack: those of 64 TiB would take 512 MiB.
+struct Extrapolation {
+    layout: Arc<Layout>,
+    level: CompressionLevel,
+    /// Stored lengths of the sampled frames, and their numbers of blocks.
+    sampled: Vec<(u32, u64)>,
+    /// Lengths of packs that have data although the sample has only zeroes of them.
+    with_data: BTreeMap<u32, Arc<[u32]>>,
+}
 
-    /// Returns the estimated lengths of the frames of a pack: those of the sampled frame of the same part.
-    fn extrapolated(&self, pack_no: u32, lens: &[(u32, u64)]) -> Vec<u32> {
+impl Extrapolation {
+    /// Returns the lengths of the frames of a pack: those of the sampled frame of the same part.
+    fn pack(&self, pack_no: u32) -> Vec<u32> {
         let (first, end) = self.layout.pack_frames(pack_no);
+        if let Some(lens) = self.with_data.get(&pack_no) {
+            return lens.iter().copied().chain(std::iter::repeat(0)).take((end - first) as usize).collect();
+        }
         let of_frame = |(frame, blocks): (u64, usize)| {
-            let part = u128::from(frame) * lens.len() as u128 / u128::from(self.layout.frames);
-            let (len, sampled_blocks) = lens[part as usize];
+            // No overflow: a sample has at most 2^14 frames.
+            let part = frame * self.sampled.len() as u64 / self.layout.frames;
+            let (len, sampled_blocks) = self.sampled[part as usize];
             let scaled = (u64::from(len) * blocks as u64 / sampled_blocks) as usize;
             if len == 0 { 0 } else { scaled.clamp(MIN_STORED_LEN, MAX_STORED_LEN) as u32 }
         };
         (first..end).zip(self.layout.frame_sizes(pack_no)).map(of_frame).collect()
+    }
+
+    fn stored_bytes(&self, pack_no: u32) -> u64 {
+        self.pack(pack_no).iter().map(|len| u64::from(*len)).sum()
+    }
+
+    /// Returns the packs of zeroes.
+    fn zero_packs(&self) -> Vec<u32> {
+        (0..self.layout.pack_count).filter(|pack_no| self.stored_bytes(*pack_no) == 0).collect()
+    }
+
+    /// Returns the requests that store the packs.
+    fn counts(&self) -> RequestCounts {
+        let mut counts = RequestCounts::default();
+        for stored in (0..self.layout.pack_count).map(|pack_no| self.stored_bytes(pack_no)) {
+            if stored > 0 {
+                counts.put += 1;
+                counts.bytes_up += OBJECT_HEADER_LEN as u64 + stored;
+            }
+        }
+        counts
+    }
+}
+
+/// Journal with the estimated packs, once they are known.
+#[derive(Default)]
+struct EstimateJournal(OnceLock<Extrapolation>);
+
+impl BackupJournal for EstimateJournal {
+    fn completed(&self) -> Vec<u32> {
+        Vec::new()
+    }
+
+    fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError> {
+        Ok(self.0.get().map(|found| found.pack(pack_no)))
+    }
+
+    fn level(&self, _: u32) -> Option<CompressionLevel> {
+        self.0.get().map(|found| found.level)
+    }
+
+    fn record_level(&self, _: u32, _: CompressionLevel) -> Result<(), CloudError> {
+        Ok(())
+    }
+
+    fn record(&self, _: u32, _: CompressionLevel, _: &[u32]) -> Result<(), CloudError> {
+        Ok(())
+    }
+
+    fn record_commit(&self) -> Result<(), CloudError> {
+        Ok(())
+    }
+
+    fn may_be_committed(&self) -> bool {
+        false
+    }
+}
+
+impl Job {
+    /// Sets the estimated lengths of all frames; returns the requests that store the packs, and the
+    /// uncertainty of their bytes in percent.
+    async fn estimate_packs(
+        self: &Arc<Self>,
+        journal: &EstimateJournal,
+    ) -> Result<(RequestCounts, u32), CloudError> {
+        let level = match self.layout.pack_count {
+            0 => CompressionLevel::None,
+            _ => self.levels.of_pack(0).await?,
+        };
+        let (sampled, error) = self.sampled(level).await?;
+        let layout = Arc::clone(&self.layout);
+        let found = Extrapolation { layout, level, sampled, with_data: BTreeMap::new() };
+        let (found, unread) = self.find_data(found).await?;
+        let (found, counts) = run_blocking(move || {
+            let counts = found.counts();
+            Ok((found, counts))
+        })
+        .await?;
+        let is_first = journal.0.set(found).is_ok();
+        debug_assert!(is_first, "a backup is estimated once");
+        let unread = unread as f64 / counts.put.max(1) as f64;
+        Ok((counts, (100.0 * unread.max(2.0 * error)).ceil() as u32))
     }
 
     /// Returns the stored lengths of the frames of a sample, and the error of the sum of all.
@@ -174,45 +246,48 @@ impl Job {
             }
             let lens: Vec<_> = measured.values().copied().collect();
             let error = standard_error(&lens, frames);
-            let next = (count * 2).min(frames).min(MAX_SAMPLE);
-            if error <= MAX_ERROR || next <= count || began.elapsed() > MAX_TIME {
+            // A step that does not double the parts would leave two sampled frames in some.
+            let is_largest = count == frames || count * 2 > MAX_SAMPLE;
+            if error <= MAX_ERROR || is_largest || began.elapsed() > MAX_TIME {
                 return Ok((lens, error));
             }
-            count = next;
+            count = (count * 2).min(frames);
         }
     }
 
     /// Finds the packs that have data although the sample has only zeroes of them: each one is an object.
-    async fn find_data(
-        self: &Arc<Self>,
-        level: CompressionLevel,
-        lens: &[(u32, u64)],
-    ) -> Result<ZeroPacks, CloudError> {
-        let is_zero = |pack_no: &u32| self.extrapolated(*pack_no, lens).iter().all(|len| *len == 0);
-        let mut packs: Vec<u32> = (0..self.layout.pack_count).filter(is_zero).collect();
+    /// Also returns the number of those that were not read.
+    async fn find_data(self: &Arc<Self>, found: Extrapolation) -> Result<(Extrapolation, usize), CloudError> {
+        if found.sampled.len() as u64 == self.layout.frames {
+            return Ok((found, 0));
+        }
+        let (mut found, mut packs) = run_blocking(move || {
+            let packs = found.zero_packs();
+            Ok((found, packs))
+        })
+        .await?;
         // If not all can be read, those that are read are spread evenly.
         packs.sort_unstable_by_key(|pack_no| mixed(u64::from(*pack_no)));
-        let (began, mut read, mut with_data) = (Instant::now(), 0, BTreeSet::new());
+        let (began, mut read) = (Instant::now(), 0);
         for (at, &pack_no) in packs.iter().enumerate() {
-            if lens.len() as u64 == self.layout.frames {
-                break;
-            }
             if read >= MAX_SAMPLE || began.elapsed() > MAX_TIME {
                 let rest = &packs[at..];
-                let expected = rest.len() * with_data.len() / at.max(1);
-                with_data.extend(&rest[..expected]);
-                return Ok(ZeroPacks { with_data, unread: rest.len() });
+                let expected = rest.len() * found.with_data.len() / at.max(1);
+                let lens: Vec<_> = found.with_data.values().cloned().collect();
+                found.with_data.extend(rest.iter().copied().zip(lens.into_iter().cycle()).take(expected));
+                return Ok((found, rest.len()));
             }
             let (first, end) = self.layout.pack_frames(pack_no);
+            let mut lens: Vec<u32> = Vec::with_capacity((end - first) as usize);
             for some in (first..end).collect::<Vec<_>>().chunks(CHUNK_FRAMES) {
-                read += some.len() as u64;
-                if self.measured(level, some.to_vec()).await?.iter().any(|(len, _)| *len > 0) {
-                    with_data.insert(pack_no);
-                    break;
-                }
+                lens.extend(self.measured(found.level, some.to_vec()).await?.iter().map(|(len, _)| len));
+            }
+            read += lens.len() as u64;
+            if lens.iter().any(|len| *len > 0) {
+                found.with_data.insert(pack_no, lens.into());
             }
         }
-        Ok(ZeroPacks { with_data, unread: 0 })
+        Ok((found, 0))
     }
 
     /// Returns the stored lengths of a few frames, and their numbers of blocks.
@@ -250,14 +325,6 @@ impl Job {
         }
         Ok(lens)
     }
-}
-
-/// Packs without data in the sample.
-struct ZeroPacks {
-    /// Those with data.
-    with_data: BTreeSet<u32>,
-    /// Number of those that were not read.
-    unread: usize,
 }
 
 #[cfg(test)]

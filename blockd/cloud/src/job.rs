@@ -124,7 +124,7 @@ impl Levels {
 /// State shared by all packs of a backup.
 pub(crate) struct Job {
     pub spec: Arc<BackupSpec>,
-    pub layout: Layout,
+    pub layout: Arc<Layout>,
     pub key: DataKey,
     pub sealer: Sealer,
     pub store: Arc<dyn BlobStore>,
