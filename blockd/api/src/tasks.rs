@@ -1,8 +1,8 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
 use crate::{
-    ApiError, CredentialName, Labels, ObjectName, VolumeId, VolumeName, costs::Money, quiesce::QuiesceReport,
-    roles::Role, text::as_text,
+    ApiError, CredentialName, ErrorCode, Labels, ObjectName, VolumeId, VolumeName, costs::Money,
+    quiesce::QuiesceReport, roles::Role, text::as_text,
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -425,9 +425,31 @@ as_text!(TaskState);
 
 /// Returns the commands that end a stopped or failed task with a checkpoint.
 pub fn ways_to_end(task: Uuid) -> String {
-    format!(
-        "`blockctl cloudsnap resume --name {task}` resumes it, `blockctl cloudsnap stop --name {task} --discard` abandons it"
-    )
+    format!("`blockctl cloudsnap resume --name {task}` resumes it, {}", way_to_abandon(task))
+}
+
+fn way_to_abandon(task: Uuid) -> String {
+    format!("`blockctl cloudsnap stop --name {task} --discard` abandons it")
+}
+
+impl Task {
+    /// Returns true if the task ended at its budget: without a higher one, it would do so at once again.
+    pub fn is_at_budget(&self) -> bool {
+        self.error.as_ref().is_some_and(|error| error.code == ErrorCode::BudgetExhausted)
+    }
+
+    /// Returns the commands that end the task, which has a checkpoint.
+    pub fn ways_to_end(&self) -> String {
+        let id = self.task_id;
+        if !self.is_at_budget() {
+            return ways_to_end(id);
+        }
+        let resume = format!("blockctl cloudsnap resume --name {id} --max-requests N");
+        format!(
+            "`{resume}` (or --max-egress, --max-cost) continues with a higher limit, {}",
+            way_to_abandon(id)
+        )
+    }
 }
 
 /// Type of a backup.

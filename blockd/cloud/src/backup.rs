@@ -66,8 +66,7 @@ impl Default for UploadOptions {
     }
 }
 
-/// Memory of the packs in flight of a backup or a restore: three packs without compression, or more shorter
-/// ones.
+/// Memory of the packs in flight of a backup: three packs without compression, or more shorter ones.
 pub const TRANSFER_MEMORY_BYTES: usize = 97 << 20;
 
 /// Returns the requested number of threads; for 0, the number of cores.
@@ -122,7 +121,7 @@ async fn run(
     let job = Arc::new(job_of(&repo, spec, reader, recorder, &options, progress).await?);
     job.progress.begin(job.layout.data_blocks * BLOCK_SIZE_BYTES);
     let recorded = job.recorded().await?;
-    let budget = CommitBudget::reserve(&job, recorded.stored.len() as u64)?;
+    let budget = CommitBudget::reserve(&job, &recorded)?;
     job.packs(options.upload_concurrency.max(1), recorded, &budget).await?;
     budget.begin_closing()?;
     job.progress.enter(Phase::Index);
@@ -199,16 +198,22 @@ struct CommitBudget<'a> {
     unchecked: AtomicU64,
     /// Packs with an object.
     stored: AtomicU64,
+    /// Packs that are neither recorded nor stored by this run.
+    missing: AtomicU64,
     /// A pack exceeded the budget of the task.
     is_exhausted: AtomicBool,
 }
 
 impl<'a> CommitBudget<'a> {
-    fn reserve(job: &'a Job, recorded: u64) -> Result<Self, CloudError> {
-        let reservation = job.progress.reserve(last_requests(job, recorded, recorded));
+    fn reserve(job: &'a Job, recorded: &Recorded) -> Result<Self, CloudError> {
+        let stored = recorded.stored.len() as u64;
+        let missing = u64::from(job.layout.pack_count) - recorded.all.len() as u64;
+        let last = last_requests(job, stored, stored);
+        let reservation = job.progress.reserve(last, next_run(job, stored, missing));
         let reservation = reservation.map_err(|limit| Self::exhausted(job, limit))?;
-        let (unchecked, stored) = (recorded.into(), recorded.into());
-        Ok(Self { job, reservation, unchecked, stored, is_exhausted: AtomicBool::new(false) })
+        let is_exhausted = AtomicBool::new(false);
+        let (missing, unchecked, stored) = (missing.into(), stored.into(), stored.into());
+        Ok(Self { job, reservation, unchecked, stored, missing, is_exhausted })
     }
 
     fn exhausted(job: &Job, limit: String) -> CloudError {
@@ -216,26 +221,35 @@ impl<'a> CommitBudget<'a> {
         StoreError::new(kind, "PUT", &key, job.store.describe()).with_detail(limit).into()
     }
 
-    fn last(&self) -> RequestCounts {
-        last_requests(self.job, self.unchecked.load(Relaxed), self.stored.load(Relaxed))
+    /// Returns the last requests of this run, and those of another one in its place.
+    fn remaining(&self) -> (RequestCounts, RequestCounts) {
+        let (stored, missing) = (self.stored.load(Relaxed), self.missing.load(Relaxed));
+        (last_requests(self.job, self.unchecked.load(Relaxed), stored), next_run(self.job, stored, missing))
+    }
+
+    fn set(&self) -> Result<(), CloudError> {
+        let (last, next_run) = self.remaining();
+        self.reservation.set(last, Some(next_run)).map_err(|limit| Self::exhausted(self.job, limit))
     }
 
     /// Reserves the checks of a stored pack.
     fn stored(&self) -> Result<(), CloudError> {
         self.stored.fetch_add(1, Relaxed);
-        self.reservation.set(self.last()).map_err(|limit| Self::exhausted(self.job, limit))
+        self.missing.fetch_sub(1, Relaxed);
+        self.set()
     }
 
     /// Releases the checks of recorded packs, which follow.
     fn begin_checks(&self) -> Result<(), CloudError> {
         self.unchecked.store(0, Relaxed);
-        self.reservation.set(self.last()).map_err(|limit| Self::exhausted(self.job, limit))
+        self.set()
     }
 
     /// Begins the requests of the index and the commit. They are made only if the budget of the task has all
     /// of them.
     fn begin_closing(&self) -> Result<(), CloudError> {
-        self.reservation.begin_closing(self.last()).map_err(|limit| Self::exhausted(self.job, limit))
+        let (last, next_run) = self.remaining();
+        self.reservation.begin_closing(last, Some(next_run)).map_err(|limit| Self::exhausted(self.job, limit))
     }
 }
 
@@ -246,6 +260,13 @@ fn last_requests(job: &Job, unchecked: u64, stored: u64) -> RequestCounts {
         get += 1 + stored;
     }
     RequestCounts { put: 2, get, bytes_down: get, ..RequestCounts::default() }
+}
+
+/// Returns the requests of a resumed run with `stored` recorded packs: it checks all of them, before and
+/// after its commit, and stores `missing` ones.
+fn next_run(job: &Job, stored: u64, missing: u64) -> RequestCounts {
+    let get = stored + job.spec.owners().count() as u64 + 1 + stored + missing;
+    RequestCounts { put: missing + 2, get, bytes_down: get, ..RequestCounts::default() }
 }
 
 impl Job {

@@ -103,12 +103,16 @@ impl Progress {
         }
     }
 
-    /// Sets requests aside for the end of the task.
+    /// Sets requests aside for the end of the task, which another run would finish with `next_run`.
     ///
     /// # Errors
     /// They would exceed its budget; returns the exceeded limit.
-    pub(crate) fn reserve(&self, last: RequestCounts) -> Result<Reservation, String> {
-        self.requests.reserve(last)
+    pub(crate) fn reserve(
+        &self,
+        last: RequestCounts,
+        next_run: RequestCounts,
+    ) -> Result<Reservation, String> {
+        self.requests.reserve(last, Some(next_run))
     }
 
     /// Returns the latency of the store, as far as it is known.

@@ -69,7 +69,7 @@ pub(crate) fn check_max_cost(
     }
     let message = format!("a limit of the cost needs prices, and location {credential} has none");
     let hint = format!(
-        "add [prices.{credential}] or [prices.{DEFAULT_PRICES}] to the configuration of the daemon, or use --max-requests and --max-egress"
+        "add [prices.{credential}] or [prices.{DEFAULT_PRICES}] to the configuration of the daemon and restart it, or use --max-requests and --max-egress"
     );
     Err(ServiceError::Refused(ApiError::new(ErrorCode::InvalidRequest, message).with_hint(hint)))
 }

@@ -400,9 +400,6 @@ pub fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<Advice> {
         ErrorCode::BucketMissing => Advice::of(
             "mount the disk or network filesystem of the directory, or restore the bucket: `blockctl credentials inspect` shows where it is",
         ),
-        ErrorCode::BudgetExhausted => {
-            Advice::of("`blockctl cloudsnap resume` with a higher limit continues the task")
-        }
         ErrorCode::StoreUnreachable => {
             Advice::of("check whether the server runs, and `blockctl credentials inspect`")
         }

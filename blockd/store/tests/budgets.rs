@@ -72,14 +72,15 @@ async fn reserved_requests_are_kept_for_the_end_of_a_task() {
     requests.set_budget(RequestCounts { put: 2, ..RequestCounts::default() }, puts(7));
     let put = async |key| store.put(key, Bytes::from_static(b"x"), PutMode::Overwrite).await;
     let last = |put| RequestCounts { put, ..RequestCounts::default() };
-    let refused = requests.reserve(last(6)).unwrap_err();
-    assert_eq!(refused, "limit of 7 requests; the task needs at least 8 in all");
-    let reservation = requests.reserve(last(3)).unwrap();
+    let next = |put| Some(last(put));
     put("a").await.unwrap();
+    let refused = requests.reserve(last(5), next(9)).unwrap_err();
+    assert_eq!(refused, "limit of 7 requests; the task needs about 13 requests in all", "2 + 1 + 1 + 9");
+    let reservation = requests.reserve(last(3), next(4)).unwrap();
     put("b").await.unwrap();
     let refused = put("c").await.unwrap_err();
-    assert!(refused.to_string().contains("the task needs at least 8 in all"), "{refused}");
-    reservation.begin_closing(last(3)).unwrap();
+    assert!(refused.to_string().contains("the task needs about 9 requests in all"), "{refused}");
+    reservation.begin_closing(last(3), None).unwrap();
     // Repetitions of the last requests may exceed the budget.
     for key in ["c", "d", "e", "f"] {
         put(key).await.unwrap();

@@ -14,7 +14,7 @@ use blockd_api::{
     cloudsnaps::CloudSnapshotId,
     format_duration, operations,
     quiesce::QuiesceReport,
-    tasks::{DamageFinding, Findings, Task, TaskKind, TaskStage, WaitTask, ways_to_end},
+    tasks::{DamageFinding, Findings, Task, TaskKind, TaskStage, WaitTask},
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -187,7 +187,7 @@ fn tell_at(context: &Context<'_>, task: &Task, at: &str, width: Width) -> Result
     for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
         output.note(format!("warning: {failure}"));
     }
-    let ways = ways_to_end(task.task_id);
+    let ways = task.ways_to_end();
     match task.state.stage {
         TaskStage::Done => {
             if let Some(warning) = damage_of_others(task) {

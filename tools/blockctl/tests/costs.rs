@@ -7,8 +7,9 @@ const SNAP: &str = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr";
 
 fn matches(name: &str, lines: &[String]) {
     insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
-        let one = list(json!([task("Backup-Failed", 1)]));
-        let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(one))]);
+        let mut failed = task("Backup-Failed", 1);
+        failed["resumable"] = json!(true);
+        let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!([failed]))))]);
         insta::assert_snapshot!(name, fake.transcript(&lines.join("\n")));
     });
 }

@@ -85,7 +85,7 @@ pub(crate) async fn run(
     live.begin(Arc::new(Progress::new(Arc::clone(&requests))));
     work.tasks.store_progress(live).await;
     let refused = |limit| exhausted(live, limit);
-    let publication = requests.reserve(publication_of(&asked)).map_err(refused)?;
+    let publication = requests.reserve(publication_of(&asked), None).map_err(refused)?;
     // Before the first read, as the result is about no other location.
     let location = work.repositories.location_now(live.view().credential).await;
     let (manifest, opened) = tokio::select! {
@@ -133,7 +133,7 @@ pub(crate) async fn run(
     for Drilled { row, .. } in &drills {
         tracing::info!(cloudsnap = %row.cloudsnap, passed = row.passed, "restore drill has a result");
     }
-    publication.begin_closing(publication_of(&asked)).map_err(refused)?;
+    publication.begin_closing(publication_of(&asked), None).map_err(refused)?;
     record(work, live, &repository, drills, is_complete).await
 }
 

@@ -39,6 +39,8 @@ struct Budget {
     expected_bytes: u64,
     /// Requests that are set aside for the end of the task.
     reserved: RequestCounts,
+    /// All requests of the next run, if this one ends now; for the error.
+    next_run: Option<RequestCounts>,
     /// The last requests are never refused.
     is_closing: bool,
 }
@@ -55,9 +57,13 @@ impl Budget {
         let all = self.before.plus(spent).plus(more).plus(self.reserved);
         let all = RequestCounts { bytes_down: all.bytes_down + self.expected_bytes, ..all };
         let limit = (self.check)(&all).filter(|_| !self.is_closing)?;
-        Some(match self.reserved.total() {
-            0 => limit,
-            _ => format!("{limit}; the task needs at least {} in all", all.total()),
+        Some(match self.next_run {
+            None if self.reserved.total() == 0 => limit,
+            None => format!("{limit}; the task needs at least {} requests", all.total()),
+            Some(next) => {
+                let all = self.before.plus(spent).plus(next);
+                format!("{limit}; the task needs about {} requests in all", all.total())
+            }
         })
     }
 }
@@ -71,17 +77,23 @@ impl Requests {
             before,
             expected_bytes: 0,
             reserved: RequestCounts::default(),
+            next_run: None,
             is_closing: false,
         });
     }
 
-    /// Sets requests aside for the end of the task, until the reservation is dropped.
+    /// Sets requests aside for the end of the task, until the reservation is dropped. Another run would make
+    /// `next_run`, if that is known, after what this run has sent so far, which it repeats.
     ///
     /// # Errors
-    /// They would exceed the budget; returns the exceeded limit.
-    pub fn reserve(self: &Arc<Self>, last: RequestCounts) -> Result<Reservation, String> {
-        let reservation = Reservation(Arc::clone(self));
-        reservation.set(last)?;
+    /// They would exceed the budget; returns the exceeded limit, and the requests that the task needs.
+    pub fn reserve(
+        self: &Arc<Self>,
+        last: RequestCounts,
+        next_run: Option<RequestCounts>,
+    ) -> Result<Reservation, String> {
+        let reservation = Reservation { requests: Arc::clone(self), opening: self.snapshot() };
+        reservation.set(last, next_run)?;
         Ok(reservation)
     }
 
@@ -108,27 +120,31 @@ impl Requests {
 
 /// Requests that are set aside for the end of a task; dropped, the budget has none.
 #[derive(Debug)]
-pub struct Reservation(Arc<Requests>);
+pub struct Reservation {
+    requests: Arc<Requests>,
+    /// Requests of this run before the reservation: each run has them.
+    opening: RequestCounts,
+}
 
 impl Reservation {
-    /// Replaces the reserved requests.
+    /// Replaces the reserved requests, and those of another run.
     ///
     /// # Errors
-    /// They would exceed the budget; returns the exceeded limit.
-    pub fn set(&self, last: RequestCounts) -> Result<(), String> {
-        let mut budget = self.0.budget.lock();
+    /// As for [`Requests::reserve`].
+    pub fn set(&self, last: RequestCounts, next_run: Option<RequestCounts>) -> Result<(), String> {
+        let mut budget = self.requests.budget.lock();
         let Some(budget) = &mut *budget else { return Ok(()) };
-        budget.reserved = last;
-        budget.exceeded(self.0.snapshot(), RequestCounts::default()).map_or(Ok(()), Err)
+        (budget.reserved, budget.next_run) = (last, next_run.map(|next| self.opening.plus(next)));
+        budget.exceeded(self.requests.snapshot(), RequestCounts::default()).map_or(Ok(()), Err)
     }
 
     /// Begins the last requests of the task, which must not be interrupted: none of them is refused.
     ///
     /// # Errors
-    /// These requests would exceed the budget; returns the exceeded limit.
-    pub fn begin_closing(&self, last: RequestCounts) -> Result<(), String> {
-        self.set(last)?;
-        if let Some(budget) = &mut *self.0.budget.lock() {
+    /// As for [`Requests::reserve`].
+    pub fn begin_closing(&self, last: RequestCounts, next_run: Option<RequestCounts>) -> Result<(), String> {
+        self.set(last, next_run)?;
+        if let Some(budget) = &mut *self.requests.budget.lock() {
             budget.is_closing = true;
         }
         Ok(())
@@ -137,8 +153,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(budget) = &mut *self.0.budget.lock() {
-            (budget.reserved, budget.is_closing) = (RequestCounts::default(), false);
+        if let Some(budget) = &mut *self.requests.budget.lock() {
+            (budget.reserved, budget.next_run, budget.is_closing) = (RequestCounts::default(), None, false);
         }
     }
 }

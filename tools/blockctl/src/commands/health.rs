@@ -14,7 +14,7 @@ use blockd_api::{
     format_time, operations,
     schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
     status::{KnownDamage, LocationSpace, Problem, ReloadFailure, Status, WebhookStatus},
-    tasks::{ListTasks, Task, TaskStage, ways_to_end},
+    tasks::{ListTasks, Task, TaskStage},
     volumes::{ListVolumes, Volume, VolumeState},
 };
 use jiff::Timestamp;
@@ -323,7 +323,7 @@ fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
         HealthProblem::new(
             "task",
             format!("{}{of} {how}, and can be resumed{cause}", task.state.kind),
-            ways_to_end(task.task_id),
+            task.ways_to_end(),
         )
     })
     .collect()

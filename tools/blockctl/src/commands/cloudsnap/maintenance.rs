@@ -259,7 +259,8 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
     let (found, is_group) = tasks(context, &args.task.task, |task| task.resumable).await?;
     let mut resumed = Vec::new();
     for task in found.iter().filter(|task| !is_group || task.resumable) {
-        if let Some(limits) = args.budget.changed(task.limits) {
+        // The daemon refuses to resume a task that has ended for good.
+        if let Some(limits) = args.budget.changed(task.limits).filter(|_| task.resumable) {
             context.client.call_at(operations::LIMIT_TASK, &task.task_id, &limits).await?;
         }
         resumed.push(context.client.call_at(operations::RESUME_TASK, &task.task_id, &()).await?);
