@@ -201,7 +201,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Last drill", drill_text(entry))
         .add("Pinned by", or_dash(pin_text(entry)))
         .add("Expires", or_dash(entry.expires_at.map(format_time)))
-        .add("Restore reads", size(detail.chain_stored_bytes));
+        .add("Holds", format!("{} of stored data", size(detail.chain_stored_bytes)));
     for (nth, id) in detail.chain.iter().enumerate() {
         facts.add(if nth == 0 { "Shares data of" } else { "" }, id);
     }
