@@ -19,6 +19,7 @@ SeaweedFS, and restored through a proxy that delays each request by DELAY ms. Al
   there       from the command until the volume can be opened
   first byte  of a new lazy volume: from opening the export until 4 KiB at a random offset are read; median and maximum
   unhydrated  sequential read of a new lazy volume, 8 requests of 1 MiB in flight, compared with a plain restore; 5 of each alternate, medians
+  CPU         CPU time of a plain restore relative to that of such a read, of all processes: the limit of the ratio if all cores are busy
   hydrated    read of a hydrated lazy volume, compared with a plain volume; interleaved, medians of 25 (single reads vary by a factor of 3)
   mounted     from the command until a file of the lazy volume's ext4 is read, through nbdfuse and a loop device; as root only
   disk.img    of a browsed snapshot, with a restarted daemon each time: from the start of daemon and mount until the image is visible,
@@ -100,14 +101,14 @@ def report_tebibyte(found):
 
 
 def report(found):
-    print("delay   there  first byte  slowest  requests  restore  unhydrated          hydrated   plain  ratio  mounted  memory")
+    print("delay   there  first byte  slowest  requests  restore  unhydrated   (CPU)           hydrated   plain  ratio  mounted  memory")
     for one in found:
         unhydrated = one["unhydratedMiBs"] / one["plainRestoreMiBs"]
         hydrated = one["hydratedMiBs"] / one["plainMiBs"]
         mounted = one["mounted"]
         print(
             f"{one['delayMs']:3} ms  {one['thereS']:4.2f} s  {one['firstByteMs']:7.1f} ms  {one['firstByteSlowestMs']:4.0f} ms"
-            f"  {one['firstByteRequests']:8}  {one['plainRestoreMiBs']:7.0f}  {one['unhydratedMiBs']:7.0f} ({unhydrated:4.2f} x)"
+            f"  {one['firstByteRequests']:8}  {one['plainRestoreMiBs']:7.0f}  {one['unhydratedMiBs']:7.0f} ({unhydrated:4.2f} x)  {one['unhydratedCpuLimit']:4.2f} x"
             f"  {one['hydratedMiBs']:9.0f}  {one['plainMiBs']:6.0f}  {hydrated:5.2f}"
             f"  {mounted['seconds'] if mounted else float('nan'):5.2f} s  {one['memoryMiB']:3.0f} MiB"
         )

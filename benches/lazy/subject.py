@@ -18,6 +18,12 @@ from bench import MIB
 PASSES = 5
 
 
+def busy_s():
+    """CPU seconds of all processes of the machine: those of daemon, client, proxy and store, if nothing else runs."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 class Subject:
     def __init__(self, target, dir, store, port):
         self.target, self.dir, self.store, self.port = target, dir, store, port
@@ -144,21 +150,24 @@ class Subject:
     def rates(self, snap, length, rounds):
         """Measures, in MiB/s: a plain restore, a sequential read of a new clone, hydration, and a hydrated read."""
         mib, found = length / MIB, {}
-        restored, unhydrated = [], []
+        restored, unhydrated, limits = [], [], []
         for _ in range(PASSES):
             # Dirty pages of the previous pass must not be written back during this one.
             os.sync()
-            began = time.monotonic()
+            began, busy = time.monotonic(), busy_s()
             self.ctl("cloudsnap", "restore", "--snap", snap, "--volume", "restored", "--wait")
             restored.append(mib / (time.monotonic() - began))
+            restore_s = busy_s() - busy
             self.delete("restored")
             os.sync()
             self.ctl("cloudsnap", "clone", "--snap", snap, "--volume", "fresh")
-            began = time.monotonic()
+            began, busy = time.monotonic(), busy_s()
             with self.nbd("fresh") as reader:
                 reader.read_in_order(length)
             unhydrated.append(mib / (time.monotonic() - began))
+            limits.append(restore_s / (busy_s() - busy))
             self.delete("fresh")
+        found["unhydratedCpuLimit"] = statistics.median(limits)
         found["plainRestoreMiBs"], found["unhydratedMiBs"] = statistics.median(restored), statistics.median(unhydrated)
         found["plainRestores"], found["unhydratedReads"] = restored, unhydrated
         self.ctl("cloudsnap", "restore", "--snap", snap, "--volume", "plain", "--wait")
