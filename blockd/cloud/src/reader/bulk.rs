@@ -27,10 +27,10 @@ use std::{
 };
 use tokio::sync::mpsc::{self, UnboundedSender};
 
-/// Frames that one thread decrypts at a time: 1 MiB of blocks. Each request in flight has memory for as many.
+/// Frames that one thread decrypts at a time: 1 MiB of blocks, with the memory of one received piece.
 const CHUNK_FRAMES: usize = 2;
-/// Memory of received chunks, as many as requests in flight. More of it does not raise the rate: chunks wait
-/// in it when the store is faster than the processor.
+/// Memory of received chunks, 25 or more. More of it does not raise the rate: chunks wait in it when the
+/// store is faster than the processor.
 const READ_MEMORY_BYTES: usize = 32 << 20;
 /// Concurrent requests of reads other than restores.
 const READ_CONCURRENCY: usize = 4;
